@@ -22,7 +22,7 @@ class SkyRLModalError(Exception):
 
 @define(eq=False, slots=False, repr=False)
 class SpecError(SkyRLModalError, ValueError):
-    """A value that was declared is wrong.
+    r"""A value that was declared is wrong.
 
     Attributes:
         field: The field that holds it, for example ``"timeout"``.
@@ -31,7 +31,7 @@ class SpecError(SkyRLModalError, ValueError):
 
     Example:
         >>> str(SpecError("timeout", "soon", 'give seconds, a timedelta, or text such as "90m"'))
-        'timeout=\\'soon\\': give seconds, a timedelta, or text such as "90m"'
+        'timeout=\'soon\': give seconds, a timedelta, or text such as "90m"'
     """
 
     field: str
