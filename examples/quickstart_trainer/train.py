@@ -1,0 +1,218 @@
+"""Train the policy with GRPO on Ray actors against skyrl_gym's gsm8k environment; go on from the latest checkpoint.
+
+    python train.py --run-dir /root/data/quickstart/my_run --steps 60
+
+`RUN_DIR/dataset/` is what prepare.py wrote. `RUN_DIR/ckpts/` and `RUN_DIR/metrics.jsonl` are written here, and hold the
+same whether the training ran in one go or was killed and started again any number of times: every random choice
+follows from the seed and the step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import checkpoint
+import grpo
+import numpy as np
+import policy
+import ray
+from grpo import Group, State, Stats
+from policy import Array
+
+PROMPTS = 16
+SAMPLES = 8
+ROLLOUT_ACTORS = 8
+CHECKPOINT_INTERVAL = 10
+
+Row = dict[str, Any]
+
+
+@ray.remote(num_cpus=1, scheduling_strategy="SPREAD")
+class Rollout:
+    """Samples responses with a copy of the weights and has the environment judge them."""
+
+    def __init__(self, gym: str) -> None:
+        # A worker has the raylet's environment, not the driver's: where skyrl_gym is has to be told. The path is the
+        # same on every node, and so is this folder's, which Ray adds to its workers' sys.path by itself.
+        sys.path.insert(0, gym)
+        import skyrl_gym
+
+        self.make = skyrl_gym.make
+
+    def sample(self, weights: Array, rows: list[tuple[int, Row]], seed: tuple[int, int]) -> list[Group]:
+        """Answer each prompt SAMPLES times; the seed and the row's own index decide all there is to decide."""
+        groups = []
+        for index, row in rows:
+            numbers, states = policy.read(_problem(row))
+            log_probs = policy.log_probs(weights, states)
+            noise = np.random.default_rng((*seed, index)).gumbel(size=(SAMPLES, *log_probs.shape))
+            actions = (log_probs + noise).argmax(axis=-1)
+            groups.append(
+                Group(
+                    states=states,
+                    actions=actions.tolist(),
+                    log_probs=np.take_along_axis(log_probs[None], actions[..., None], axis=-1)[..., 0],
+                    rewards=[self._reward(row, policy.write(numbers, chosen)) for chosen in actions.tolist()],
+                )
+            )
+        return groups
+
+    def evaluate(self, weights: Array, rows: list[Row]) -> list[float]:
+        """Answer each prompt once, with the likeliest choices."""
+        rewards = []
+        for row in rows:
+            numbers, states = policy.read(_problem(row))
+            response = policy.write(numbers, policy.log_probs(weights, states).argmax(axis=-1).tolist())
+            rewards.append(self._reward(row, response))
+        return rewards
+
+    def _reward(self, row: Row, response: str) -> float:
+        with self.make(row["env_class"], extras=row) as env:
+            env.init(row["prompt"])
+            return float(env.step(response)["reward"])
+
+
+# The learner is busy only while the rollout actors wait for it, so it asks for no core of its own.
+@ray.remote(num_cpus=0)
+class Learner:
+    """Holds the weights and the optimizer."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    def step(self, *shards: list[Group]) -> tuple[State, Stats]:
+        """Learn from one batch, which comes in one shard from each rollout actor."""
+        self.state, stats = grpo.step(self.state, [group for shard in shards for group in shard])
+        return self.state, stats
+
+
+class StopRequest:
+    """Remembers a SIGINT or SIGTERM until the step at hand is done."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+
+
+class Metrics:
+    """metrics.jsonl: one line for each step of the state that training goes on from, and none beyond it."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        kept = []
+        if path.exists():
+            # Steps that were done after the last checkpoint are done again; the last line may be torn.
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        partial.replace(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a line, all at once."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+
+def _problem(row: Row) -> str:
+    text: str = row["prompt"][-1]["content"]
+    return text
+
+
+def _read(path: Path) -> list[Row]:
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def _shards(rows: list[Any], count: int) -> list[list[Any]]:
+    bounds = np.linspace(0, len(rows), count + 1).astype(int).tolist()
+    return [rows[start:end] for start, end in pairwise(bounds)]
+
+
+def train(run_dir: Path, steps: int, seed: int) -> int:
+    """Train up to `steps`, counted from the very first run on. Returns the exit code."""
+    dataset = _read(run_dir / "dataset" / "train.jsonl")
+    validation = _read(run_dir / "dataset" / "validation.jsonl")
+    ckpts = run_dir / "ckpts"
+    found = checkpoint.latest(ckpts)
+    state = checkpoint.load(found) if found else State.initial()
+    saved = state.step
+    print(f"resumed from {found}" if found else "no checkpoint yet: training from the start", flush=True)
+
+    ray.init(address=os.environ["RAY_ADDRESS"], logging_level=logging.WARNING)
+    # After ray.init, which sets a SIGTERM handler of its own.
+    stop = StopRequest()
+    cores = int(ray.cluster_resources().get("CPU", 1))
+    gym = str(Path(os.environ["SKYRL_REPO_ROOT"]) / "skyrl-gym")
+    actors = [Rollout.remote(gym) for _ in range(max(1, min(cores, ROLLOUT_ACTORS)))]
+    learner = Learner.remote(state)
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    print(f"Ray at {os.environ['RAY_ADDRESS']}: {nodes} node(s), {len(actors)} rollout actor(s), 1 learner", flush=True)
+
+    def evaluate() -> float:
+        shards = zip(actors, _shards(validation, len(actors)), strict=True)
+        parts = ray.get([actor.evaluate.remote(state.weights, shard) for actor, shard in shards])
+        return float(np.mean(np.concatenate(parts)))
+
+    metrics = Metrics(run_dir / "metrics.jsonl", state.step)
+    origin = {
+        "run_id": os.environ.get("SKYRL_RUN_ID"),
+        "attempt": os.environ.get("SKYRL_ATTEMPT"),
+        "resumed_from": found.name if found else None,
+    }
+    print(f"validation reward at step {state.step}: {evaluate():.3f}", flush=True)
+    try:
+        while state.step < steps and stop.signal is None:
+            begin = time.monotonic()
+            number = state.step + 1
+            picked = np.random.default_rng((seed, number)).choice(len(dataset), PROMPTS, replace=False).tolist()
+            weights = ray.put(state.weights)
+            shards = _shards([(index, dataset[index]) for index in picked], len(actors))
+            groups = [a.sample.remote(weights, s, (seed, number)) for a, s in zip(actors, shards, strict=True)]
+            state, stats = ray.get(learner.step.remote(*groups))
+            seconds = time.monotonic() - begin
+            metrics.add({"step": state.step, **vars(stats), "seconds": round(seconds, 4), **origin})
+            print(
+                f"step {state.step:3d}/{steps}  reward {stats.reward:.3f}  entropy {stats.entropy:.3f}"
+                f"  clipped {stats.clipped:.3f}  {seconds * 1000:.0f} ms",
+                flush=True,
+            )
+            if state.step % CHECKPOINT_INTERVAL == 0:
+                checkpoint.save(ckpts, state)
+                saved = state.step
+    finally:
+        # Also where a step failed: what was learned before it is worth keeping.
+        if state.step > saved:
+            print(f"saved {checkpoint.save(ckpts, state)}", flush=True)
+    if stop.signal is not None:
+        print(f"stopped by {signal.Signals(stop.signal).name} after step {state.step}", flush=True)
+        return 128 + stop.signal
+    print(f"validation reward at step {state.step}: {evaluate():.3f}", flush=True)
+    return 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--steps", type=int, required=True, help="steps in all, those of earlier runs included")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    sys.exit(train(args.run_dir, args.steps, args.seed))
+
+
+if __name__ == "__main__":
+    main()
