@@ -1,0 +1,84 @@
+"""The supervisor as a process of its own: ``python skyrl_modal/container/__main__.py JOB.json [options]``.
+
+The local backend starts it so, inside its namespaces. The command's output goes to standard output; events for the
+caller go, a line of JSON each, to the descriptor given by ``--events``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import select
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # started by its path, on whatever Python there is, without the package's dependencies
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from skyrl_modal.container.supervisor import Supervisor
+
+
+class _Teller:
+    """Writes events to a descriptor, from any thread, until nobody reads them."""
+
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+
+    def tell(self, event: dict[str, Any]) -> None:
+        view = memoryview((json.dumps(event) + "\n").encode())
+        with self._lock:
+            while self._descriptor is not None and view:
+                try:
+                    view = view[os.write(self._descriptor, view) :]
+                except OSError:  # the caller is gone
+                    self._descriptor = None
+
+
+def _watch_caller(descriptor: int, supervisor: Supervisor) -> None:
+    """Wait for the caller's end: its pidfd gets readable, or the pipe that only it holds is closed."""
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN | select.POLLHUP)
+    poller.poll()
+    supervisor.request_stop("the caller is gone")
+
+
+def main() -> int:
+    """Run one job to its end; gives the command's exit code."""
+    parser = argparse.ArgumentParser(prog="skyrl_modal.container")
+    parser.add_argument("job", type=Path, help="the job's record")
+    parser.add_argument("--events", type=int, help="descriptor that gets the events")
+    parser.add_argument("--caller", type=int, help="descriptor that gets readable when the caller ends")
+    parser.add_argument("--alive", type=int, help="descriptor of a lock that is held as long as this process lives")
+    options = parser.parse_args()
+    for descriptor in (options.events, options.caller, options.alive):
+        if descriptor is not None:
+            os.set_inheritable(descriptor, False)
+
+    telling = _Teller(options.events)
+
+    def show(data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(1, view) :]
+
+    supervisor = Supervisor(json.loads(options.job.read_text(encoding="utf-8")), live=show, tell=telling.tell)
+    signal.signal(signal.SIGINT, lambda *_: supervisor.request_stop("cancelled"))
+    signal.signal(signal.SIGTERM, lambda *_: supervisor.request_stop("cancelled"))
+    signal.signal(signal.SIGHUP, lambda *_: supervisor.request_stop("cancelled"))
+    signal.signal(signal.SIGQUIT, lambda *_: supervisor.request_stop("now"))
+    signal.signal(signal.SIGCHLD, lambda *_: supervisor.child_ended())
+    if options.caller is not None:
+        threading.Thread(target=_watch_caller, args=(options.caller, supervisor), daemon=True).start()
+    result = supervisor.run()
+    telling.tell({"event": "result", "result": result})
+    code: int = result["returncode"]
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

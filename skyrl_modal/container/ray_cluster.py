@@ -1,0 +1,230 @@
+"""A Ray of the run's own: started, asked until it is ready, watched, and ended by pid. ``ray stop`` is never called."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from skyrl_modal.container.process import Child, descendants, end_all, returncode_of
+
+#: Seconds that Ray gets to end by itself after TERM.
+END_GRACE = 5.0
+
+
+class RayError(Exception):
+    """Ray did not come up, or went away; the text says which, and ends with Ray's last words."""
+
+
+def claim_port(wanted: int) -> tuple[int, socket.socket | None]:
+    """A port for the head: the wanted one, or a free one where somebody else listens there or was given it.
+
+    Two runs that start at the same moment would both find a port free before either listens on it. So each claims it
+    first by a name in Linux's abstract socket namespace, which ends with the process that holds it.
+
+    Returns:
+        The port and the claim, to be kept open as long as the port is used (None where the system has no such names).
+    """
+    candidate = wanted
+    while True:
+        claim = None
+        if sys.platform == "linux":
+            claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                claim.bind(f"\0skyrl_modal-ray-{candidate}")
+            except OSError:
+                claim.close()
+                candidate = _free_port()
+                continue
+        if _is_free(candidate):
+            return candidate, claim
+        if claim is not None:
+            claim.close()
+        candidate = _free_port()
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("0.0.0.0", port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("0.0.0.0", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _interpreter_of(script: str) -> str:
+    """The Python that a console script runs on, from its first line; this one's where that does not say."""
+    with open(script, "rb") as file:
+        first = file.readline(512)
+    if first.startswith(b"#!"):
+        words = first[2:].decode("utf-8", "surrogateescape").split()
+        if words and "python" in Path(words[0]).name and os.access(words[0], os.X_OK):
+            return words[0]
+    beside = Path(script).parent / "python"
+    return str(beside) if beside.exists() else sys.executable
+
+
+class RayNode:
+    """One node of the run's cluster: its ``ray start --block`` and, on the head, the probe that asks for readiness.
+
+    Args:
+        spec: The job's ``ray`` part.
+        host: This node's own address.
+        env: The environment for Ray's processes.
+        temp_dir: Folder for Ray's session; short, since sockets lie in it.
+        log: File that gets what Ray prints.
+        on_event: Told from threads: ``("ray-ready", facts)``, ``("ray-ended", returncode)``.
+
+    Raises:
+        RayError: There is no ``ray`` on the PATH.
+    """
+
+    def __init__(
+        self,
+        spec: Mapping[str, Any],
+        *,
+        host: str,
+        env: Mapping[str, str],
+        temp_dir: Path,
+        log: Path,
+        on_event: Callable[[str, Any], None],
+    ) -> None:
+        self._spec = spec
+        self._host = host
+        self._env = dict(env)
+        self._temp_dir = temp_dir
+        self._log = log
+        self._on_event = on_event
+        self._claim: socket.socket | None = None
+        self._child: Child | None = None
+        self._probe: subprocess.Popen[bytes] | None = None
+        self._probe_reader: threading.Thread | None = None
+        found = shutil.which("ray", path=env.get("PATH"))
+        if found is None:
+            raise RayError(
+                'there is no `ray` on the PATH. On this machine: pip install "skyrl-modal[local]"; in an image: '
+                "add ray to ImageSpec(pip=[...]); or run without Ray: Launcher(ray=None)"
+            )
+        self._ray = found
+        self.port = 0
+
+    @property
+    def address(self) -> str:
+        """The head's address as HOST:PORT."""
+        return f"{self._host}:{self.port}"
+
+    @property
+    def children(self) -> set[int]:
+        """The processes whose exit status is waited for here."""
+        found = {self._child.pid} if self._child is not None else set()
+        return found | {self._probe.pid} if self._probe is not None else found
+
+    @property
+    def pids(self) -> set[int]:
+        """The processes of this node."""
+        found: set[int] = set()
+        if self._child is not None and self._child.returncode is None:
+            found |= {self._child.pid} | descendants(self._child.pid)
+        if self._probe is not None and self._probe.returncode is None:
+            found.add(self._probe.pid)
+        return found
+
+    def start_head(self, *, gpus: int | None, nodes: int = 1) -> None:
+        """Start the head and the question whether ``nodes`` nodes are there. Returns at once."""
+        self.port, self._claim = claim_port(int(self._spec["port"]))
+        arguments = [
+            self._ray, "start", "--head", "--block", "--disable-usage-stats",
+            f"--node-ip-address={self._host}",
+            f"--port={self.port}",
+            f"--temp-dir={self._temp_dir}",
+            f"--include-dashboard={'true' if self._spec['dashboard'] else 'false'}",
+        ]  # fmt: skip
+        if self._spec.get("num_cpus") is not None:
+            arguments.append(f"--num-cpus={int(self._spec['num_cpus'])}")
+        if self._spec.get("object_store_memory") is not None:
+            arguments.append(f"--object-store-memory={int(self._spec['object_store_memory'])}")
+        if gpus is not None:
+            arguments.append(f"--num-gpus={gpus}")
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._log, "ab") as log:
+            self._child = Child(
+                arguments,
+                cwd=None,
+                env=self._env,
+                output=log.fileno(),
+                on_exit=lambda status: self._on_event("ray-ended", returncode_of(status)),
+            )
+            self._probe = subprocess.Popen(
+                [_interpreter_of(self._ray), str(Path(__file__).with_name("ray_probe.py")), self._host, str(self.port),
+                 str(nodes)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=self._env,
+                cwd="/",
+                start_new_session=True,
+            )  # fmt: skip
+        self._probe_reader = threading.Thread(target=self._read_probe, name="ray-probe", daemon=True)
+        self._probe_reader.start()
+
+    def _read_probe(self) -> None:
+        probe = self._probe
+        if probe is None or probe.stdout is None:
+            return
+        line = probe.stdout.readline()
+        probe.wait()
+        if line:
+            self._on_event("ray-ready", json.loads(line))
+        else:
+            self._on_event("ray-probe-failed", probe.returncode)
+
+    def last_words(self, lines: int = 20) -> str:
+        """The end of what Ray printed, and of its own error logs."""
+        parts = []
+        for path in (self._log, *sorted((self._temp_dir / "session_latest" / "logs").glob("*.err"))):
+            try:
+                data = path.read_bytes()[-8192:]
+            except OSError:
+                continue
+            kept = [line for line in data.decode("utf-8", "replace").splitlines() if line.strip()][-lines:]
+            if kept:
+                parts.append(f"{path.name}:\n" + "\n".join(f"  {line}" for line in kept))
+        return "\n".join(parts) or "(Ray printed nothing)"
+
+    def keep_logs(self, folder: Path) -> None:
+        """Copy the logs of Ray's session to a folder that outlives the run."""
+        source = self._temp_dir / "session_latest" / "logs"
+        if source.is_dir():
+            shutil.copytree(source, folder, symlinks=True, dirs_exist_ok=True, ignore_dangling_symlinks=True)
+
+    def end(self) -> None:
+        """End this node's processes; nothing of it is left when this returns."""
+        if self._probe is not None:
+            if self._probe.stdin is not None:
+                self._probe.stdin.close()
+            if self._probe_reader is not None:
+                self._probe_reader.join()
+        if self._child is not None:
+            left = self.pids
+            self._child.signal_group(signal.SIGTERM)
+            # The raylet and the workers are in sessions of their own: found now, while their parents still live.
+            end_all(lambda: left & descendants(os.getpid()), grace=END_GRACE)
+            self._child.join()
+        if self._claim is not None:
+            self._claim.close()

@@ -1,0 +1,380 @@
+"""The supervisor: prepares, starts Ray, runs the command, streams, tears down, leaves a result. Every backend runs it.
+
+It learns of everything by events in one queue: the command's end, Ray's readiness and end, a request to stop, the
+clock. It waits for nothing else while the command runs, so a stalled reader of the output cannot hold up a time-out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import queue
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from skyrl_modal.container.masking import Masker
+from skyrl_modal.container.process import (
+    Child,
+    become_subreaper,
+    descendants,
+    end_all,
+    reap_orphans,
+    returncode_of,
+    shell_argv,
+)
+from skyrl_modal.container.ray_cluster import RayError, RayNode
+
+#: Exit code of a run that was ended at its time-out, as of timeout(1).
+TIMED_OUT = 124
+#: Exit code where the run failed before or beside its command.
+BROKEN = 125
+#: Seconds that processes which the command left behind get between TERM and KILL.
+LEFTOVER_GRACE = 2.0
+#: Bytes read of the command's output at once, and the size asked for its pipe.
+CHUNK = 1 << 20
+
+Tell = Callable[[dict[str, Any]], None]
+
+
+class Supervisor:
+    """One run, from its start to its result.
+
+    Args:
+        job: The job's record (see skyrl_modal.job), with the paths as they are here.
+        live: Takes the command's output as it comes; it may raise OSError when nobody reads any more.
+        tell: Takes events for the caller: ``{"event": "line", "text": ...}``, ``{"event": "state", "state": ...}``.
+    """
+
+    def __init__(self, job: Mapping[str, Any], *, live: Callable[[bytes], None], tell: Tell) -> None:
+        self._job = job
+        self._live: Callable[[bytes], None] | None = live
+        self._tell = tell
+        self._events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._run_dir = Path(job["run_dir"])
+        self._ray: RayNode | None = None
+        self._baseline: set[int] = set()
+        self._command: Child | None = None
+        self._log: FileIO | None = None
+        self._log_error: str | None = None
+        self._log_bytes = 0
+        self._detail = ""
+        self._temp_dir = Path(os.environ.get("TMPDIR", "/tmp"))
+
+    # -- from outside ------------------------------------------------------------------------------------------------
+
+    def request_stop(self, reason: str) -> None:
+        """Ask the run to end: ``"cancelled"``, ``"caller gone"``, or ``"now"`` for an end without a grace.
+
+        It may be called from any thread and from a signal handler.
+        """
+        self._events.put(("stop", reason))
+
+    def child_ended(self) -> None:
+        """Tell that some child of this process ended; adopted ones are collected. For a handler of SIGCHLD."""
+        self._events.put(("child", None))
+
+    # -- the run -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Run to the end, whatever it is, and return the result's record, which is in result.json as well."""
+        started_at, begin = datetime.now(UTC), time.monotonic()
+        become_subreaper()
+        self._baseline = descendants(os.getpid())
+        state, returncode, attempts = "failed", BROKEN, 0
+        try:
+            self._prepare()
+            env = self._environment()
+            if self._job.get("ray") is not None:
+                self._start_ray(env)
+            attempts = 1
+            state, returncode = self._attempt(env, attempts)
+        except _Stopped as stopped:
+            state, returncode = "cancelled", 130
+            self._detail = stopped.reason
+        except (RayError, OSError) as error:
+            self._detail = str(error)
+            self._say(str(error))
+        finally:
+            self._tear_down()
+        result = {
+            "version": 1,
+            "run_id": self._job["id"],
+            "state": state,
+            "returncode": returncode,
+            "attempts": attempts,
+            "started_at": started_at.isoformat(),
+            "duration": round(time.monotonic() - begin, 6),
+            "detail": self._detail,
+            "log_bytes": self._log_bytes,
+            "log_error": self._log_error,
+        }
+        try:
+            write_json(self._run_dir / "result.json", result)
+        except OSError as error:
+            self._say(f"result.json could not be written: {error}")
+        return result
+
+    def _say(self, text: str) -> None:
+        self._tell({"event": "line", "text": text})
+
+    def _prepare(self) -> None:
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        write_json(self._run_dir / "job.json", dict(self._job))
+        root, workdir = self._job.get("repo_root"), Path(self._job["workdir"])
+        if not workdir.is_dir():
+            raise NotADirectoryError(f"workdir {workdir} is not there")
+        # SkyRL's older layout: uv resolves the editable skyrl-gym only inside the folder that the command runs in.
+        if root and workdir == Path(root) / "skyrl-train" and not (workdir / "skyrl-gym").exists():
+            shutil.copytree(Path(root) / "skyrl-gym", workdir / "skyrl-gym", symlinks=True)
+            self._say(f"copied {root}/skyrl-gym into {workdir}, where uv looks for it")
+
+    def _environment(self) -> dict[str, str]:
+        job, env = self._job, dict(os.environ)
+        env.update(job["env"])
+        gpus = job.get("gpus")
+        env.update(
+            SKYRL_RUN_ID=job["id"],
+            NUM_NODES=str(job["nodes"]),
+            NUM_GPUS=str(local_gpus() if gpus is None else gpus),
+            PYTHONUNBUFFERED="1",
+        )
+        for name, key in (("SKYRL_REPO_ROOT", "repo_root"), ("SKYRL_DATA", "data")):
+            if job.get(key):
+                env[name] = job[key]
+            else:
+                env.pop(name, None)
+        return env
+
+    def _start_ray(self, env: dict[str, str]) -> None:
+        spec, begin = self._job["ray"], time.monotonic()
+        self._state("preparing")
+        node = RayNode(
+            spec,
+            host="127.0.0.1",
+            env={**env, **spec["env"]},
+            temp_dir=self._temp_dir / "ray",
+            log=self._run_dir / "ray" / "0" / "start.log",
+            on_event=lambda kind, value: self._events.put((kind, value)),
+        )
+        self._ray = node
+        node.start_head(gpus=None if self._job.get("gpus") is None else int(self._job["gpus"]))
+        deadline = begin + spec["start_timeout"]
+        while True:
+            kind, value = self._next_event(deadline)
+            if kind == "ray-ready":
+                break
+            if kind == "stop":
+                raise _Stopped(value)
+            said = {
+                "clock": f"Ray was not ready within {spec['start_timeout']:g} s",
+                "ray-ended": f"`ray start` ended with exit code {value}",
+                "ray-probe-failed": f"the question whether Ray is ready ended with exit code {value}",
+            }
+            if kind in said:
+                raise RayError(f"{said[kind]}. Its last words:\n{node.last_words()}")
+        env["RAY_ADDRESS"] = node.address
+        wanted = f" (port {spec['port']} is taken)" if node.port != spec["port"] else ""
+        self._say(f"Ray {value['version']} at {node.address}{wanted}, ready after {time.monotonic() - begin:.1f} s")
+
+    def _attempt(self, env: Mapping[str, str], number: int) -> tuple[str, int]:
+        """Run the command once; gives the state and the exit code."""
+        reading, writing = os.pipe()
+        _enlarge(writing)
+        try:
+            child = Child(
+                shell_argv(self._job["command"]),
+                cwd=self._job["workdir"],
+                env={**env, "SKYRL_ATTEMPT": str(number)},
+                output=writing,
+                on_exit=lambda status: self._events.put(("exit", status)),
+            )
+        except OSError:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+        self._command = child
+        pump = threading.Thread(target=self._pump, args=(reading, env), name="output", daemon=True)
+        pump.start()
+        self._state("running")
+        ended_by, status = self._watch(child)
+        # What the command left in the background goes now: its output ends only when nobody can write to it any more.
+        end_all(self._command_pids, grace=LEFTOVER_GRACE)
+        pump.join()
+        returncode = returncode_of(status)
+        if ended_by == "timed_out":
+            return "timed_out", TIMED_OUT
+        if ended_by == "cancelled":
+            return "cancelled", returncode or 128 + signal.SIGINT
+        if ended_by == "broken":
+            return "failed", returncode or BROKEN
+        return ("succeeded" if returncode == 0 else "failed"), returncode
+
+    def _watch(self, child: Child) -> tuple[str, int]:
+        """Wait for the command's end, or bring it about; gives what ended it and Popen's exit status."""
+        deadline: float | None = time.monotonic() + self._job["timeout"]
+        ended_by = "itself"
+        steps: list[tuple[int, float | None]] = []  # signals still to be sent, and the seconds to wait after each
+        while True:
+            kind, value = self._next_event(deadline)
+            if kind == "exit":
+                return ended_by, value
+            if kind == "stop" and value == "now":
+                ended_by = "cancelled" if ended_by == "itself" else ended_by
+                steps = [(signal.SIGKILL, None)]
+            elif kind == "clock" and ended_by != "itself":
+                pass  # the patience after the last signal is at its end: on to the next
+            elif ended_by != "itself":
+                continue
+            elif kind == "clock":
+                ended_by, steps = "timed_out", self._ladder(signal.SIGTERM)
+                self._detail = f"ended at its timeout of {self._job['timeout']:g} s"
+                self._say(f"{self._detail}: the command has {self._job['grace']:g} s to save and end")
+            elif kind == "stop":
+                ended_by, steps, self._detail = "cancelled", self._ladder(signal.SIGINT), value
+                self._say(f"stopping the command ({value}): it has {self._job['grace']:g} s to save and end")
+            elif kind == "ray-ended" and self._ray is not None:
+                ended_by, steps = "broken", self._ladder(signal.SIGTERM)
+                self._detail = f"Ray ended with exit code {value} while the command ran:\n{self._ray.last_words()}"
+                self._say(self._detail)
+            else:
+                continue
+            number, patience = steps.pop(0)
+            child.signal_group(number)
+            if number == signal.SIGKILL:
+                end_all(self._command_pids, grace=0)
+            deadline = None if patience is None else time.monotonic() + patience
+
+    def _ladder(self, first: int) -> list[tuple[int, float | None]]:
+        grace = float(self._job["grace"])
+        if first == signal.SIGINT:
+            return [(signal.SIGINT, grace / 2), (signal.SIGTERM, grace / 2), (signal.SIGKILL, None)]
+        return [(signal.SIGTERM, grace), (signal.SIGKILL, None)]
+
+    def _next_event(self, deadline: float | None) -> tuple[str, Any]:
+        """The next thing that happened; ``("clock", None)`` at the deadline."""
+        while True:
+            timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                kind, value = self._events.get(timeout=timeout)
+            except queue.Empty:
+                return "clock", None
+            if kind != "child":
+                return kind, value
+            reap_orphans(self._waited_for())
+
+    def _waited_for(self) -> set[int]:
+        """Children whose exit status somebody waits for."""
+        found = {self._command.pid} if self._command is not None else set()
+        return found | self._ray.children if self._ray is not None else found
+
+    def _command_pids(self) -> set[int]:
+        """The command's processes, wherever they have put themselves: all below this one that are not Ray's."""
+        ray = self._ray.pids if self._ray is not None else set()
+        return descendants(os.getpid()) - self._baseline - ray
+
+    # -- output ------------------------------------------------------------------------------------------------------
+
+    def _pump(self, reading: int, env: Mapping[str, str]) -> None:
+        """Take the command's output to output.log and to whoever watches, until nobody can write to it any more."""
+        masker = Masker(env[name] for name in self._job["secrets"] if name in env)
+        try:
+            self._log = FileIO(self._run_dir / "output.log", "a")
+        except OSError as error:
+            self._give_up_log(error)
+        with open(reading, "rb", buffering=0) as source:
+            while chunk := source.read(CHUNK):
+                self._emit(masker.feed(chunk))
+            self._emit(masker.flush())
+        if self._log is not None:
+            self._log.close()
+
+    def _give_up_log(self, error: OSError) -> None:
+        # A full disk must not stop a training run that needs no more of it.
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+        self._log_error = f"output.log ends after {self._log_bytes} bytes: {error.strerror or error}"
+        self._say(f"{self._log_error}; the command goes on")
+
+    def _emit(self, data: bytes) -> None:
+        view = memoryview(data)
+        while self._log is not None and view:
+            try:
+                written = self._log.write(view)
+            except OSError as error:
+                self._give_up_log(error)
+                break
+            self._log_bytes += written
+            view = view[written:]
+        if self._live is not None and data:
+            try:
+                self._live(data)
+            except OSError:  # nobody reads any more; the log is what remains
+                self._live = None
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def _tear_down(self) -> None:
+        if self._ray is not None:
+            self._ray.end()
+            try:
+                self._ray.keep_logs(self._run_dir / "ray" / "0")
+            except OSError as error:
+                self._say(f"Ray's logs could not be kept whole: {error}")
+        refused = end_all(lambda: descendants(os.getpid()) - self._baseline, grace=0)
+        if refused:
+            self._say(f"processes of other users are left, which may not be ended from here: {sorted(refused)}")
+        reap_orphans(self._waited_for())
+
+    def _state(self, state: str) -> None:
+        self._tell({"event": "state", "state": state})
+        try:
+            write_json(self._run_dir / "state.json", {"version": 1, "state": state})
+        except OSError as error:
+            self._say(f"state.json could not be written: {error}")
+
+
+class _Stopped(Exception):
+    """The run was asked to stop before its command had started."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def local_gpus() -> int:
+    """How many GPUs this machine shows: those of ``$CUDA_VISIBLE_DEVICES``, else all that the driver lists."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1", "NoDevFiles")])
+    devices = Path("/proc/driver/nvidia/gpus")
+    return sum(1 for _ in devices.iterdir()) if devices.is_dir() else 0
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record so that a reader finds the old one or the new one, never a part."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _enlarge(pipe: int) -> None:
+    """Ask for a pipe that holds more: fewer turns for the same output. Systems that refuse lose nothing but time."""
+    number = getattr(fcntl, "F_SETPIPE_SZ", None)
+    if number is not None:
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(pipe, number, CHUNK)
