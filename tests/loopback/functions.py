@@ -1,0 +1,161 @@
+"""Functions: created, looked up, and told to the container that runs them.
+
+Assumed of Modal: an unknown GPU, a time-out over a day, or a volume or secret that is not there are refused when the
+function is created, with INVALID_ARGUMENT or NOT_FOUND; of a list of GPUs the first is given.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+from grpclib import GRPCError, Status
+from modal_proto import api_pb2
+
+from .records import Container, Function, new_id
+from .rpc import Context, Service
+
+GPUS = frozenset(
+    ["T4", "L4", "A10", "A10G", "L40S", "A100", "A100-40GB", "A100-80GB", "H100", "H100!", "H200"]
+    + ["B200", "B200+", "B300", "RTX-PRO-6000", "ANY"]
+)
+LONGEST = 24 * 3600
+
+
+class Functions(Service):
+    """The RPCs on functions."""
+
+    def __init__(self, plane: Any) -> None:
+        super().__init__(plane)
+        self.functions: dict[str, Function] = {}
+        self.gpus = set(GPUS)
+
+    def get(self, function_id: str) -> Function:
+        if function_id not in self.functions:
+            raise GRPCError(Status.NOT_FOUND, f"Function {function_id!r} not found.")
+        return self.functions[function_id]
+
+    async def FunctionPrecreate(
+        self, request: api_pb2.FunctionPrecreateRequest, context: Context
+    ) -> api_pb2.FunctionPrecreateResponse:
+        app = self.plane.apps.get(request.app_id)
+        function = self.functions.get(request.existing_function_id) or Function(app, request.function_name)
+        function.metadata = api_pb2.FunctionHandleMetadata(
+            function_name=request.function_name,
+            function_type=request.function_type,
+            function_schema=request.function_schema,
+            supported_input_formats=request.supported_input_formats,
+            supported_output_formats=request.supported_output_formats,
+            app_id=app.id,
+        )
+        self.functions[function.id] = function
+        return api_pb2.FunctionPrecreateResponse(function_id=function.id, handle_metadata=function.metadata)
+
+    async def FunctionCreate(
+        self, request: api_pb2.FunctionCreateRequest, context: Context
+    ) -> api_pb2.FunctionCreateResponse:
+        app = self.plane.apps.get(request.app_id)
+        ranked = [entry.function for entry in request.function_data.ranked_functions] or [request.function]
+        for definition in ranked:
+            self._check(definition)
+        definition = ranked[0]
+        function = self.functions.get(request.existing_function_id) or Function(app, definition.function_name)
+        function.definition, function.data = definition, self._data(request)
+        function.metadata.function_name = definition.function_name
+        function.metadata.function_type = definition.function_type
+        function.metadata.app_id = app.id
+        function.metadata.definition_id = new_id("de")
+        self.functions[function.id] = function
+        app.function_ids[definition.function_name] = function.id
+        return api_pb2.FunctionCreateResponse(
+            function_id=function.id,
+            function=definition,
+            function_data=function.data,
+            handle_metadata=function.metadata,
+        )
+
+    @staticmethod
+    def _data(request: api_pb2.FunctionCreateRequest) -> api_pb2.FunctionData:
+        if request.function_data.ranked_functions:
+            return request.function_data
+        data, source = api_pb2.FunctionData(), request.function
+        known = {field.name: field for field in api_pb2.Function.DESCRIPTOR.fields}
+        for field in api_pb2.FunctionData.DESCRIPTOR.fields:
+            if field.name not in known:
+                continue
+            value = getattr(source, field.name)
+            if field.is_repeated or field.message_type is not None:
+                if field.is_repeated or source.HasField(field.name):
+                    getattr(data, field.name).MergeFrom(value)
+            elif not known[field.name].has_presence or source.HasField(field.name):
+                setattr(data, field.name, value)
+        data.ranked_functions.add(rank=0, function=source)
+        return data
+
+    def _check(self, definition: api_pb2.Function) -> None:
+        gpu = definition.resources.gpu_config
+        if gpu.count and gpu.gpu_type.upper() not in self.gpus:
+            known = ", ".join(sorted(self.gpus))
+            text = f"Invalid GPU type: {gpu.gpu_type!r}. Must be one of: {known}."
+            raise GRPCError(Status.INVALID_ARGUMENT, text)
+        if definition.timeout_secs > LONGEST:
+            raise GRPCError(Status.INVALID_ARGUMENT, f"Function timeout must be at most {LONGEST} seconds.")
+        for mount in definition.volume_mounts:
+            self.plane.volumes.get(mount.volume_id)
+        missing = [s for s in definition.secret_ids if s not in self.plane.secrets.secrets]
+        if missing:
+            raise GRPCError(Status.NOT_FOUND, f"Secret {missing[0]!r} not found.")
+        if definition.image_id:
+            self.plane.images.get(definition.image_id)
+
+    def arguments(self, container: Container) -> api_pb2.ContainerArguments:
+        """What the entrypoint is told. Every dependency must stand in the layout."""
+        function = container.function
+        definition = api_pb2.Function()
+        definition.CopyFrom(function.definition)
+        objects = [
+            api_pb2.Object(object_id=function_id, function_handle_metadata=self.functions[function_id].metadata)
+            for function_id in function.app.function_ids.values()
+        ]
+        for dependency in definition.object_dependencies:
+            object_id = dependency.object_id
+            volume = self.plane.volumes.volumes.get(object_id)
+            entry = api_pb2.Object(object_id=object_id)
+            if volume is not None:
+                entry.volume_metadata.CopyFrom(volume.metadata())
+            if object_id not in self.functions:
+                objects.append(entry)
+        return api_pb2.ContainerArguments(
+            task_id=container.id,
+            function_id=function.id,
+            app_id=function.app.id,
+            function_def=definition,
+            environment_name=function.app.environment,
+            app_layout=api_pb2.AppLayout(objects=objects, function_ids=function.app.function_ids),
+        )
+
+    async def FunctionGet(self, request: api_pb2.FunctionGetRequest, context: Context) -> Any:
+        for app in self.plane.apps.apps.values():
+            if app.name == request.app_name and app.state == api_pb2.APP_STATE_DEPLOYED:
+                function_id = app.function_ids.get(request.object_tag)
+                if function_id:
+                    metadata = self.functions[function_id].metadata
+                    return api_pb2.FunctionGetResponse(function_id=function_id, handle_metadata=metadata)
+        raise GRPCError(Status.NOT_FOUND, f"App {request.app_name!r} not found in environment 'main'.")
+
+    async def FunctionGetById(self, request: Any, context: Context) -> Any:
+        function = self.get(request.function_id)
+        return api_pb2.FunctionGetByIdResponse(function=function.data, handle_metadata=function.metadata)
+
+    async def FunctionGetCurrentStats(self, request: Any, context: Context) -> Any:
+        function = self.get(request.function_id)
+        running = sum(len(container.running) for container in function.containers)
+        return api_pb2.FunctionStats(
+            backlog=len(function.queue), num_total_tasks=len(function.containers), num_running_inputs=running
+        )
+
+    async def FunctionGetDynamicConcurrency(self, request: Any, context: Context) -> Any:
+        return api_pb2.FunctionGetDynamicConcurrencyResponse(concurrency=request.target_concurrency)
+
+    async def ContainerHello(self, request: Any, context: Context) -> Any:
+        return Empty()

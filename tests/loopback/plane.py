@@ -1,0 +1,119 @@
+"""The control plane itself: every service, in one event loop of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from pathlib import Path
+
+import grpclib.config
+from grpclib.server import Server
+
+from .apps import Apps
+from .blobs import Blobs
+from .calls import Calls
+from .cluster import Clusters
+from .container import Python
+from .faults import Faults
+from .functions import Functions
+from .images import Images
+from .logs import Logs
+from .mounts import Mounts
+from .records import Call, Container
+from .rpc import Router
+from .scheduler import Scheduler
+from .secret_store import Secrets
+from .volume_rpcs import Volumes
+from .worker import Worker
+
+WINDOW = 16 << 20
+
+
+class Plane:
+    """State and settings; the services know each other through it."""
+
+    def __init__(self, folder: Path, sockets: Path, python: str) -> None:
+        self.folder, self.sockets = folder, sockets
+        self.python = Python.of(python)
+        self.token = ("ak-loopback", "as-loopback")
+        self.environments = {"main"}
+        self.container_path: list[str] = []
+        self.container_env: dict[str, str] = {}
+        self.visible: list[str] = []
+        self.client_timeout = 10.0
+        self.scaledown = 60.0
+        self.stop_grace = self.preempt_grace = self.cancel_grace = 30.0
+        self.timeout_grace = 5.0
+        self.crashes_allowed = 2
+        self.background_commits: float | None = None
+        self.faults = Faults()
+        self.unimplemented: list[str] = []
+        self.errors: list[BaseException | None] = []
+        self.calls_made: list[Call] = []
+        self.called = threading.Condition()
+        self.apps, self.blobs, self.calls, self.images = Apps(self), Blobs(self), Calls(self), Images(self)
+        self.functions, self.logs, self.mounts, self.secrets = Functions(self), Logs(self), Mounts(self), Secrets(self)
+        self.volumes, self.scheduler, self.worker, self.clusters = (
+            Volumes(self),
+            Scheduler(self),
+            Worker(self),
+            Clusters(self),
+        )
+        services = [self.apps, self.blobs, self.calls, self.images, self.functions, self.logs, self.mounts]
+        self.router = Router(self, [*services, self.secrets, self.volumes, self.worker, self.clusters])
+        self.config = grpclib.config.Configuration(http2_connection_window_size=WINDOW, http2_stream_window_size=WINDOW)
+        self._server: Server | None = None
+        self._container_servers: dict[str, Server] = {}
+        self._watchers: list[asyncio.Task[None]] = []
+        self.port = 0
+
+    def record(self, call: Call) -> None:
+        with self.called:
+            self.calls_made.append(call)
+            self.called.notify_all()
+
+    async def start(self) -> None:
+        self.faults.bind(asyncio.get_running_loop())
+        await self.blobs.start()
+        self._server = Server([self.router.handler(None)], config=self.config)
+        await self._server.start("127.0.0.1", 0)
+        assert self._server._server is not None
+        self.port = self._server._server.sockets[0].getsockname()[1]
+        self._watchers.append(asyncio.create_task(self.apps.watch()))
+        self._watchers.append(asyncio.create_task(self._commit()))
+
+    async def _commit(self) -> None:
+        """Modal's background commits, where they are asked for."""
+        while True:
+            await asyncio.sleep(self.background_commits or 0.2)
+            if self.background_commits is None:
+                continue
+            for container in list(self.scheduler.containers.values()):
+                for copy in list(container.process.volumes.values()) if container.process else []:
+                    with contextlib.suppress(Exception):
+                        await asyncio.to_thread(copy.publish)
+
+    async def serve_container(self, container: Container, socket: Path) -> None:
+        server = Server([self.router.handler(container)], config=self.config)
+        await server.start(path=str(socket))
+        self._container_servers[container.id] = server
+
+    async def end_container(self, container: Container) -> None:
+        server = self._container_servers.pop(container.id, None)
+        if server is not None:
+            server.close()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(server.wait_closed(), 2)
+
+    async def stop(self) -> None:
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
+        await self.scheduler.close()
+        assert self._server is not None
+        self.faults.drop_connections(who="all")
+        self._server.close()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._server.wait_closed(), 2)
+        await self.blobs.stop()

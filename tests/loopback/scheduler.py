@@ -1,0 +1,315 @@
+"""Which container runs which input, and what becomes of both.
+
+Assumed of Modal (docs, guides "Failures and retries" and "Preemption", and messages that users have published):
+- A container takes one input after another of its function, and goes when it has been idle for the scaledown window.
+- A time-out gives the input the status TIMEOUT, at once; its container gets a cancellation, and killed after a grace.
+- A container that dies is replaced and its input run again, without counting as a retry, until it has died too often;
+  how often is not documented, nor is the text of that failure.
+- Preemption is SIGINT to the entrypoint, a grace, SIGKILL; then a new start on the same input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from modal_proto import api_pb2
+
+from . import logs
+from .container import ContainerProcess
+from .records import FAILURE, TERMINATED, TIMEOUT, App, Container, Function, Input
+from .rpc import Service
+
+STARTUP_TIMEOUT = 300
+MOST_CONTAINERS = 64
+
+
+class Scheduler(Service):
+    """Starts, feeds and ends containers. All of it runs in the server's own thread."""
+
+    def __init__(self, plane: Any) -> None:
+        super().__init__(plane)
+        self.containers: dict[str, Container] = {}  # also those that have ended
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self.plane.errors.append(task.exception())
+
+    def of_app(self, app: App) -> list[Container]:
+        return [c for c in self.containers.values() if c.function.app is app and c.state != "done"]
+
+    # -- inputs ------------------------------------------------------------------------------------------------------
+
+    def enqueue(self, entry: Input) -> None:
+        entry.state, entry.output = "pending", None
+        if entry.call.function.app.stopped or entry.cancelled:
+            self.finish(entry, TERMINATED)
+            return
+        entry.call.function.queue.append(entry)
+        self.pump(entry.call.function)
+
+    def pump(self, function: Function) -> None:
+        """Give waiting inputs to idle containers, and start containers for the others."""
+        if function.app.stopped:
+            return
+        if function.cluster_size:
+            self.plane.clusters.pump(function)
+            return
+        for container in function.containers:
+            if function.queue and container.waiter and not container.waiter.done() and not container.retiring:
+                container.waiter.set_result(function.queue.pop(0))
+        starting = sum(c.state == "starting" and not c.retiring for c in function.containers)
+        most = function.definition.concurrency_limit or MOST_CONTAINERS
+        for _ in range(min(len(function.queue) - starting, most - len(function.containers))):
+            self.launch(Container(function))
+
+    def assign(self, container: Container, entry: Input) -> None:
+        """The container runs the input from now on."""
+        entry.state, entry.started_at = "running", time.time()
+        entry.containers.append(container)
+        container.running.append(entry)
+        container.state = "busy"
+        self.state(container, api_pb2.TASK_STATE_ACTIVE)
+        limit = container.function.definition.timeout_secs
+        if limit and (entry.timer is None or entry.gang is None):
+            entry.timer = asyncio.get_running_loop().call_later(limit, self._timed_out, entry, container, limit)
+
+    def owns(self, container: Container, entry: Input) -> bool:
+        """Whether it is this container that can still end the input."""
+        return entry.state == "running" and container in entry.containers[-1:]
+
+    def finish(self, entry: Input, status: int, exception: str = "", item: Any = None) -> None:
+        """An attempt at an input has ended: run it again, or tell the caller."""
+        if entry.state == "done":
+            return
+        if entry.timer is not None:
+            entry.timer.cancel()
+            entry.timer = None
+        if entry in entry.call.function.queue:
+            entry.call.function.queue.remove(entry)
+        policy = entry.call.function.definition.retry_policy
+        again = status in (FAILURE, TIMEOUT) and entry.retry_count < policy.retries
+        if again and not entry.call.client_retries and not entry.cancelled and not entry.call.function.app.stopped:
+            delay = min(policy.initial_delay_ms * policy.backoff_coefficient**entry.retry_count, policy.max_delay_ms)
+            entry.retry_count += 1
+            entry.state = "waiting"
+            asyncio.get_running_loop().call_later(delay / 1000, self._again, entry)
+            return
+        result = item.result if item else api_pb2.GenericResult(status=status, exception=exception)  # type: ignore[arg-type]
+        entry.output = api_pb2.FunctionGetOutputsItem(
+            result=result,
+            idx=entry.index,
+            input_id=entry.id,
+            data_format=item.data_format if item else api_pb2.DATA_FORMAT_UNSPECIFIED,
+            task_id=entry.containers[-1].id if entry.containers else "",
+            input_started_at=entry.started_at,
+            output_created_at=time.time(),
+            retry_count=entry.retry_count,
+        )
+        entry.state = "done"
+        entry.call.finished.append(entry)
+        entry.call.notify()
+
+    def _again(self, entry: Input) -> None:
+        if entry.state == "waiting":
+            self.enqueue(entry)
+
+    def _timed_out(self, entry: Input, container: Container, limit: int) -> None:
+        if not self.owns(container, entry) and entry.gang is None:
+            return
+        text = f"Task's current input {entry.id} hit its timeout of {limit}s"
+        self.plane.logs.system(container, f'Task\'s current input(s) ["{entry.id}"] cancelled because: {text}', entry)
+        holders = entry.gang.members if entry.gang else [container]
+        self.finish(entry, TIMEOUT, text)
+        for holder in holders:
+            holder.retiring = True
+            self.tell_cancelled(holder, entry, text)
+            self._kill_later(holder, self.plane.timeout_grace, "timeout")
+
+    def cancel(self, entry: Input, *, terminate: bool = False) -> None:
+        if entry.state == "done" or entry.cancelled:
+            return
+        entry.cancelled = True
+        if entry.state != "running":
+            self.finish(entry, TERMINATED)
+            return
+        holders = entry.gang.members if entry.gang else entry.containers[-1:]
+        for holder in holders:
+            if terminate and holder.process:
+                holder.doom = "cancelled"
+                holder.process.kill()
+            else:
+                self.tell_cancelled(holder, entry, "Input was cancelled by user")
+                self._kill_later(holder, self.plane.cancel_grace, "cancelled", entry)
+
+    def tell_cancelled(self, container: Container, entry: Input, reason: str) -> None:
+        """Put it in the reply to the container's next heartbeat."""
+        container.cancellations.append((entry.id, reason))
+        container.cancel_event.set()
+
+    # -- containers --------------------------------------------------------------------------------------------------
+
+    def launch(self, container: Container) -> None:
+        self.containers[container.id] = container
+        container.function.containers.append(container)
+        self.run(self._start(container))
+
+    async def _start(self, container: Container) -> None:
+        plane = self.plane
+        self.state(container, api_pb2.TASK_STATE_CREATED)
+        process = ContainerProcess(plane, container)
+        try:
+            if plane.faults.start_delay:
+                await asyncio.sleep(plane.faults.start_delay)
+            await plane.clusters.prepare(container, process)
+            if not container.retiring:
+                await asyncio.to_thread(process.stage)
+                await plane.serve_container(container, process.socket)
+            if container.retiring:
+                await self._end(container, process, 0)
+                return
+            container.process = process
+            await process.start(lambda: self._exited(container, process))
+        except Exception as exc:
+            plane.errors.append(exc)
+            self.plane.logs.system(container, f"The loopback could not start the container: {exc!r}")
+            process.kill()
+            if container.process is None or process.process is None:
+                container.function.startup_failures = 1 << 20
+                await self._end(container, process, 1)
+            return
+        limit = container.function.definition.startup_timeout_secs or STARTUP_TIMEOUT
+        timer = asyncio.get_running_loop().call_later(limit, self._slow, container, limit)
+        container.timers.append(timer)
+
+    def _slow(self, container: Container, limit: int) -> None:
+        if container.state == "starting" and container.process:
+            text = f"Container startup hit its timeout of {limit}s"
+            container.result = api_pb2.GenericResult(status=TIMEOUT, exception=text)
+            container.process.kill()
+
+    def state(self, container: Container, state: int) -> None:
+        self.plane.logs.add(container, logs.SYSTEM, "", task_state=state)
+
+    def _kill_later(self, container: Container, grace: float, why: str, entry: Input | None = None) -> None:
+        def kill() -> None:
+            if container.process and (entry is None or entry in container.running):
+                container.doom = container.doom or why
+                container.process.kill()
+
+        container.timers.append(asyncio.get_running_loop().call_later(grace, kill))
+
+    def stop(self, container: Container, why: str, grace: float) -> None:
+        """Let a container end: at once where it is idle, by SIGINT where it runs something; killed after the grace."""
+        if container.state == "done":
+            return
+        container.retiring, container.doom = True, container.doom or why
+        if container.waiter is not None and not container.waiter.done():
+            container.waiter.set_result(None)
+        elif container.process is not None and not (why == "idle" or container.state == "idle"):
+            container.process.signal(signal.SIGINT)
+        self._kill_later(container, grace, why)
+
+    def preempt(self, container: Container, grace: float | None = None) -> None:
+        text = "Runner interrupted due to worker preemption. Your Function will be restarted with the same input."
+        self.plane.logs.system(container, text, container.running[-1] if container.running else None)
+        for member in container.gang.members if container.gang else [container]:
+            self.stop(member, "preempted", self.plane.preempt_grace if grace is None else grace)
+
+    def stop_app(self, app: App) -> None:
+        for call in self.plane.calls.calls.values():
+            if call.function.app is app:
+                for entry in call.inputs:
+                    self.finish(entry, TERMINATED)
+        for container in self.of_app(app):
+            self.stop(container, "app", self.plane.stop_grace)
+
+    def scale_down(self) -> None:
+        for container in list(self.containers.values()):
+            if container.state != "idle" or container.retiring:
+                continue
+            window = container.function.definition.task_idle_timeout_secs or self.plane.scaledown
+            if time.time() - container.ready_at > window:
+                self.stop(container, "idle", self.plane.stop_grace)
+
+    def _exited(self, container: Container, process: ContainerProcess) -> None:
+        code = process.reap()
+        self.run(self._end(container, process, code))
+
+    async def _end(self, container: Container, process: ContainerProcess, code: int) -> None:
+        """The container is gone: settle what it was running, and start another where one is needed."""
+        for timer in container.timers:
+            timer.cancel()
+        started = container.state != "starting"
+        container.state, container.returncode, container.finished_at = "done", code, time.time()
+        self.state(container, api_pb2.TASK_STATE_COMPLETED)
+        await self.plane.end_container(container)
+        await self.plane.clusters.release(container)
+        await asyncio.to_thread(process.clean)
+        container.process = None
+        function = container.function
+        function.containers.remove(container)
+        if container.gang is not None:
+            self.plane.clusters.ended(container, code)
+        else:
+            for entry in container.running:
+                if self.owns(container, entry):
+                    self.lost(entry, container.doom, code)
+            if not started and not container.doom:
+                self._startup_failed(function, container, code)
+        container.running.clear()
+        container.done.set()
+        self.pump(function)
+        self.plane.apps.settle(function.app)
+
+    def lost(self, entry: Input, doom: str, code: int) -> None:
+        """The input's container has gone without an output for it."""
+        if entry.cancelled or doom in ("app", "cancelled"):
+            self.finish(entry, TERMINATED)
+        elif doom == "preempted":
+            self.enqueue(entry)
+        else:
+            entry.crashes += 1
+            if entry.crashes > self.plane.crashes_allowed:
+                self.finish(entry, FAILURE, f"Container terminated unexpectedly with exit code {code}.")
+            else:
+                if entry.timer is not None:
+                    entry.timer.cancel()
+                self.enqueue(entry)
+
+    def _startup_failed(self, function: Function, container: Container, code: int) -> None:
+        function.startup_failures += 1
+        if function.startup_failures <= self.plane.crashes_allowed:
+            return
+        function.startup_failures = 0
+        text = f"Container failed to start, with exit code {code}."
+        result = container.result or api_pb2.GenericResult(status=FAILURE, exception=text)
+        item = api_pb2.FunctionPutOutputsItem(result=result)
+        for entry in list(function.queue):
+            entry.retry_count = 1 << 20  # what cannot start is not tried again
+            self.finish(entry, result.status, item=item)
+
+    async def close(self) -> None:
+        """Kill what is left, and wait for it."""
+        for container in list(self.containers.values()):
+            container.retiring, container.doom = True, "app"
+            if container.process:
+                container.process.kill()
+        for app in self.plane.apps.apps.values():
+            app.state = api_pb2.APP_STATE_STOPPED
+        left = [c for c in self.containers.values() if c.state != "done"]
+        await asyncio.gather(*(asyncio.wait_for(c.done.wait(), 20) for c in left), return_exceptions=True)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,0 +1,157 @@
+"""Volumes: what is committed, and each container's own working copy of it.
+
+Assumed of Modal: a container sees the volume as it was committed when the container started; what it writes, others
+see after its commit and their reload; a commit publishes the files that changed since the last sync, the last writer
+of a file wins; a reload may commit first, and fails while a file of the volume is open or a working directory is in
+it; the mount path is a symlink into /__modal/volumes; read-only mounts and sub-paths are honoured. Modal also commits
+in the background every few seconds: here only on request (`background_commits`), so that a missing commit shows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+import attrs
+from grpclib import GRPCError, Status
+from modal_proto import api_pb2
+
+from .records import Container, new_id
+
+Fingerprint = tuple[int, int, int, int]  # mode, size, mtime, inode
+
+
+@attrs.define(eq=False)
+class Volume:
+    name: str
+    environment: str
+    version: int
+    folder: Path
+    id: str = attrs.field(factory=lambda: new_id("vo"))
+    commits: int = 0
+    fail_commits: int = 0
+
+    @property
+    def data(self) -> Path:
+        """The committed files."""
+        return self.folder / self.id
+
+    def metadata(self) -> api_pb2.VolumeMetadata:
+        return api_pb2.VolumeMetadata(version=self.version, name=self.name)  # type: ignore[arg-type]
+
+
+def scan(folder: Path) -> dict[str, Fingerprint]:
+    """Every path below a folder, with what tells a change."""
+    found: dict[str, Fingerprint] = {}
+    for where, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            path = Path(where, name)
+            with contextlib.suppress(FileNotFoundError):
+                stat = path.lstat()
+                changing = not path.is_dir() or path.is_symlink()
+                key = str(path.relative_to(folder))
+                found[key] = (stat.st_mode, *((stat.st_size, stat.st_mtime_ns, stat.st_ino) if changing else (0, 0, 0)))
+    return found
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _remove(path: Path) -> None:
+    if _is_folder(path):
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def copy_entry(source: Path, target: Path) -> None:
+    """Put one file, folder or link where another may be, so that no reader sees half of it."""
+    if _is_folder(source):
+        if not _is_folder(target):
+            _remove(target)
+            target.mkdir(parents=True)
+        shutil.copystat(source, target)
+        return
+    if _is_folder(target):
+        _remove(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.parent / f".{new_id('part')}"
+    try:
+        shutil.copy2(source, part, follow_symlinks=False)
+    except FileNotFoundError:
+        return  # it vanished while the container went on
+    part.replace(target)
+
+
+def mirror(source: Path, target: Path) -> None:
+    """Make one folder's files those of the other."""
+    wanted, present = scan(source), scan(target)
+    for name in sorted(set(present) - set(wanted), reverse=True):
+        _remove(target / name)
+    for name in sorted(wanted):
+        have = present.get(name)
+        if have is None or have[:3] != wanted[name][:3]:
+            copy_entry(source / name, target / name)
+
+
+@attrs.define(eq=False)
+class WorkingCopy:
+    """One volume as one container has it."""
+
+    volume: Volume
+    folder: Path
+    mount: api_pb2.VolumeMount
+    base: dict[str, Fingerprint] = attrs.field(factory=dict)
+
+    def fetch(self) -> None:
+        """Take over what is committed. Runs in a thread."""
+        source = self.volume.data / self.mount.sub_path.strip("/")
+        source.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        mirror(source, self.folder)
+        self.base = scan(self.folder)
+
+    def publish(self) -> int:
+        """Commit what changed since the last sync. Returns how many paths. Runs in a thread."""
+        if self.mount.read_only:
+            return 0
+        if self.volume.fail_commits > 0:
+            self.volume.fail_commits -= 1
+            raise GRPCError(Status.INVALID_ARGUMENT, "The volume could not be committed (as asked for).")
+        target = self.volume.data / self.mount.sub_path.strip("/")
+        now = scan(self.folder)
+        gone = sorted(set(self.base) - set(now), reverse=True)
+        changed = sorted(name for name, mark in now.items() if self.base.get(name) != mark)
+        for name in gone:
+            _remove(target / name)
+        for name in changed:
+            copy_entry(self.folder / name, target / name)
+        self.base = now
+        self.volume.commits += 1
+        return len(gone) + len(changed)
+
+    def open_file(self, pids: list[int]) -> str | None:
+        """A path in the copy that one of these processes has open, or its working directory."""
+        marks = {(stat.st_dev, stat.st_ino): "" for stat in [self.folder.stat()]}
+        for where, folders, files in os.walk(self.folder):
+            for name in [*folders, *files]:
+                with contextlib.suppress(FileNotFoundError):
+                    stat = os.lstat(Path(where, name))
+                    marks[stat.st_dev, stat.st_ino] = str(Path(where, name).relative_to(self.folder))
+        for pid in pids:
+            proc = Path("/proc", str(pid))
+            with contextlib.suppress(OSError):
+                for link in [proc / "cwd", *(proc / "fd").iterdir()]:
+                    with contextlib.suppress(OSError):
+                        stat = link.stat()
+                        if (stat.st_dev, stat.st_ino) in marks:
+                            return marks[stat.st_dev, stat.st_ino] or "."
+        return None
+
+
+def working_copies(container: Container) -> dict[str, WorkingCopy]:
+    """A container's volumes by id; empty before it has started."""
+    return container.process.volumes if container.process else {}
