@@ -1,7 +1,8 @@
-"""The supervisor as a process of its own: ``python skyrl_modal/container/__main__.py JOB.json [options]``.
+"""The supervisor as a process of its own: ``python skyrl_modal/container/__main__.py [options] < JOB.json``.
 
-The local backend starts it so, inside its namespaces. The command's output goes to standard output; events for the
-caller go, a line of JSON each, to the descriptor given by ``--events``.
+The local backend starts it so, inside its namespaces. The job comes by standard input, so that no file of it need be
+visible here; the command's output goes to standard output; events for the caller go, a line of JSON each, to the
+descriptor given by ``--events``.
 """
 
 from __future__ import annotations
@@ -50,15 +51,15 @@ def _watch_caller(descriptor: int, supervisor: Supervisor) -> None:
 def main() -> int:
     """Run one job to its end; gives the command's exit code."""
     parser = argparse.ArgumentParser(prog="skyrl_modal.container")
-    parser.add_argument("job", type=Path, help="the job's record")
     parser.add_argument("--events", type=int, help="descriptor that gets the events")
     parser.add_argument("--caller", type=int, help="descriptor that gets readable when the caller ends")
-    parser.add_argument("--alive", type=int, help="descriptor of a lock that is held as long as this process lives")
+    parser.add_argument(
+        "--info", type=int, help="descriptor that gets this process's id, where bubblewrap does not tell"
+    )
     options = parser.parse_args()
-    for descriptor in (options.events, options.caller, options.alive):
-        if descriptor is not None:
-            os.set_inheritable(descriptor, False)
-
+    if options.info is not None:
+        os.write(options.info, json.dumps({"child-pid": os.getpid()}).encode())
+        os.close(options.info)
     telling = _Teller(options.events)
 
     def show(data: bytes) -> None:
@@ -66,7 +67,7 @@ def main() -> int:
         while view:
             view = view[os.write(1, view) :]
 
-    supervisor = Supervisor(json.loads(options.job.read_text(encoding="utf-8")), live=show, tell=telling.tell)
+    supervisor = Supervisor(json.loads(sys.stdin.read()), live=show, tell=telling.tell)
     signal.signal(signal.SIGINT, lambda *_: supervisor.request_stop("cancelled"))
     signal.signal(signal.SIGTERM, lambda *_: supervisor.request_stop("cancelled"))
     signal.signal(signal.SIGHUP, lambda *_: supervisor.request_stop("cancelled"))

@@ -1,0 +1,121 @@
+"""What a place that runs jobs must offer. ``Launcher(backend=...)`` takes any object that has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from attrs import frozen
+
+from skyrl_modal.job import Job
+from skyrl_modal.mount import Selection
+
+#: What happens in a run: ``("output", bytes)``, ``("line", str)`` of ours, ``("state", str)``, ``("result", record)``.
+Event = tuple[Literal["output", "line", "state", "result"], Any]
+
+
+@frozen
+class VolumeEntry:
+    """One file or folder on a volume.
+
+    Attributes:
+        path: Its path in the container.
+        type: ``"file"``, ``"dir"``, or ``"other"``.
+        size: Bytes; 0 for a folder.
+        mtime: Seconds since the epoch.
+    """
+
+    path: str
+    type: str
+    size: int
+    mtime: float
+
+
+class Execution(Protocol):
+    """One started run, as its backend sees it."""
+
+    @property
+    def handle(self) -> Mapping[str, Any]:
+        """What ``Backend.attach`` needs to find it from another process; plain data."""
+
+    @property
+    def url(self) -> str | None:
+        """A page about the run, where there is one."""
+
+    @property
+    def log_path(self) -> str:
+        """Where output.log is, in words that its reader can use."""
+
+    def events(self) -> Iterator[Event]:
+        """What happens, live, from the start of the output on. It ends when the run has ended and all is told.
+
+        The last event is ``("result", record)``; a run that died without one has none.
+        """
+
+    def log_size(self) -> int:
+        """Bytes that output.log has now."""
+
+    def read_log(self, offset: int) -> bytes:
+        """A part of output.log from an offset on; empty at its end."""
+
+    def state(self) -> str:
+        """The run's state now."""
+
+    def wait(self, timeout: float | None = None) -> Mapping[str, Any] | None:
+        """Wait for the end; gives the result's record, None where the run died without one.
+
+        Raises:
+            TimeoutError: It has not ended within that many seconds.
+        """
+
+    def cancel(self, *, now: bool = False) -> None:
+        """Ask the run to end: gently, or at once. A run that has ended is left as it is."""
+
+
+class Backend(Protocol):
+    """A place that runs jobs."""
+
+    @property
+    def name(self) -> str:
+        """How messages and records call it."""
+
+    def check(self, job: Job) -> Sequence[str]:
+        """See whether this backend can take the job, before any work is done.
+
+        Returns:
+            Warnings for the user.
+
+        Raises:
+            BackendUnavailable: It cannot take any.
+            SpecError: It cannot take this one.
+        """
+
+    def describe(self, job: Job) -> Sequence[tuple[str, str]]:
+        """What runs where, for the header: pairs of a word and what it is."""
+
+    def start(self, job: Job, selections: Sequence[Selection], secrets: Mapping[str, str], *, owned: bool) -> Execution:
+        """Hand over the mounts' files and start the run.
+
+        Args:
+            job: The run.
+            selections: What goes, one for each of the job's mounts, in their order.
+            secrets: Values of the job's secrets.
+            owned: Whether the run ends when this process does.
+        """
+
+    def attach(self, job: Job, handle: Mapping[str, Any]) -> Execution:
+        """Find a run that was started before, maybe by another process."""
+
+    def ls(self, volume: str, path: str) -> Sequence[VolumeEntry]:
+        """List a folder of a volume; ``path`` and the entries' paths begin at the volume's root.
+
+        Raises:
+            FileNotFoundError: There is no such volume or path.
+        """
+
+    def pull(self, volume: str, path: str, local: Path) -> None:
+        """Copy a file or folder from a volume to this machine."""
+
+    def push(self, volume: str, local: Path, path: str) -> None:
+        """Copy a file or folder from this machine to a volume."""

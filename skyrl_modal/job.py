@@ -1,0 +1,158 @@
+"""One run as plain data, to JSON and back: the only thing of it that crosses into the container."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from attrs import asdict, field, fields, frozen
+
+from skyrl_modal.errors import SpecError
+
+#: Version of the record's form. A reader refuses a newer one and fills in what an older one lacks.
+VERSION = 1
+
+
+def new_run_id() -> str:
+    """A run's id: the second it was made in (UTC), then something unique; ids sort by time.
+
+    Example:
+        >>> len(new_run_id())
+        22
+    """
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+@frozen(kw_only=True)
+class JobMount:
+    """One folder as it goes into the container.
+
+    Attributes:
+        remote_path: Where the container has it.
+        local_path: Where it comes from on the caller's machine.
+        files: How many files go.
+        bytes: Their size together.
+    """
+
+    remote_path: str
+    local_path: str
+    files: int
+    bytes: int
+
+
+@frozen(kw_only=True)
+class JobVolume:
+    """One volume of a run; the fields are those of VolumeSpec."""
+
+    name: str
+    mount_path: str
+    create_if_missing: bool = True
+    read_only: bool = False
+    version: int | None = None
+
+
+def _mounts(value: Sequence[JobMount | Mapping[str, Any]]) -> tuple[JobMount, ...]:
+    return tuple(item if isinstance(item, JobMount) else JobMount(**item) for item in value)
+
+
+def _volumes(value: Sequence[JobVolume | Mapping[str, Any]]) -> tuple[JobVolume, ...]:
+    return tuple(item if isinstance(item, JobVolume) else JobVolume(**item) for item in value)
+
+
+@frozen(kw_only=True)
+class Job:
+    """One run. Paths are the container's.
+
+    Attributes:
+        id: The run's id.
+        command: A shell string.
+        workdir: Folder that the command runs in.
+        repo_root: The checkout; None where no mount is one.
+        data: The first volume; None where there is none.
+        run_dir: Folder of this run's records: job.json, output.log, result.json.
+        mounts: Folders that go.
+        volumes: Persistent volumes.
+        env: Variables for the command.
+        secrets: Names of variables that are secret; their values are in no record.
+        named_secrets: Names of Modal's own secrets, each with the variables that it must have.
+        image: The fields of ImageSpec, ``base`` resolved.
+        gpu: Requests in order of preference, such as ``("A100:4",)``.
+        gpus: GPUs in each container as asked for; None to count what the machine has.
+        nodes: Containers in the cluster.
+        ray: The fields of RaySpec; None for no Ray.
+        timeout: Seconds for each attempt.
+        grace: Seconds that a command which is stopped gets to save and end.
+        retries: Further attempts.
+        app_name: Name of the Modal app.
+        cpu: CPU cores, as Modal takes them.
+        memory: MiB, as Modal takes it.
+        region: As Modal takes it.
+        cloud: As Modal takes it.
+        checkout: What git says of the checkout: root, commit, changed.
+        created_at: When the job was made, ISO 8601 in UTC.
+        version: Of this record's form.
+    """
+
+    id: str
+    command: str
+    workdir: str
+    run_dir: str
+    repo_root: str | None = None
+    data: str | None = None
+    mounts: tuple[JobMount, ...] = field(default=(), converter=_mounts)
+    volumes: tuple[JobVolume, ...] = field(default=(), converter=_volumes)
+    env: Mapping[str, str] = field(factory=dict)
+    secrets: Sequence[str] = ()
+    named_secrets: Mapping[str, Sequence[str]] = field(factory=dict)
+    image: Mapping[str, Any] = field(factory=dict)
+    gpu: Sequence[str] = ()
+    gpus: int | None = None
+    nodes: int = 1
+    ray: Mapping[str, Any] | None = None
+    timeout: float = 3600.0
+    grace: float = 6.0
+    retries: int = 0
+    app_name: str = "my_skyrl_app"
+    cpu: float | None = None
+    memory: int | None = None
+    region: str | None = None
+    cloud: str | None = None
+    checkout: Mapping[str, Any] = field(factory=dict)
+    created_at: str = ""
+    version: int = VERSION
+
+    def to_json(self) -> str:
+        """The record as JSON text.
+
+        Example:
+            >>> job = Job(id="r1", command="true", workdir="/root/SkyRL", run_dir="/root/data/.skyrl_modal/runs/r1")
+            >>> Job.from_json(job.to_json()) == job
+            True
+        """
+        return json.dumps(asdict(self), indent=1, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        """Read a record.
+
+        Raises:
+            SpecError: It is no record of a job, or of a later version than this library knows.
+        """
+        try:
+            record = json.loads(text)
+            version = record["version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise SpecError("job", text[:80], f"this is no record of a job: {error}") from error
+        if not isinstance(version, int) or version > VERSION:
+            raise SpecError("version", version, f"this library reads records up to version {VERSION}: upgrade it")
+        known = {item.name for item in fields(cls)}
+        record = {key: value for key, value in record.items() if key in known}
+        for name in ("secrets", "gpu"):
+            record[name] = tuple(record.get(name, ()))
+        try:
+            return cls(**record)
+        except TypeError as error:
+            raise SpecError("job", record, f"this record of a job is not whole: {error}") from error

@@ -1,0 +1,387 @@
+"""The launcher: composes specs and checkout into a job, hands it to a backend, and follows the run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import posixpath
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from attrs import Attribute, field, frozen
+
+from skyrl_modal.backends import Backend, VolumeEntry
+from skyrl_modal.checkout import find_checkout
+from skyrl_modal.display import Lines, Quiet
+from skyrl_modal.errors import SpecError
+from skyrl_modal.follow import Interrupts, Output, catch_interrupts, follow, sink_for
+from skyrl_modal.plan import Plan, make_plan
+from skyrl_modal.run import Reporter, Run, RunResult
+from skyrl_modal.run_index import IndexRecord, RunIndex
+from skyrl_modal.secret_values import read_secrets
+from skyrl_modal.specs import (
+    ImageSpec,
+    MountSpec,
+    RaySpec,
+    SecretSpec,
+    VolumeSpec,
+    at_least,
+    check_gpu_names,
+    check_name,
+    parse_duration,
+    to_env,
+)
+
+
+def backend_named(name: str) -> Backend:
+    """The backend of a name.
+
+    Raises:
+        SpecError: There is none.
+    """
+    if name == "local":
+        from skyrl_modal.backends.local import LocalBackend
+
+        return LocalBackend()
+    if name == "modal":
+        from skyrl_modal.backends.modal import ModalBackend
+
+        return ModalBackend()
+    raise SpecError("backend", name, 'give "modal", "local", or an object with the Backend protocol')
+
+
+def _volumes(value: Sequence[VolumeSpec]) -> Sequence[VolumeSpec]:
+    return value if isinstance(value, str) else tuple(value)
+
+
+def _mounts(value: Sequence[MountSpec]) -> Sequence[MountSpec]:
+    return value if isinstance(value, str) else tuple(value)
+
+
+def _timeout(value: float | str | timedelta) -> float:
+    return parse_duration(value, name="timeout")
+
+
+def _grace(value: float | str | timedelta) -> float:
+    return parse_duration(value, name="grace")
+
+
+def _secrets(value: str | SecretSpec | Sequence[str | SecretSpec]) -> Sequence[str | SecretSpec]:
+    return (value,) if isinstance(value, str | SecretSpec) else tuple(value)
+
+
+def _checkout(value: str | Path | None) -> Path | None:
+    return None if value is None else find_checkout(value)
+
+
+def _all_of(kind: type) -> Callable[[Any, Attribute[Any], Any], None]:
+    def check(instance: object, attribute: Attribute[Any], value: object) -> None:
+        if not isinstance(value, tuple) or not all(isinstance(item, kind) for item in value):
+            raise SpecError(attribute.name, value, f"give a list of {kind.__name__}")
+
+    return check
+
+
+@frozen(kw_only=True)
+class Launcher:
+    """Runs shell commands from a SkyRL checkout in a container, or on this machine through the same container code.
+
+    It holds no state: it can be used many times, from many threads, and ``attrs.evolve`` makes variants.
+
+    Attributes:
+        image: Base image and layers (Modal).
+        volumes: Persistent volumes; the first is ``$SKYRL_DATA``.
+        mounts: Folders that go: the checkout, and any other of the caller's own.
+        gpu: ``"A100-80GB:4"``, several in order of preference, or None. Locally there is what the machine has.
+        nodes: Containers in the cluster.
+        ray: The Ray that is up when the command starts; None for no Ray.
+        timeout: For each attempt: seconds, a ``timedelta``, or text such as ``"90m"`` or ``"24h"``; kept as seconds.
+        retries: Further attempts after a failure or a time-out.
+        secrets: Names of variables taken from the environment or a .env file, or ``SecretSpec`` for Modal's own.
+        env: Variables for the command.
+        cpu: CPU cores (Modal).
+        memory: MiB (Modal).
+        region: Region (Modal).
+        cloud: Cloud provider (Modal).
+        workdir: Folder in the checkout that the command runs in; an absolute path may be in any mount or volume.
+        app_name: Name of the Modal app.
+        checkout: The SkyRL checkout; None: found from ``$SKYRL_REPO_ROOT``, the working directory, or the script.
+        backend: ``"modal"``, ``"local"``, or an object with the Backend protocol.
+        grace: What a command that is stopped gets to save and end before KILL; kept as seconds.
+
+    Raises:
+        SpecError: A value is wrong; the error names it and says what would do.
+
+    Example:
+        >>> Launcher(backend="local", timeout="90m").timeout
+        5400.0
+    """
+
+    image: ImageSpec = field(factory=ImageSpec)
+    volumes: Sequence[VolumeSpec] = field(
+        factory=lambda: [VolumeSpec()], converter=_volumes, validator=_all_of(VolumeSpec)
+    )
+    mounts: Sequence[MountSpec] = field(factory=lambda: [MountSpec()], converter=_mounts, validator=_all_of(MountSpec))
+    gpu: str | Sequence[str] | None = field(
+        factory=lambda: os.environ.get("MODAL_GPU", "L4:1"), converter=check_gpu_names
+    )
+    nodes: int = field(default=1)
+    ray: RaySpec | None = field(factory=RaySpec)
+    timeout: float = field(default=3600.0, converter=_timeout)
+    retries: int = field(default=0)
+    secrets: Sequence[str | SecretSpec] = field(default=(), converter=_secrets)
+    env: Mapping[str, str] = field(factory=dict, converter=to_env)
+    cpu: float | None = field(default=None, validator=at_least(0.125))
+    memory: int | None = field(default=None, validator=at_least(128))
+    region: str | None = None
+    cloud: str | None = None
+    workdir: str = field(default=".")
+    app_name: str = field(factory=lambda: os.environ.get("MODAL_APP_NAME", "my_skyrl_app"), validator=check_name)
+    checkout: Path | None = field(default=None, converter=_checkout)
+    backend: str | Backend = field(factory=lambda: os.environ.get("SKYRL_MODAL_BACKEND", "modal"))
+    grace: float = field(default=6.0, converter=_grace)
+
+    @nodes.validator
+    def _check_nodes(self, attribute: Attribute[int], value: object) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise SpecError("nodes", value, "give a whole number of at least 1")
+
+    @retries.validator
+    def _check_retries(self, attribute: Attribute[int], value: object) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 10:
+            raise SpecError("retries", value, "give a whole number from 0 to 10")
+
+    @image.validator
+    def _check_image(self, attribute: Attribute[ImageSpec], value: object) -> None:
+        if not isinstance(value, ImageSpec):
+            raise SpecError("image", value, "give an ImageSpec")
+
+    @ray.validator
+    def _check_ray(self, attribute: Attribute[RaySpec | None], value: object) -> None:
+        if value is not None and not isinstance(value, RaySpec):
+            raise SpecError("ray", value, "give a RaySpec, or None for no Ray")
+
+    @secrets.validator
+    def _check_secrets(self, attribute: Attribute[Any], value: Sequence[object]) -> None:
+        for item in value:
+            if isinstance(item, SecretSpec):
+                continue
+            if not isinstance(item, str) or not item.isidentifier():
+                remedy = "give the names of variables, not their values, or SecretSpec for secrets that Modal keeps"
+                # The text may be a secret by mistake ("KEY=value"): it is not repeated.
+                raise SpecError("secrets", "(not shown)", remedy)
+
+    @workdir.validator
+    def _check_workdir(self, attribute: Attribute[str], value: object) -> None:
+        if not isinstance(value, str) or not value or ".." in value.split("/") or "\0" in value:
+            raise SpecError("workdir", value, 'give a folder in the checkout, without "..", such as "skyrl-train"')
+
+    @backend.validator
+    def _check_backend(self, attribute: Attribute[str | Backend], value: object) -> None:
+        if isinstance(value, str):
+            backend_named(value)
+        elif not hasattr(value, "start"):
+            raise SpecError("backend", value, 'give "modal", "local", or an object with the Backend protocol')
+
+    def __attrs_post_init__(self) -> None:
+        taken: dict[str, str] = {}
+        for volume in self.volumes:
+            if volume.mount_path in taken:
+                raise SpecError("volumes", volume.mount_path, "two volumes are at this path; give each its own")
+            taken[volume.mount_path] = "volume"
+        for mount in self.mounts:
+            path = mount.remote_path
+            if taken.get(path) == "mount":
+                raise SpecError("mounts", path, "two mounts are at this path; give each its own")
+            for volume in self.volumes:
+                if path == volume.mount_path or path.startswith(f"{volume.mount_path}/"):
+                    raise SpecError(
+                        "mounts", path, f"the volume {volume.name} is at {volume.mount_path}; mount beside it"
+                    )
+            taken[path] = "mount"
+
+    # -- running -----------------------------------------------------------------------------------------------------
+
+    def run(
+        self, command: str | Sequence[str], *, check: bool = False, output: Output = None, quiet: bool = False
+    ) -> RunResult:
+        """Run a command to its end, with its output shown as it comes. The run ends when this process does.
+
+        Args:
+            command: A shell string, or a list of arguments, which is quoted.
+            check: Whether to raise where the command did not succeed.
+            output: A callable or a binary file that gets the output instead of standard output.
+            quiet: Whether to leave out our own lines.
+
+        Returns:
+            How it ended, whatever that is.
+
+        Raises:
+            SpecError: Something that was declared is wrong; nothing was started.
+            CheckoutNotFound: There is no checkout.
+            BackendUnavailable: The backend cannot take a run.
+            CommandFailed: With ``check``: the exit code was not 0. Likewise RunTimeout, RunCancelled and RunLost.
+            KeyboardInterrupt: Ctrl-C was pressed; the run has been ended before this is raised.
+
+        Example:
+            >>> launcher = Launcher(backend="local", mounts=[], ray=None)  # doctest: +SKIP
+            >>> launcher.run("exit 7").returncode  # doctest: +SKIP
+            7
+        """
+        reporter: Reporter = Quiet() if quiet else Lines()
+        sink_for(output)  # a wrong one is refused while nothing has started
+        with catch_interrupts() as interrupts:
+            run = self._start(command, owned=True, reporter=reporter, interrupts=interrupts)
+            result = follow(run, output, reporter, interrupts)
+        interrupts.raise_if_pressed()
+        if check:
+            result.check_returncode()
+        return result
+
+    def submit(self, command: str | Sequence[str]) -> Run:
+        """Start a command that goes on when this process ends.
+
+        Returns:
+            A handle; ``Run.attach(run.id)`` gets it again in another process.
+
+        Raises:
+            SpecError: Something that was declared is wrong; nothing was started.
+            CheckoutNotFound: There is no checkout.
+            BackendUnavailable: The backend cannot take a run.
+        """
+        return self._start(command, owned=False, reporter=Quiet(), interrupts=Interrupts())
+
+    async def arun(
+        self, command: str | Sequence[str], *, check: bool = False, output: Output = None, quiet: bool = False
+    ) -> RunResult:
+        """Like ``run``, awaitable. A task that is cancelled cancels the run, and waits for its end."""
+        reporter: Reporter = Quiet() if quiet else Lines()
+        sink_for(output)
+        interrupts = Interrupts()
+        run = await asyncio.to_thread(self._start, command, owned=True, reporter=reporter, interrupts=interrupts)
+        following = asyncio.ensure_future(asyncio.to_thread(follow, run, output, reporter, interrupts))
+        try:
+            result = await asyncio.shield(following)
+        except asyncio.CancelledError:
+            run.cancel()
+            await following
+            raise
+        if check:
+            result.check_returncode()
+        return result
+
+    async def asubmit(self, command: str | Sequence[str]) -> Run:
+        """Like ``submit``, awaitable."""
+        return await asyncio.to_thread(self.submit, command)
+
+    def plan(self, command: str | Sequence[str]) -> Plan:
+        """What ``run`` would do. Nothing is started, copied or asked of a server.
+
+        Raises:
+            SpecError: Something that was declared is wrong.
+            CheckoutNotFound: There is no checkout.
+        """
+        return make_plan(self, _command_text(command), self._backend.name)
+
+    def _start(self, command: str | Sequence[str], *, owned: bool, reporter: Reporter, interrupts: Interrupts) -> Run:
+        backend = self._backend
+        plan = self.plan(command)
+        job = plan.job
+        # Seen before any work: a run that cannot be had is refused while it has cost nothing.
+        notes = [*plan.warnings, *backend.check(job)]
+        folders = [Path.cwd(), *([Path(job.checkout["root"])] if job.checkout else [])]
+        values = read_secrets([name for name in self.secrets if isinstance(name, str)], folders)
+        reporter.line(f"run {job.id}: {job.command}")
+        for word, text in [*plan.mount_lines(), *backend.describe(job)]:
+            reporter.line(f"{word:>8}  {text}")
+        for note in notes:
+            reporter.warn(note)
+        interrupts.raise_if_pressed()
+        execution = backend.start(job, plan.selections, values, owned=owned)
+        RunIndex().add(IndexRecord(job, backend.name, execution.handle))
+        return Run(job, backend.name, execution)
+
+    # -- volumes -----------------------------------------------------------------------------------------------------
+
+    def ls(self, path: str = "/root/data") -> list[VolumeEntry]:
+        """List a folder of a volume.
+
+        Args:
+            path: Its path in the container.
+
+        Raises:
+            SpecError: The path is on none of this launcher's volumes.
+            FileNotFoundError: It is not there.
+        """
+        volume, inside = self._on_volume(path)
+        entries = self._backend.ls(volume.name, inside)
+        return [
+            VolumeEntry(posixpath.join(volume.mount_path, entry.path), entry.type, entry.size, entry.mtime)
+            for entry in entries
+        ]
+
+    def pull(self, path: str, local: str | Path) -> Path:
+        """Copy a file or folder from a volume to this machine.
+
+        Args:
+            path: Its path in the container.
+            local: What it becomes here; put into it where it is a folder that is there.
+
+        Returns:
+            Where it is now.
+
+        Raises:
+            SpecError: The path is on none of this launcher's volumes.
+            FileNotFoundError: It is not there.
+        """
+        volume, inside = self._on_volume(path)
+        target = Path(local).expanduser()
+        if target.is_dir() and inside:
+            target = target / posixpath.basename(inside)
+        self._backend.pull(volume.name, inside, target)
+        return target
+
+    def push(self, local: str | Path, path: str) -> None:
+        """Copy a file or folder from this machine to a volume.
+
+        Args:
+            local: The file or folder.
+            path: What it becomes in the container.
+
+        Raises:
+            SpecError: The path is on none of this launcher's volumes.
+            FileNotFoundError: There is no such file or folder here.
+        """
+        volume, inside = self._on_volume(path)
+        source = Path(local).expanduser()
+        if not source.exists():
+            raise FileNotFoundError(f"there is no {source}")
+        self._backend.push(volume.name, source, inside)
+
+    def _on_volume(self, path: str) -> tuple[VolumeSpec, str]:
+        normal = posixpath.normpath(path)
+        for volume in sorted(self.volumes, key=lambda volume: -len(volume.mount_path)):
+            if normal == volume.mount_path or normal.startswith(f"{volume.mount_path}/"):
+                return volume, normal.removeprefix(volume.mount_path).lstrip("/")
+        known = ", ".join(volume.mount_path for volume in self.volumes) or "none"
+        raise SpecError("path", path, f"it is on no volume of this launcher (volumes: {known})")
+
+    # -- composing ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _backend(self) -> Backend:
+        return backend_named(self.backend) if isinstance(self.backend, str) else self.backend
+
+
+def _command_text(command: str | Sequence[str]) -> str:
+    if not isinstance(command, str):
+        words = list(command)
+        if not all(isinstance(word, str) for word in words):
+            raise SpecError("command", command, "give a shell string, or a list of strings")
+        command = shlex.join(words)
+    if not command.strip() or "\0" in command:
+        raise SpecError("command", command, 'give a shell command, for example "python train.py"')
+    return command

@@ -1,0 +1,278 @@
+"""A run as its caller sees it: a handle, its states, and its result."""
+
+from __future__ import annotations
+
+import codecs
+import enum
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any, Protocol
+
+from attrs import field, frozen
+
+from skyrl_modal.backends import Event, Execution
+from skyrl_modal.errors import CommandFailed, RunCancelled, RunLost, RunTimeout
+from skyrl_modal.job import Job
+from skyrl_modal.run_index import RunIndex
+
+#: Lines of the output that an error carries.
+TAIL_LINES = 30
+#: Bytes of the output that these lines are taken from.
+TAIL_BYTES = 1 << 16
+#: Exit code of a run that died without telling one.
+LOST_RETURNCODE = 125
+
+
+class RunState(enum.StrEnum):
+    """What a run is doing, or how it ended.
+
+    Example:
+        >>> RunState("failed").is_final, RunState.RUNNING.is_final
+        (True, False)
+    """
+
+    PENDING = "pending"
+    PREPARING = "preparing"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether it stays so."""
+        return self not in (RunState.PENDING, RunState.PREPARING, RunState.RUNNING)
+
+
+class Reporter(Protocol):
+    """Takes the lines about a run that are ours and not the command's."""
+
+    def line(self, text: str) -> None:
+        """Take one."""
+
+    def warn(self, text: str) -> None:
+        """Take a warning."""
+
+
+@frozen(kw_only=True)
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+        run_id: The run.
+        returncode: The command's exit code; 128+N for signal N; 124 for a run that was ended at its time-out; 125 for
+            one that never got as far as its command, or was lost.
+        state: A final state.
+        attempts: How often the command was started.
+        started_at: When the run began in its container, in UTC.
+        duration: Seconds from then to its end, Ray's start and end included.
+        log_path: Where the whole output is kept.
+        backend: The name of the backend that it ran on.
+        detail: What is known about the cause of a failure.
+        log_tail: The last lines of the output.
+    """
+
+    run_id: str
+    returncode: int
+    state: RunState
+    attempts: int
+    started_at: datetime | None
+    duration: float | None
+    log_path: str
+    backend: str
+    detail: str = ""
+    log_tail: str = field(default="", repr=False)
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the command ran to its end and ended with 0."""
+        return self.state is RunState.SUCCEEDED
+
+    def check_returncode(self) -> None:
+        """Raise the error that tells how the run ended; nothing where it succeeded.
+
+        Raises:
+            CommandFailed: The command ended with another exit code than 0, or could not be started.
+            RunTimeout: The run was ended at its time-out.
+            RunCancelled: It was cancelled.
+            RunLost: It died without a result.
+        """
+        facts: dict[str, Any] = {"run_id": self.run_id, "detail": self.detail, "log_tail": self.log_tail}
+        if self.state is RunState.TIMED_OUT:
+            raise RunTimeout(**facts, returncode=self.returncode, seconds=self.duration or 0.0)
+        if self.state is RunState.CANCELLED:
+            raise RunCancelled(**facts, returncode=self.returncode)
+        if self.state is RunState.LOST:
+            raise RunLost(**facts)
+        if self.state is not RunState.SUCCEEDED:
+            raise CommandFailed(**facts, returncode=self.returncode)
+
+
+class Run:
+    """A handle of a run. It is got from ``Launcher.submit`` or ``Run.attach``.
+
+    Attributes:
+        id: The run's id.
+        job: What runs.
+    """
+
+    def __init__(self, job: Job, backend_name: str, execution: Execution) -> None:
+        self.id = job.id
+        self.job = job
+        self._backend_name = backend_name
+        self._execution = execution
+
+    def __repr__(self) -> str:
+        return f"Run(id={self.id!r}, command={self.job.command!r}, backend={self._backend_name!r})"
+
+    @classmethod
+    def attach(cls, run_id: str) -> Run:
+        """Find a run by its id, from any process of this machine's user.
+
+        Raises:
+            RunNotFound: No run has this id; the error has the nearest.
+        """
+        from skyrl_modal.launcher import backend_named  # the launcher composes; a run needs it only to be found again
+
+        record = RunIndex().get(run_id)
+        backend = backend_named(record.backend)
+        return cls(record.job, record.backend, backend.attach(record.job, record.handle))
+
+    @property
+    def state(self) -> RunState:
+        """What it is doing now, or how it ended."""
+        return RunState(self._execution.state())
+
+    @property
+    def url(self) -> str | None:
+        """A page about the run, where there is one."""
+        return self._execution.url
+
+    @property
+    def log_path(self) -> str:
+        """Where the whole output is kept."""
+        return self._execution.log_path
+
+    def logs(self, follow: bool = False, tail: int | None = None) -> Iterator[str]:
+        """The output's lines, without their newline; bytes that are no UTF-8 are shown as U+FFFD.
+
+        Args:
+            follow: Whether to go on until the run has ended.
+            tail: Only so many of the lines that are there now; what is followed comes all the same.
+        """
+        size = self._execution.log_size()
+        if tail is not None:
+            yield from last_lines(self._last_bytes(size, tail), tail)
+        elif not follow:
+            yield from _lines(self._stored(0, size))
+        if follow:
+            yield from _lines(self._followed(0 if tail is None else size))
+
+    def _followed(self, skip: int) -> Iterator[bytes]:
+        for kind, value in self._execution.events():
+            if kind == "output":
+                yield value[skip:]
+                skip = max(0, skip - len(value))
+
+    def _stored(self, offset: int, size: int) -> Iterator[bytes]:
+        while offset < size and (data := self._execution.read_log(offset)):
+            offset += len(data)
+            yield data
+
+    def _last_bytes(self, size: int, lines: int) -> bytes:
+        """As much of the log's end as holds that many lines."""
+        reach = TAIL_BYTES
+        while True:
+            data = b"".join(self._stored(max(0, size - reach), size))
+            if reach >= size or data.count(b"\n") > lines:
+                return data
+            reach *= 8
+
+    def events(self) -> Iterator[Event]:
+        """What happens in the run: see ``skyrl_modal.backends.Event``."""
+        return self._execution.events()
+
+    def wait(self, timeout: float | None = None) -> RunResult:
+        """Wait for the run's end.
+
+        Args:
+            timeout: Seconds to wait at the most; None for as long as it takes.
+
+        Raises:
+            RunTimeout: It has not ended by then. The run goes on.
+        """
+        try:
+            record = self._execution.wait(timeout)
+        except TimeoutError as error:
+            raise RunTimeout(run_id=self.id, seconds=timeout or 0.0) from error
+        return self.to_result(record)
+
+    def result(self) -> RunResult:
+        """The result of a run that has ended.
+
+        Raises:
+            RunTimeout: It has not ended. The run goes on.
+        """
+        return self.wait(0)
+
+    def cancel(self, *, now: bool = False) -> None:
+        """Ask the run to end: the command gets INT, then TERM, then KILL. One that has ended is left as it is.
+
+        Args:
+            now: KILL at once, without time to save.
+        """
+        self._execution.cancel(now=now)
+
+    def to_result(self, record: Mapping[str, Any] | None, log_tail: bytes | None = None) -> RunResult:
+        """The result that a record tells; a run without one is lost."""
+        if log_tail is None:
+            size = self._execution.log_size()
+            log_tail = b"".join(self._stored(max(0, size - TAIL_BYTES), size))
+        text = "\n".join(last_lines(log_tail, TAIL_LINES))
+        if record is None:
+            return RunResult(
+                run_id=self.id,
+                returncode=LOST_RETURNCODE,
+                state=RunState.LOST,
+                attempts=0,
+                started_at=None,
+                duration=None,
+                log_path=self.log_path,
+                backend=self._backend_name,
+                detail="its supervisor ended without a result",
+                log_tail=text,
+            )
+        return RunResult(
+            run_id=self.id,
+            returncode=int(record["returncode"]),
+            state=RunState(record["state"]),
+            attempts=int(record["attempts"]),
+            started_at=datetime.fromisoformat(record["started_at"]),
+            duration=float(record["duration"]),
+            log_path=self.log_path,
+            backend=self._backend_name,
+            detail=record["detail"],
+            log_tail=text,
+        )
+
+
+def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
+    """Whole lines out of chunks that may be cut anywhere, also inside a character."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    rest = ""
+    for chunk in chunks:
+        *whole, rest = (rest + decoder.decode(chunk)).split("\n")
+        yield from whole
+    rest += decoder.decode(b"", final=True)
+    if rest:
+        yield rest
+
+
+def last_lines(data: bytes, count: int) -> list[str]:
+    """The last lines of some output."""
+    lines = data.decode("utf-8", "replace").split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    return lines[-count:] if count > 0 else []
