@@ -15,10 +15,9 @@ from modal_proto import api_pb2
 from .records import Container, Function, new_id
 from .rpc import Context, Service
 
-GPUS = frozenset(
-    ["T4", "L4", "A10", "A10G", "L40S", "A100", "A100-40GB", "A100-80GB", "H100", "H100!", "H200"]
-    + ["B200", "B200+", "B300", "RTX-PRO-6000", "ANY"]
-)
+GPUS = frozenset({"T4", "L4", "A10", "A10G", "L40S", "A100", "A100-40GB", "A100-80GB", "H100", "H100!"}) | {
+    *("H200", "B200", "B200+", "B300", "RTX-PRO-6000", "ANY"),
+}
 LONGEST = 24 * 3600
 
 

@@ -246,6 +246,15 @@ class LoopbackModal:
         """What was printed, stdout and stderr, as the server has it."""
         return "".join(entry.data for entry in self.log(call_id) if entry.descriptor in (1, 2))
 
+    def wait_for_text(self, text: str, call_id: str | None = None, timeout: float = DEADLINE) -> None:
+        """Wait until containers have printed this."""
+        deadline = time.monotonic() + timeout
+        while text not in self.log_text(call_id):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{text!r} was not printed in {timeout} s, but: {self.log_text(call_id)[-2000:]!r}")
+            with self.plane.called:
+                self.plane.called.wait(0.02)
+
     # -- containers --------------------------------------------------------------------------------------------------
 
     def containers(self, *, running: bool = True) -> list[Container]:
