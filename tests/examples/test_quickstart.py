@@ -1,0 +1,83 @@
+"""The quickstart as a user starts it: a process of its own, a real checkout, a real Ray, real learning."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+MAKE_CHECKOUT = "import quickstart; print(quickstart.published_checkout())"
+
+
+def quickstart(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / "quickstart.py"), *arguments],
+        env={**os.environ, **environment},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_reward_rises_and_the_second_run_resumes(tmp_path: Path, checkout: Path) -> None:
+    done = quickstart("--checkout", str(checkout), XDG_DATA_HOME=str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    [both] = re.findall(r"^both:  mean reward ([\d.]+) -> ([\d.]+)$", done.stdout, re.MULTILINE)
+    before, after = map(float, both)
+    assert before < 0.2
+    assert after > 0.85
+    assert "no checkpoint yet: training from the start" in done.stdout
+    assert re.search(r"^resumed from /.*/ckpts/global_step_30$", done.stdout, re.MULTILINE)
+    assert "run 2: resumed from global_step_30, steps 31-60" in done.stdout
+
+    [path] = tmp_path.rglob("metrics.jsonl")
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == list(range(1, 61))
+    assert (path.parent / "ckpts" / "global_step_60" / "policy.npz").is_file()
+    for log in re.findall(r"^run \d: .*, log (.*)$", done.stdout, re.MULTILINE):
+        assert "validation reward at step" in Path(log).read_text()
+
+
+@pytest.mark.slow
+def test_two_that_make_the_checkout_at_once_leave_one_whole_checkout(tmp_path: Path) -> None:
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", MAKE_CHECKOUT],
+            cwd=EXAMPLES,
+            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    roots = {Path(process.communicate()[0].splitlines()[-1]) for process in both}
+    assert [process.returncode for process in both] == [0, 0]
+    [root] = roots
+    assert (root / "skyrl" / "train" / "trainer.py").is_file()
+    assert (root / "skyrl-gym" / "pyproject.toml").is_file()
+    assert (root / "skyrl-gym" / "skyrl_gym" / "envs" / "gsm8k" / "env.py").is_file()
+    # Nothing of the other's, nothing of the download.
+    assert list(root.parent.iterdir()) == [root]
+
+
+def test_without_a_package_index_it_asks_for_a_checkout(tmp_path: Path) -> None:
+    done = quickstart(
+        XDG_CACHE_HOME=str(tmp_path), PIP_CONFIG_FILE=os.devnull, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(tmp_path)
+    )
+    assert done.returncode == 1
+    assert "ERROR: No matching distribution found for skyrl==" in done.stderr
+    assert done.stderr.rstrip().endswith("--checkout DIR")
+    assert list(tmp_path.rglob("*.tar.gz")) == []
+
+
+def test_one_step_is_too_few_for_two_runs() -> None:
+    done = quickstart("--steps", "1")
+    assert done.returncode == 2
+    assert "--steps: give at least 2" in done.stderr
