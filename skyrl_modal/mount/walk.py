@@ -121,6 +121,7 @@ class Walker:
         self._caches = Chain(ignore_case=fold)
         if skip_caches:
             self._caches = self._caches.extended(parse(CACHES, "skip_caches", fold), b"")
+        self._own = [chain for chain in (self._user, self._reaching, self._caches) if chain]
         self._gates: dict[tuple[int, ...], _Gate] = {}
 
     def start(self) -> Folder:
@@ -363,17 +364,16 @@ class Walker:
         """What lets the names pass that no rule can be about; None where every name has to be judged."""
         if folder.mode is not Mode.NORMAL or folder.repository.ignore_case != self._ignore_case:
             return None
-        heres = (
-            folder.git.here(folder.in_repository) if folder.git else None,
-            folder.ours.here(folder.at) if folder.ours else None,
-            self._user.here(folder.at) if self._user else None,
-            self._reaching.here(folder.at) if self._reaching else None,
-            self._caches.here(folder.at) if self._caches else None,
-        )
-        key = tuple(map(id, heres))
+        at = folder.at
+        heres = [chain.here(at) for chain in self._own]
+        if folder.git:
+            heres.append(folder.git.here(folder.in_repository))
+        if folder.ours:
+            heres.append(folder.ours.here(at))
+        key = tuple([id(here) for here in heres])
         gate = self._gates.get(key)
         if gate is None:
-            gate = self._gates[key] = _Gate([here for here in heres if here is not None], self._ignore_case)
+            gate = self._gates[key] = _Gate(heres, self._ignore_case)
         return gate
 
 
