@@ -62,6 +62,16 @@ def _volumes(value: Sequence[JobVolume | Mapping[str, Any]]) -> tuple[JobVolume,
     return tuple(item if isinstance(item, JobVolume) else JobVolume(**item) for item in value)
 
 
+def _plain(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The value as JSON would give it back, so that a record and its copy are equal."""
+    plain: Mapping[str, Any] = json.loads(json.dumps(value))
+    return plain
+
+
+def _plain_or_none(value: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    return None if value is None else _plain(value)
+
+
 @frozen(kw_only=True)
 class Job:
     """One run. Paths are the container's.
@@ -106,12 +116,12 @@ class Job:
     volumes: tuple[JobVolume, ...] = field(default=(), converter=_volumes)
     env: Mapping[str, str] = field(factory=dict)
     secrets: Sequence[str] = ()
-    named_secrets: Mapping[str, Sequence[str]] = field(factory=dict)
-    image: Mapping[str, Any] = field(factory=dict)
+    named_secrets: Mapping[str, Sequence[str]] = field(factory=dict, converter=_plain)
+    image: Mapping[str, Any] = field(factory=dict, converter=_plain)
     gpu: Sequence[str] = ()
     gpus: int | None = None
     nodes: int = 1
-    ray: Mapping[str, Any] | None = None
+    ray: Mapping[str, Any] | None = field(default=None, converter=_plain_or_none)
     timeout: float = 3600.0
     grace: float = 6.0
     retries: int = 0

@@ -35,6 +35,9 @@ from skyrl_modal.specs import (
     to_env,
 )
 
+#: The backends that are chosen by name.
+BACKENDS = ("modal", "local")
+
 
 def backend_named(name: str) -> Backend:
     """The backend of a name.
@@ -50,7 +53,11 @@ def backend_named(name: str) -> Backend:
         from skyrl_modal.backends.modal import ModalBackend
 
         return ModalBackend()
-    raise SpecError("backend", name, 'give "modal", "local", or an object with the Backend protocol')
+    raise _unknown_backend(name)
+
+
+def _unknown_backend(value: object) -> SpecError:
+    return SpecError("backend", value, 'give "modal", "local", or an object with the Backend protocol')
 
 
 def _volumes(value: Sequence[VolumeSpec]) -> Sequence[VolumeSpec]:
@@ -181,10 +188,8 @@ class Launcher:
 
     @backend.validator
     def _check_backend(self, attribute: Attribute[str | Backend], value: object) -> None:
-        if isinstance(value, str):
-            backend_named(value)
-        elif not hasattr(value, "start"):
-            raise SpecError("backend", value, 'give "modal", "local", or an object with the Backend protocol')
+        if value not in BACKENDS and (isinstance(value, str) or not hasattr(value, "start")):
+            raise _unknown_backend(value)
 
     def __attrs_post_init__(self) -> None:
         taken: dict[str, str] = {}
@@ -284,7 +289,9 @@ class Launcher:
             SpecError: Something that was declared is wrong.
             CheckoutNotFound: There is no checkout.
         """
-        return make_plan(self, _command_text(command), self._backend.name)
+        return make_plan(
+            self, _command_text(command), self.backend if isinstance(self.backend, str) else self.backend.name
+        )
 
     def _start(self, command: str | Sequence[str], *, owned: bool, reporter: Reporter, interrupts: Interrupts) -> Run:
         backend = self._backend

@@ -241,7 +241,7 @@ def test_a_secret_may_come_from_a_dotenv_file(launcher: Make, checkout: Path) ->
 
 
 def test_a_secret_that_is_nowhere_is_named_before_anything_starts(launcher: Make) -> None:
-    with pytest.raises(SpecError, match="NO_SUCH_KEY.*export it"):
+    with pytest.raises(SpecError, match=r"NO_SUCH_KEY.*export it"):
         launcher(secrets=["NO_SUCH_KEY"]).run("true")
 
 
