@@ -122,7 +122,7 @@ class Walker:
         if skip_caches:
             self._caches = self._caches.extended(parse(CACHES, "skip_caches", fold), b"")
         self._own = [chain for chain in (self._user, self._reaching, self._caches) if chain]
-        self._gates: dict[tuple[int, ...], _Gate] = {}
+        self._gates: dict[tuple[Here, ...], _Gate] = {}
 
     def start(self) -> Folder:
         """The root, with what is in force in it from the folders above it."""
@@ -370,7 +370,7 @@ class Walker:
             heres.append(folder.git.here(folder.in_repository))
         if folder.ours:
             heres.append(folder.ours.here(at))
-        key = tuple([id(here) for here in heres])
+        key = tuple(heres)
         gate = self._gates.get(key)
         if gate is None:
             gate = self._gates[key] = _Gate(heres, self._ignore_case)
