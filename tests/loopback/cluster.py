@@ -1,30 +1,191 @@
-"""Clusters: to come; functions without one pass through here untouched."""
+"""Clusters: N containers that run the same input.
+
+Assumed of Modal: all containers of a cluster start or none; TaskClusterHello answers once all have said it; every rank
+gets the input, rank 0's output is the call's; an output that is a failure, of any rank, or the death of a container,
+ends the attempt for all; after rank 0's output the others have the grace of a stop to end by themselves; a retry and a
+preempted cluster start all ranks anew. For a cluster of one, the list of addresses is empty. As root each container
+has its own addresses; otherwise they share the machine's network, and rank N is told 127.0.0.(N + 2).
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import signal
+import time
 from typing import Any
 
-from .records import Container, Function
-from .rpc import Service
+import attrs
+from aiohttp import web
+from grpclib import GRPCError, Status
+from modal_proto import api_pb2
+
+from . import network
+from .records import FAILURE, SUCCESS, Container, Function, Input, new_id
+from .rpc import Context, Service
+
+HOLD = 20.0
+
+
+@attrs.define(eq=False)
+class Gang:
+    """One attempt of a cluster at one input."""
+
+    function: Function
+    entry: Input
+    id: str = attrs.field(factory=lambda: new_id("cu"))
+    members: list[Container] = attrs.field(factory=list)
+    addresses: dict[str, str] = attrs.field(factory=dict)  # container id: what it said in its hello
+    complete: asyncio.Event = attrs.field(factory=asyncio.Event)
+    served: set[str] = attrs.field(factory=set)
+    alive: int = 0
+    over: asyncio.Event = attrs.field(factory=asyncio.Event)  # the input has its outcome
+    doom: str = ""
+    code: int = 0
+    result: api_pb2.GenericResult | None = None
+    started_at: float = attrs.field(factory=time.time)
+    network: network.Network | None = None
+    sites: dict[str, web.SockSite] = attrs.field(factory=dict)
+    lock: asyncio.Lock = attrs.field(factory=asyncio.Lock)
 
 
 class Clusters(Service):
-    """Gangs of containers that run one input together."""
+    """Gangs of containers, and the RPCs on clusters."""
+
+    def __init__(self, plane: Any) -> None:
+        super().__init__(plane)
+        self.gangs: dict[str, Gang] = {}
+        self.own_networks = network.possible()
 
     def pump(self, function: Function) -> None:
-        raise NotImplementedError
+        while function.queue:
+            entry = function.queue.pop(0)
+            gang = Gang(function, entry)
+            self.gangs[gang.id] = gang
+            entry.gang = gang
+            gang.members = [Container(function, gang=gang) for _ in range(function.cluster_size)]
+            gang.alive = len(gang.members)
+            for member in gang.members:
+                self.plane.scheduler.launch(member)
+
+    # -- a container's life ------------------------------------------------------------------------------------------
 
     async def prepare(self, container: Container, process: Any) -> None:
-        """Before a container is laid out."""
+        """Give a member its address."""
+        gang: Gang | None = container.gang
+        if gang is None:
+            return
+        rank = gang.members.index(container)
+        container.address = f"127.0.0.{rank + 2}"
+        if not self.own_networks:
+            return
+        async with gang.lock:
+            if gang.network is None:
+                gang.network = await asyncio.to_thread(network.Network)
+        process.namespace_fd = await asyncio.to_thread(gang.network.join, rank)
+        container.address = gang.network.ipv4(rank)
+        process.hosts = f"{gang.network.ipv6(rank)} i6pn.modal.local\n"
+        blobs = self.plane.blobs
+        listener = await asyncio.to_thread(gang.network.listen, rank, blobs.port)
+        gang.sites[container.id] = web.SockSite(blobs.runner, listener)
+        await gang.sites[container.id].start()
 
     async def release(self, container: Container) -> None:
-        """After a container has ended."""
+        gang: Gang | None = container.gang
+        if gang is None:
+            return
+        site = gang.sites.pop(container.id, None)
+        if site is not None:
+            await site.stop()
 
-    async def next_input(self, container: Container) -> Any:
-        raise NotImplementedError
+    async def next_input(self, container: Container) -> Input | None:
+        gang: Gang = container.gang
+        if container.running:
+            return container.running[0]
+        if gang.over.is_set() or container.retiring:
+            return None
+        if container.id not in gang.served:
+            gang.served.add(container.id)
+            return gang.entry
+        await asyncio.wait_for(gang.over.wait(), HOLD)
+        return None
 
-    def put_output(self, container: Container, entry: Any, item: Any) -> None:
-        raise NotImplementedError
+    def put_output(self, container: Container, entry: Input, item: Any) -> None:
+        gang: Gang = container.gang
+        if gang.over.is_set() or entry.state != "running" or entry.retry_count != item.retry_count:
+            return
+        if item.result.status == SUCCESS and container is not gang.members[0]:
+            return
+        self.settle(gang)
+        self.plane.scheduler.finish(entry, item.result.status, item=item)
+        for member in gang.members:
+            if member is not container and member.state != "done":
+                if item.result.status != SUCCESS and not entry.cancelled and member.process:
+                    member.process.signal(signal.SIGINT)
+                self.plane.scheduler.kill_later(member, self.plane.stop_grace, "gang")
+
+    @staticmethod
+    def settle(gang: Gang) -> None:
+        """The input has its outcome; the members shall go."""
+        gang.over.set()
+        for member in gang.members:
+            member.retiring = True
 
     def ended(self, container: Container, code: int) -> None:
-        raise NotImplementedError
+        gang: Gang = container.gang
+        gang.alive -= 1
+        scheduler, entry = self.plane.scheduler, gang.entry
+        if not gang.over.is_set() and not gang.doom:
+            gang.doom, gang.code, gang.result = container.doom or "crash", code, container.result
+            for member in gang.members:
+                scheduler.stop(member, gang.doom, self.plane.stop_grace)
+        if gang.alive:
+            return
+        if gang.network is not None:
+            gang.network.close()
+        if gang.over.is_set() or entry.gang is not gang or entry.state == "done":
+            return
+        self.settle(gang)
+        if gang.result is not None and entry.crashes >= self.plane.crashes_allowed:
+            entry.retry_count = 1 << 20
+            scheduler.finish(entry, FAILURE, item=api_pb2.FunctionPutOutputsItem(result=gang.result))
+        else:
+            scheduler.lost(entry, gang.doom, gang.code)
+
+    # -- RPCs --------------------------------------------------------------------------------------------------------
+
+    async def TaskClusterHello(
+        self, request: api_pb2.TaskClusterHelloRequest, context: Context
+    ) -> api_pb2.TaskClusterHelloResponse:
+        container = context.the_container
+        gang: Gang = container.gang
+        gang.addresses[container.id] = request.container_ip
+        if len(gang.addresses) == len(gang.members):
+            gang.complete.set()
+        await gang.complete.wait()
+        several = gang.members if len(gang.members) > 1 else []
+        return api_pb2.TaskClusterHelloResponse(
+            cluster_id=gang.id,
+            cluster_rank=gang.members.index(container),
+            container_ips=[gang.addresses[member.id] for member in several],
+            container_ipv4_ips=[member.address for member in several],
+        )
+
+    async def ClusterGet(self, request: api_pb2.ClusterGetRequest, context: Context) -> api_pb2.ClusterGetResponse:
+        gang = self.gangs.get(request.cluster_id)
+        if gang is None:
+            raise GRPCError(Status.NOT_FOUND, f"Cluster {request.cluster_id!r} not found.")
+        stats = api_pb2.ClusterStats(
+            app_id=gang.function.app.id,
+            task_ids=[member.id for member in gang.members],
+            cluster_id=gang.id,
+            started_at=gang.started_at,
+        )
+        return api_pb2.ClusterGetResponse(cluster=stats)
+
+    async def close(self) -> None:
+        """Let go of the networks that are left."""
+        for gang in self.gangs.values():
+            if gang.network is not None:
+                with contextlib.suppress(OSError):
+                    gang.network.close()

@@ -1,7 +1,8 @@
 """Functions: created, looked up, and told to the container that runs them.
 
 Assumed of Modal: an unknown GPU, a time-out over a day, or a volume or secret that is not there are refused when the
-function is created, with INVALID_ARGUMENT or NOT_FOUND; of a list of GPUs the first is given.
+function is created, with INVALID_ARGUMENT or NOT_FOUND; of a list of GPUs the first is given;
+a cluster whose containers do not ask for all 8 GPUs of a host is refused too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from .rpc import Context, Service
 GPUS = frozenset({"T4", "L4", "A10", "A10G", "L40S", "A100", "A100-40GB", "A100-80GB", "H100", "H100!"}) | {
     *("H200", "B200", "B200+", "B300", "RTX-PRO-6000", "ANY"),
 }
+HOST = 8
 LONGEST = 24 * 3600
 
 
@@ -28,6 +30,7 @@ class Functions(Service):
         super().__init__(plane)
         self.functions: dict[str, Function] = {}
         self.gpus = set(GPUS)
+        self.full_hosts = True  # Modal's rule for clusters
 
     def get(self, function_id: str) -> Function:
         if function_id not in self.functions:
@@ -101,6 +104,9 @@ class Functions(Service):
             raise GRPCError(Status.INVALID_ARGUMENT, f"Function timeout must be at most {LONGEST} seconds.")
         for mount in definition.volume_mounts:
             self.plane.volumes.get(mount.volume_id)
+        if definition._experimental_group_size > 1 and self.full_hosts and gpu.count != HOST:
+            text = f'Clustered functions must request all GPUs of their hosts, for example gpu="H100:{HOST}".'
+            raise GRPCError(Status.INVALID_ARGUMENT, text)
         missing = [s for s in definition.secret_ids if s not in self.plane.secrets.secrets]
         if missing:
             raise GRPCError(Status.NOT_FOUND, f"Secret {missing[0]!r} not found.")

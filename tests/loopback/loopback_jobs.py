@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -147,3 +148,51 @@ def ticks(count: int, pause: float) -> None:
     for number in range(count):
         print("tick", number, flush=True)
         time.sleep(pause)
+
+
+def rank_facts(data: bytes = b"") -> dict[str, object]:
+    """Each rank serves its rank on its own address; rank 0 asks all."""
+    cluster = modal.Cluster.from_context()
+    rank, addresses = cluster.container_rank(), cluster.container_ips(family="ipv4")
+    print("rank", rank, flush=True)
+    with socket.create_server((addresses[rank], 8765)) as server:
+        answers = [rank]
+        if rank == 0:
+            for other in addresses[1:]:
+                answers.append(_ask(other))
+        else:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(str(rank).encode())
+        return {
+            "rank": rank,
+            "addresses": addresses,
+            "answers": answers,
+            "containers": cluster.container_ids(),
+            "host": os.environ["NCCL_HOSTID"],
+            "data": data,
+        }
+
+
+def _ask(address: str) -> int:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with socket.create_connection((address, 8765), 5) as connection:
+                return int(connection.recv(10))
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def rank_waits(who: int, what: str) -> int:
+    """One rank does something; the others wait."""
+    rank = modal.Cluster.from_context().container_rank()
+    print("rank", rank, "is up", flush=True)
+    if rank == who and what == "raise":
+        raise ValueError(f"rank {rank} failed")
+    if rank == who and what == "return":
+        return rank
+    time.sleep(600)
+    return -1

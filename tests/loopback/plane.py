@@ -46,6 +46,7 @@ class Plane:
         self.stop_grace = self.preempt_grace = self.cancel_grace = 30.0
         self.timeout_grace = 5.0
         self.crashes_allowed = 2
+        self.startup_floor = 60
         self.background_commits: float | None = None
         self.faults = Faults()
         self.unimplemented: list[str] = []
@@ -111,6 +112,7 @@ class Plane:
             watcher.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
         await self.scheduler.close()
+        await self.clusters.close()
         assert self._server is not None
         self.faults.drop_connections(who="all")
         self._server.close()

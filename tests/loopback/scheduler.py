@@ -53,6 +53,9 @@ class Scheduler(Service):
 
     def enqueue(self, entry: Input) -> None:
         entry.state, entry.output = "pending", None
+        if entry.timer is not None:
+            entry.timer.cancel()
+            entry.timer = None
         if entry.call.function.app.stopped or entry.cancelled:
             self.finish(entry, TERMINATED)
             return
@@ -82,7 +85,7 @@ class Scheduler(Service):
         container.state = "busy"
         self.state(container, api_pb2.TASK_STATE_ACTIVE)
         limit = container.function.definition.timeout_secs
-        if limit and (entry.timer is None or entry.gang is None):
+        if limit and entry.timer is None:
             entry.timer = asyncio.get_running_loop().call_later(limit, self._timed_out, entry, container, limit)
 
     def owns(self, container: Container, entry: Input) -> bool:
@@ -128,14 +131,18 @@ class Scheduler(Service):
     def _timed_out(self, entry: Input, container: Container, limit: int) -> None:
         if not self.owns(container, entry) and entry.gang is None:
             return
+        if entry.gang is not None and (entry.gang is not container.gang or entry.state != "running"):
+            return
         text = f"Task's current input {entry.id} hit its timeout of {limit}s"
         self.plane.logs.system(container, f'Task\'s current input(s) ["{entry.id}"] cancelled because: {text}', entry)
         holders = entry.gang.members if entry.gang else [container]
+        if entry.gang:
+            self.plane.clusters.settle(entry.gang)
         self.finish(entry, TIMEOUT, text)
         for holder in holders:
             holder.retiring = True
             self.tell_cancelled(holder, entry, text)
-            self._kill_later(holder, self.plane.timeout_grace, "timeout")
+            self.kill_later(holder, self.plane.timeout_grace, "timeout")
 
     def cancel(self, entry: Input, *, terminate: bool = False) -> None:
         if entry.state == "done" or entry.cancelled:
@@ -143,6 +150,8 @@ class Scheduler(Service):
         entry.cancelled = True
         if entry.state != "running":
             self.finish(entry, TERMINATED)
+            for member in entry.gang.members if entry.gang else []:
+                self.stop(member, "cancelled", self.plane.stop_grace)
             return
         holders = entry.gang.members if entry.gang else entry.containers[-1:]
         for holder in holders:
@@ -151,7 +160,7 @@ class Scheduler(Service):
                 holder.process.kill()
             else:
                 self.tell_cancelled(holder, entry, "Input was cancelled by user")
-                self._kill_later(holder, self.plane.cancel_grace, "cancelled", entry)
+                self.kill_later(holder, self.plane.cancel_grace, "cancelled", entry)
 
     def tell_cancelled(self, container: Container, entry: Input, reason: str) -> None:
         """Put it in the reply to the container's next heartbeat."""
@@ -190,6 +199,7 @@ class Scheduler(Service):
                 await self._end(container, process, 1)
             return
         limit = container.function.definition.startup_timeout_secs or STARTUP_TIMEOUT
+        limit = max(limit, plane.startup_floor)
         timer = asyncio.get_running_loop().call_later(limit, self._slow, container, limit)
         container.timers.append(timer)
 
@@ -202,7 +212,7 @@ class Scheduler(Service):
     def state(self, container: Container, state: int) -> None:
         self.plane.logs.add(container, logs.SYSTEM, "", task_state=state)
 
-    def _kill_later(self, container: Container, grace: float, why: str, entry: Input | None = None) -> None:
+    def kill_later(self, container: Container, grace: float, why: str, entry: Input | None = None) -> None:
         def kill() -> None:
             if container.process and (entry is None or entry in container.running):
                 container.doom = container.doom or why
@@ -219,7 +229,7 @@ class Scheduler(Service):
             container.waiter.set_result(None)
         elif container.process is not None and not (why == "idle" or container.state == "idle"):
             container.process.signal(signal.SIGINT)
-        self._kill_later(container, grace, why)
+        self.kill_later(container, grace, why)
 
     def preempt(self, container: Container, grace: float | None = None) -> None:
         text = "Runner interrupted due to worker preemption. Your Function will be restarted with the same input."
@@ -284,8 +294,6 @@ class Scheduler(Service):
             if entry.crashes > self.plane.crashes_allowed:
                 self.finish(entry, FAILURE, f"Container terminated unexpectedly with exit code {code}.")
             else:
-                if entry.timer is not None:
-                    entry.timer.cancel()
                 self.enqueue(entry)
 
     def _startup_failed(self, function: Function, container: Container, code: int) -> None:

@@ -44,6 +44,7 @@ class LoopbackModal:
         preempt_grace: The same for a preemption.
         cancel_grace: Seconds that a cancelled input may take to end.
         timeout_grace: The same after a time-out; 0: the container is killed at once.
+        startup_floor: Seconds that a start may take at least: a test's time-outs are short, its machine may be busy.
         crashes_allowed: How often an input's container may die before the input fails.
         background_commits: Seconds between commits of all volumes; None: only the commits that are asked for.
         keep: Leave `folder` there.
@@ -64,6 +65,7 @@ class LoopbackModal:
         preempt_grace: float = 30.0,
         cancel_grace: float = 30.0,
         timeout_grace: float = 5.0,
+        startup_floor: int = 60,
         crashes_allowed: int = 2,
         background_commits: float | None = None,
         keep: bool = False,
@@ -79,7 +81,8 @@ class LoopbackModal:
         self.plane.client_timeout, self.plane.scaledown = client_timeout, scaledown
         self.plane.stop_grace, self.plane.preempt_grace = stop_grace, preempt_grace
         self.plane.cancel_grace, self.plane.timeout_grace = cancel_grace, timeout_grace
-        self.plane.crashes_allowed, self.plane.background_commits = crashes_allowed, background_commits
+        self.plane.crashes_allowed, self.plane.startup_floor = crashes_allowed, startup_floor
+        self.plane.background_commits = background_commits
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="loopback-modal", daemon=True)
         self._thread.start()

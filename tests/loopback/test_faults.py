@@ -148,7 +148,7 @@ def test_delayed_logs(loopback: LoopbackModal, running: Any) -> None:
     loopback.faults.delay_logs(0.7)
     with running("wait") as wait:
         call = wait.spawn("late")
-        assert next(call.logs.stream()).message == "late\n"
+        assert next(call.logs.stream()).message.startswith("late")
         entry = loopback.log(call.object_id)[0]
         assert time.time() - entry.time_ns / 1e9 >= 0.7
         call.cancel()
@@ -306,7 +306,7 @@ def test_a_detached_app_goes_on_and_ends_by_itself(loopback: LoopbackModal) -> N
     loopback.wait_until(lambda: bool(app.stopped_at))
     with pytest.raises(modal.exception.RemoteError):
         call.get()
-    assert [entry.message for entry in call.logs.stream()][:1] == ["waiting\n"]
+    assert "".join(entry.message for entry in call.logs.stream()).startswith("waiting\n")
 
 
 def test_leaving_app_run_ends_what_runs(loopback: LoopbackModal, running: Any) -> None:
