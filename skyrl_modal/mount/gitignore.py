@@ -2,8 +2,9 @@
 
 gitignore-parser compiles the patterns. What it is handed is not the line but a canonical spelling of it, since a part
 of what git's ``wildmatch`` accepts is compiled wrongly from the raw line: the line is read byte by byte as git's
-``dir.c`` and ``wildmatch.c`` read it, classes are expanded to the bytes that they match, and every byte that could mean something
-to the library stands as a private code point, which is put back as an escaped byte in the regex that comes out.
+``dir.c`` and ``wildmatch.c`` read it, classes are expanded to the bytes that they match, and every byte that could mean
+something to the library stands as a private code point, which is put back as an escaped byte in the regex that comes
+out.
 
 Bytes are carried as latin-1 text on the way, because git's ``?`` is one byte.
 """
@@ -151,9 +152,9 @@ def _lines(content: bytes) -> Iterator[tuple[int, bytes]]:
         if not line or line[:1] == b"#":
             continue
         # git works on C strings, so a NUL ends the pattern.
-        line = _trimmed(line.removesuffix(b"\r").split(b"\0")[0])
-        if line:
-            yield lineno, line
+        pattern = _trimmed(line.removesuffix(b"\r").split(b"\0")[0])
+        if pattern:
+            yield lineno, pattern
 
 
 def _trimmed(line: bytes) -> bytes:

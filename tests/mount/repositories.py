@@ -4,6 +4,8 @@ A case is drawn from anything with the methods of ``random.Random``, so that Hyp
 without Hypothesis.
 """
 
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 import os

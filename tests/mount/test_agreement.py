@@ -1,22 +1,20 @@
 """The selection is git's own, over random repositories: ``git ls-files --cached --others --exclude-standard``.
 
-``SKYRL_MODAL_CASES`` sets how many cases there are in all (2,000 unless it is set); with ``SKYRL_MODAL_SEED=random`` they
-are other ones each time. The shards let pytest-xdist spread them.
+``SKYRL_MODAL_CASES`` sets how many cases there are in all (2,000 unless it is set); with
+``SKYRL_MODAL_SEED=random`` they are other ones each time. The shards let pytest-xdist spread them.
 """
 
 from __future__ import annotations
 
 import os
 import random
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from skyrl_modal.mount import select
 from tests.mount.agreement import disagreements
-from tests.mount.repositories import Templates, case, listed_by_git
+from tests.mount.repositories import Templates, case
 
 CASES = int(os.environ.get("SKYRL_MODAL_CASES", "2000"))
 SEED = os.environ.get("SKYRL_MODAL_SEED", "0")
