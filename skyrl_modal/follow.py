@@ -165,6 +165,8 @@ def follow(run: Run, output: Output, reporter: Reporter, interrupts: Interrupts)
                     run.cancel()
         elif what == "line":
             reporter.line(content)
+        elif what == "handle":
+            run.remember()
         elif what == "result":
             record = content
         room.release()

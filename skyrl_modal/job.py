@@ -96,6 +96,7 @@ class Job:
         timeout: Seconds for each attempt.
         grace: Seconds that a command which is stopped gets to save and end.
         retries: Further attempts.
+        limit: Seconds for all attempts together; None for no limit.
         app_name: Name of the Modal app.
         cpu: CPU cores, as Modal takes them.
         memory: MiB, as Modal takes it.
@@ -125,6 +126,7 @@ class Job:
     timeout: float = 3600.0
     grace: float = 6.0
     retries: int = 0
+    limit: float | None = None
     app_name: str = "my_skyrl_app"
     cpu: float | None = None
     memory: int | None = None

@@ -20,7 +20,6 @@ from skyrl_modal.errors import SpecError
 from skyrl_modal.follow import Interrupts, Output, catch_interrupts, follow, sink_for
 from skyrl_modal.plan import Plan, make_plan
 from skyrl_modal.run import Reporter, Run, RunResult
-from skyrl_modal.run_index import IndexRecord, RunIndex
 from skyrl_modal.secret_values import read_secrets
 from skyrl_modal.specs import (
     ImageSpec,
@@ -308,8 +307,11 @@ class Launcher:
             reporter.warn(note)
         interrupts.raise_if_pressed()
         execution = backend.start(job, plan.selections, values, owned=owned)
-        RunIndex().add(IndexRecord(job, backend.name, execution.handle))
-        return Run(job, backend.name, execution)
+        if not owned:
+            execution.wait_started()
+        run = Run(job, backend.name, execution)
+        run.remember()
+        return run
 
     # -- volumes -----------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from attrs import field, frozen
 from skyrl_modal.backends import Event, Execution
 from skyrl_modal.errors import CommandFailed, RunCancelled, RunLost, RunTimeout
 from skyrl_modal.job import Job
-from skyrl_modal.run_index import RunIndex
+from skyrl_modal.run_index import IndexRecord, RunIndex
 
 #: Lines of the output that an error carries.
 TAIL_LINES = 30
@@ -139,6 +139,11 @@ class Run:
         record = RunIndex().get(run_id)
         backend = backend_named(record.backend)
         return cls(record.job, record.backend, backend.attach(record.job, record.handle))
+
+    def remember(self) -> None:
+        """Write the record that ``attach`` finds the run by, once the backend knows what to find it by."""
+        if self._execution.handle:
+            RunIndex().add(IndexRecord(self.job, self._backend_name, self._execution.handle))
 
     @property
     def state(self) -> RunState:

@@ -11,8 +11,9 @@ from attrs import frozen
 from skyrl_modal.job import Job
 from skyrl_modal.mount import Selection
 
-#: What happens in a run: ``("output", bytes)``, ``("line", str)`` of ours, ``("state", str)``, ``("result", record)``.
-Event = tuple[Literal["output", "line", "state", "result"], Any]
+#: What happens in a run: ``("output", bytes)``, ``("line", str)`` of ours, ``("state", str)``, ``("handle", mapping)``
+#: where the handle is known only later than the start, ``("result", record)``.
+Event = tuple[Literal["output", "line", "state", "handle", "result"], Any]
 
 
 @frozen
@@ -46,6 +47,13 @@ class Execution(Protocol):
     @property
     def log_path(self) -> str:
         """Where output.log is, in words that its reader can use."""
+
+    def wait_started(self) -> None:
+        """Wait until the run is handed over and ``handle`` is known.
+
+        Raises:
+            SkyRLModalError: The backend would not have it.
+        """
 
     def events(self) -> Iterator[Event]:
         """What happens, live, from the start of the output on. It ends when the run has ended and all is told.

@@ -104,6 +104,9 @@ class LocalExecution:
         """The path of output.log on this machine."""
         return str(self._run_dir / "output.log")
 
+    def wait_started(self) -> None:
+        """Nothing is left to wait for: the supervisor runs when the backend's ``start`` returns."""
+
     def events(self) -> Iterator[Event]:
         """What happens, live: from the run's own streams where this process started it, else from output.log."""
         if self._live is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -15,9 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from skyrl_modal.container.process import Child, descendants, end_all, returncode_of
-
-#: Seconds that Ray gets to end by itself after TERM.
-END_GRACE = 5.0
 
 
 class RayError(Exception):
@@ -130,6 +126,11 @@ class RayNode:
         return f"{self._host}:{self.port}"
 
     @property
+    def has_ended(self) -> bool:
+        """Whether ``ray start`` has ended, and the node with it."""
+        return self._child is None or self._child.returncode is not None
+
+    @property
     def children(self) -> set[int]:
         """The processes whose exit status is waited for here."""
         found = {self._child.pid} if self._child is not None else set()
@@ -194,15 +195,17 @@ class RayNode:
         else:
             self._on_event("ray-probe-failed", probe.returncode)
 
-    def last_words(self, lines: int = 20) -> str:
+    def last_words(self, lines: int = 12) -> str:
         """The end of what Ray printed, and of its own error logs."""
         parts = []
         for path in (self._log, *sorted((self._temp_dir / "session_latest" / "logs").glob("*.err"))):
             try:
-                data = path.read_bytes()[-8192:]
+                data = path.read_bytes()[-65536:]
             except OSError:
                 continue
-            kept = [line for line in data.decode("utf-8", "replace").splitlines() if line.strip()][-lines:]
+            text = data.decode("utf-8", "replace").splitlines()
+            # The raylet's dumps of its own counters would push out what was said before them.
+            kept = [line for line in text if line.strip() and "[state-dump]" not in line][-lines:]
             if kept:
                 parts.append(f"{path.name}:\n" + "\n".join(f"  {line}" for line in kept))
         return "\n".join(parts) or "(Ray printed nothing)"
@@ -221,10 +224,9 @@ class RayNode:
             if self._probe_reader is not None:
                 self._probe_reader.join()
         if self._child is not None:
-            left = self.pids
-            self._child.signal_group(signal.SIGTERM)
-            # The raylet and the workers are in sessions of their own: found now, while their parents still live.
-            end_all(lambda: left & descendants(os.getpid()), grace=END_GRACE)
+            # At once: the command has ended, so nothing is left to drain, and Ray's own way down takes seconds. The
+            # raylet and the workers are in sessions of their own, but all of them are below the one process.
+            end_all(lambda: self.pids, grace=0)
             self._child.join()
         if self._claim is not None:
             self._claim.close()

@@ -67,6 +67,7 @@ class Supervisor:
         self._log_error: str | None = None
         self._log_bytes = 0
         self._detail = ""
+        self._limit: float | None = None
         self._temp_dir = Path(os.environ.get("TMPDIR", "/tmp"))
 
     # -- from outside ------------------------------------------------------------------------------------------------
@@ -93,10 +94,19 @@ class Supervisor:
         try:
             self._prepare()
             env = self._environment()
-            if self._job.get("ray") is not None:
-                self._start_ray(env)
-            attempts = 1
-            state, returncode = self._attempt(env, attempts)
+            if self._job.get("limit") is not None:
+                self._limit = begin + self._job["limit"]
+            while True:
+                if self._job.get("ray") is not None and self._ray is None:
+                    self._start_ray(env)
+                attempts += 1
+                self._detail = ""
+                state, returncode = self._attempt(env, attempts)
+                if state not in ("failed", "timed_out") or attempts > self._job.get("retries", 0) or self._is_over():
+                    break
+                self._note(f"attempt {attempts} ended with exit code {returncode}; starting again")
+                if self._ray is not None and self._ray.has_ended:
+                    self._end_ray()
         except _Stopped as stopped:
             state, returncode = "cancelled", 130
             self._detail = stopped.reason
@@ -125,6 +135,15 @@ class Supervisor:
 
     def _say(self, text: str) -> None:
         self._tell({"event": "line", "text": text})
+
+    def _note(self, text: str) -> None:
+        """Write a line of ours into the output itself, between two attempts."""
+        self._open_log()
+        self._emit(f"skyrl-modal | {text}\n".encode())
+        self._close_log()
+
+    def _is_over(self) -> bool:
+        return self._limit is not None and time.monotonic() >= self._limit
 
     def _prepare(self) -> None:
         self._run_dir.mkdir(parents=True, exist_ok=True)
@@ -222,6 +241,8 @@ class Supervisor:
     def _watch(self, child: Child) -> tuple[str, int]:
         """Wait for the command's end, or bring it about; gives what ended it and Popen's exit status."""
         deadline: float | None = time.monotonic() + self._job["timeout"]
+        if self._limit is not None:
+            deadline = min(deadline, self._limit) if deadline is not None else self._limit
         ended_by = "itself"
         steps: list[tuple[int, float | None]] = []  # signals still to be sent, and the seconds to wait after each
         while True:
@@ -287,22 +308,27 @@ class Supervisor:
     def _pump(self, reading: int, env: Mapping[str, str]) -> None:
         """Take the command's output to output.log and to whoever watches, until nobody can write to it any more."""
         masker = Masker(env[name] for name in self._job["secrets"] if name in env)
-        try:
-            self._log = FileIO(self._run_dir / "output.log", "a")
-        except OSError as error:
-            self._give_up_log(error)
+        self._open_log()
         with open(reading, "rb", buffering=0) as source:
             while chunk := source.read(CHUNK):
                 self._emit(masker.feed(chunk))
             self._emit(masker.flush())
-        if self._log is not None:
-            self._log.close()
+        self._close_log()
 
-    def _give_up_log(self, error: OSError) -> None:
-        # A full disk must not stop a training run that needs no more of it.
+    def _open_log(self) -> None:
+        try:
+            self._log = FileIO(self._run_dir / "output.log", "a")
+        except OSError as error:
+            self._give_up_log(error)
+
+    def _close_log(self) -> None:
         if self._log is not None:
             self._log.close()
             self._log = None
+
+    def _give_up_log(self, error: OSError) -> None:
+        # A full disk must not stop a training run that needs no more of it.
+        self._close_log()
         self._log_error = f"output.log ends after {self._log_bytes} bytes: {error.strerror or error}"
         self._say(f"{self._log_error}; the command goes on")
 
@@ -325,16 +351,21 @@ class Supervisor:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def _tear_down(self) -> None:
-        if self._ray is not None:
-            self._ray.end()
-            try:
-                self._ray.keep_logs(self._run_dir / "ray" / "0")
-            except OSError as error:
-                self._say(f"Ray's logs could not be kept whole: {error}")
+        self._end_ray()
         refused = end_all(lambda: descendants(os.getpid()) - self._baseline, grace=0)
         if refused:
             self._say(f"processes of other users are left, which may not be ended from here: {sorted(refused)}")
         reap_orphans(self._waited_for())
+
+    def _end_ray(self) -> None:
+        if self._ray is None:
+            return
+        self._ray.end()
+        try:
+            self._ray.keep_logs(self._run_dir / "ray" / "0")
+        except (OSError, shutil.Error) as error:
+            self._say(f"Ray's logs could not be kept whole: {error}")
+        self._ray = None
 
     def _state(self, state: str) -> None:
         self._tell({"event": "state", "state": state})

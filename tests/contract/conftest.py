@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from skyrl_modal import Launcher, VolumeSpec
+from tests.loopback import LoopbackModal
 
 
-@pytest.fixture(params=["local"])
+@pytest.fixture(scope="session")
+def shared_loopback(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackModal]:
+    """One control plane for the session; the modal client of this process and of its children uses it."""
+    with LoopbackModal(tmp_path_factory.mktemp("loopback"), client_timeout=3, scaledown=1) as server, server.here():
+        yield server
+        assert server.unimplemented == []
+        assert server.errors == []
+
+
+@pytest.fixture(params=["local", "modal", pytest.param("live", marks=pytest.mark.live)])
 def backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+    """The backend's name. "modal" is the real client against the loopback, "live" against a real account."""
+    if request.param == "modal":
+        request.getfixturevalue("shared_loopback")
+    return "local" if request.param == "local" else "modal"
 
 
 @pytest.fixture

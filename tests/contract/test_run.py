@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import pickle
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -301,8 +300,8 @@ def test_an_error_of_the_sink_reaches_the_caller_and_ends_the_run(launcher: Make
         launcher(grace=2).run("echo one; sleep 600", output=full, quiet=True)
 
 
-def test_a_read_only_world_still_gives_a_result(launcher: Make) -> None:
+def test_a_run_without_volumes_still_gives_a_result(launcher: Make) -> None:
     result = launcher(volumes=[]).run("exit 6", quiet=True)
 
     assert result.returncode == 6
-    assert os.sep in result.log_path
+    assert result.log_path
