@@ -1,0 +1,189 @@
+"""The public names as a user's type checker sees them. Checked by mypy, never run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, assert_type
+
+import attrs
+
+import skyrl_modal
+from skyrl_modal import (
+    BackendUnavailable,
+    CheckoutNotFound,
+    CommandFailed,
+    ImageSpec,
+    Launcher,
+    MountSpec,
+    Plan,
+    RaySpec,
+    Run,
+    RunCancelled,
+    RunLost,
+    RunNotFound,
+    RunResult,
+    RunState,
+    RunTimeout,
+    SecretSpec,
+    SkyRLModalError,
+    SpecError,
+    VolumeSpec,
+)
+from skyrl_modal.backends import Backend, VolumeEntry
+from skyrl_modal.backends.local import LocalBackend
+from skyrl_modal.job import Job
+from skyrl_modal.mount import Selection, select
+
+# -- what a user writes ------------------------------------------------------------------------------------------------
+
+Launcher()
+Launcher(gpu=None, ray=None, checkout="~/SkyRL", timeout=60, grace=timedelta(seconds=9))
+Launcher(backend=LocalBackend(), secrets="WANDB_API_KEY", timeout="1h30m")
+launcher = Launcher(
+    image=ImageSpec(base="python:3.12", apt="git", pip=["wandb"], commands=["true"], env={"A": 1, "B": Path("/b")}),
+    volumes=[VolumeSpec(), VolumeSpec(name="models", mount_path=Path("/root/models"), read_only=True, version=2)],
+    mounts=[MountSpec(exclude="*.ckpt"), MountSpec(local_path=".", remote_path="/root/mine", include=["x"])],
+    gpu=["H100:8", "A100-80GB:8"],
+    nodes=2,
+    ray=RaySpec(port=6380, dashboard=True, num_cpus=2, object_store_memory=10**9, start_timeout="2m", env={"X": "1"}),
+    timeout=timedelta(hours=24),
+    retries=1,
+    secrets=["WANDB_API_KEY", SecretSpec("huggingface", keys=["HF_TOKEN"])],
+    env={"HF_HOME": "/root/models/hf", "N": 3},
+    cpu=0.5,
+    memory=2048,
+    region="us-east",
+    cloud="aws",
+    workdir="skyrl-train",
+    app_name="mine",
+    checkout=Path.home(),
+    backend="local",
+    grace=30,
+)
+
+Launcher(nodes="2")  # type: ignore[arg-type]
+Launcher(gpus=4)  # type: ignore[call-arg]
+Launcher("local")  # type: ignore[arg-type,call-arg]
+launcher.nodes = 3  # type: ignore[misc]
+VolumeSpec("skyrl-data")  # type: ignore[call-arg]
+RaySpec(dashboard="yes")  # type: ignore[arg-type]
+
+assert_type(attrs.evolve(launcher, timeout="1h"), Launcher)
+assert_type(launcher.timeout, float)
+assert_type(launcher.checkout, Path | None)
+assert_type(launcher.gpu, str | Sequence[str] | None)
+assert_type(launcher.env, Mapping[str, str])
+assert_type(launcher.volumes, Sequence[VolumeSpec])
+assert_type(launcher.backend, str | Backend)
+
+# -- running -----------------------------------------------------------------------------------------------------------
+
+
+def took(data: bytes) -> None: ...
+
+
+with open("log", "wb") as file:
+    assert_type(launcher.run("true", output=file), RunResult)
+result = launcher.run(["python", "train.py"], check=True, output=took, quiet=True)
+launcher.run("true", output=bytearray().extend)
+launcher.run(7)  # type: ignore[arg-type]
+launcher.run("true", True)  # type: ignore[call-arg]
+
+assert_type(result.run_id, str)
+assert_type(result.returncode, int)
+assert_type(result.state, RunState)
+assert_type(result.attempts, int)
+assert_type(result.started_at, datetime | None)
+assert_type(result.duration, float | None)
+assert_type(result.log_path, str)
+assert_type(result.log_tail, str)
+assert_type(result.backend, str)
+assert_type(result.detail, str)
+assert_type(result.succeeded, bool)
+assert_type(result.state.is_final, bool)
+assert_type(RunState("failed"), RunState)
+
+run = launcher.submit("sleep 60")
+assert_type(run, Run)
+assert_type(run.id, str)
+assert_type(run.job, Job)
+assert_type(run.state, RunState)
+assert_type(run.url, str | None)
+assert_type(run.logs(), Iterator[str])
+assert_type(run.logs(follow=True, tail=10), Iterator[str])
+assert_type(run.wait(timeout=1.5), RunResult)
+assert_type(run.result(), RunResult)
+assert_type(Run.attach(run.id), Run)
+run.cancel()
+run.cancel(now=True)
+
+
+async def awaited() -> None:
+    assert_type(await launcher.arun("true", check=True), RunResult)
+    assert_type(await launcher.asubmit("true"), Run)
+
+
+plan = launcher.plan("true")
+assert_type(plan, Plan)
+assert_type(plan.job, Job)
+assert_type(plan.selections, tuple[Selection, ...])
+assert_type(plan.warnings, tuple[str, ...])
+assert_type(Job.from_json(plan.job.to_json()), Job)
+
+assert_type(launcher.ls(), list[VolumeEntry])
+assert_type(launcher.pull("/root/data/x", "here"), Path)
+launcher.push(Path("x"), "/root/data/x")
+
+selection = select(Path("."), include=["*.bin"], exclude=("*.log",), skip_caches=True)
+assert_type(selection, Selection)
+assert_type(selection.root, Path)
+assert_type(selection.files, tuple[str, ...])
+assert_type(selection.bytes, int)
+assert_type(selection.warnings, tuple[str, ...])
+assert_type(selection.excluded, Mapping[str, str])
+assert_type(selection.digest, str)
+assert_type(selection.explain("x"), str)
+
+# -- what may go wrong -------------------------------------------------------------------------------------------------
+
+try:
+    result.check_returncode()
+except CommandFailed as failed:
+    assert_type(failed.returncode, int)
+    assert_type(failed.run_id, str)
+    assert_type(failed.log_tail, str)
+except RunTimeout as late:
+    assert_type(late.seconds, float)
+    assert_type(late.returncode, int | None)
+except RunCancelled as cancelled:
+    assert_type(cancelled.returncode, int)
+except RunLost as lost:
+    assert_type(lost.detail, str)
+except SpecError as wrong:
+    assert_type(wrong.field, str)
+    assert_type(wrong.value, object)
+    assert_type(wrong.remedy, str)
+    as_value_error: ValueError = wrong
+except CheckoutNotFound as nowhere:
+    assert_type(nowhere.searched, Sequence[tuple[str, Path]])
+except BackendUnavailable as refused:
+    assert_type(refused.backend, str)
+    assert_type(refused.reason, str)
+except RunNotFound as unknown:
+    assert_type(unknown.nearest, Sequence[str])
+    as_lookup_error: LookupError = unknown
+except SkyRLModalError as other:
+    as_exception: Exception = other
+
+# -- a backend of one's own --------------------------------------------------------------------------------------------
+
+
+def takes(backend: Backend) -> Launcher:
+    return Launcher(backend=backend)
+
+
+takes(LocalBackend())
+takes(object())  # type: ignore[arg-type]
+names: Any = skyrl_modal.__all__
