@@ -15,6 +15,7 @@ import contextlib
 import importlib.util
 import json
 import secrets
+import signal
 import statistics
 import subprocess
 import sys
@@ -192,3 +193,5 @@ if __name__ == "__main__":
         main()
     except SkyRLModalError as error:
         sys.exit(f"quickstart: {error}")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
