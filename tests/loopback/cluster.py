@@ -3,20 +3,18 @@
 Assumed of Modal: all containers of a cluster start or none; TaskClusterHello answers once all have said it; every rank
 gets the input, rank 0's output is the call's; an output that is a failure, of any rank, or the death of a container,
 ends the attempt for all; after rank 0's output the others have the grace of a stop to end by themselves; a retry and a
-preempted cluster start all ranks anew. For a cluster of one, the list of addresses is empty. As root each container
-has its own addresses; otherwise they share the machine's network, and rank N is told 127.0.0.(N + 2).
+preempted cluster start all ranks anew. For a cluster of one, the list of addresses is empty. Where the system does not
+allow a bridge, the members share the machine's network, and rank N is told 127.0.0.(N + 2).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import time
 from typing import Any
 
 import attrs
-from aiohttp import web
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
@@ -44,8 +42,7 @@ class Gang:
     code: int = 0
     result: api_pb2.GenericResult | None = None
     started_at: float = attrs.field(factory=time.time)
-    network: network.Network | None = None
-    sites: dict[str, web.SockSite] = attrs.field(factory=dict)
+    bridge: network.Bridge | None = None
     lock: asyncio.Lock = attrs.field(factory=asyncio.Lock)
 
 
@@ -55,7 +52,7 @@ class Clusters(Service):
     def __init__(self, plane: Any) -> None:
         super().__init__(plane)
         self.gangs: dict[str, Gang] = {}
-        self.own_networks = network.possible()
+        self.own_addresses = network.bridges_possible()
 
     def pump(self, function: Function) -> None:
         while function.queue:
@@ -76,27 +73,18 @@ class Clusters(Service):
         if gang is None:
             return
         rank = gang.members.index(container)
-        container.address = f"127.0.0.{rank + 2}"
-        if not self.own_networks:
+        if not self.own_addresses:
+            container.address = f"127.0.0.{rank + 2}"
+            process.private_network = False
             return
         async with gang.lock:
-            if gang.network is None:
-                gang.network = await asyncio.to_thread(network.Network)
-        process.namespace_fd = await asyncio.to_thread(gang.network.join, rank)
-        container.address = gang.network.ipv4(rank)
-        process.hosts = f"{gang.network.ipv6(rank)} i6pn.modal.local\n"
-        blobs = self.plane.blobs
-        listener = await asyncio.to_thread(gang.network.listen, rank, blobs.port)
-        gang.sites[container.id] = web.SockSite(blobs.runner, listener)
-        await gang.sites[container.id].start()
-
-    async def release(self, container: Container) -> None:
-        gang: Gang | None = container.gang
-        if gang is None:
-            return
-        site = gang.sites.pop(container.id, None)
-        if site is not None:
-            await site.stop()
+            if gang.bridge is None:
+                gang.bridge = await asyncio.to_thread(network.Bridge.create)
+        bridge = gang.bridge
+        container.address = bridge.ipv4(rank)
+        process.names = {"modal": bridge.ipv4(rank), "i6pn.modal.local": bridge.ipv6(rank)}
+        process.prefix = bridge.enter
+        process.connect = lambda pid: bridge.join(rank, pid)
 
     async def next_input(self, container: Container) -> Input | None:
         gang: Gang = container.gang
@@ -141,8 +129,8 @@ class Clusters(Service):
                 scheduler.stop(member, gang.doom, self.plane.stop_grace)
         if gang.alive:
             return
-        if gang.network is not None:
-            gang.network.close()
+        if gang.bridge is not None:
+            gang.bridge.close()
         if gang.over.is_set() or entry.gang is not gang or entry.state == "done":
             return
         self.settle(gang)
@@ -184,8 +172,7 @@ class Clusters(Service):
         return api_pb2.ClusterGetResponse(cluster=stats)
 
     async def close(self) -> None:
-        """Let go of the networks that are left."""
+        """Let go of the bridges that are left."""
         for gang in self.gangs.values():
-            if gang.network is not None:
-                with contextlib.suppress(OSError):
-                    gang.network.close()
+            if gang.bridge is not None:
+                gang.bridge.close()

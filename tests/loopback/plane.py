@@ -47,6 +47,7 @@ class Plane:
         self.timeout_grace = 5.0
         self.crashes_allowed = 2
         self.startup_floor = 60
+        self.private_networks = True
         self.background_commits: float | None = None
         self.faults = Faults()
         self.unimplemented: list[str] = []

@@ -265,7 +265,7 @@ class Scheduler(Service):
         container.state, container.returncode, container.finished_at = "done", code, time.time()
         self.state(container, api_pb2.TASK_STATE_COMPLETED)
         await self.plane.end_container(container)
-        await self.plane.clusters.release(container)
+        await process.disconnect()
         await asyncio.to_thread(process.clean)
         container.process = None
         function = container.function

@@ -47,6 +47,7 @@ class LoopbackModal:
         startup_floor: Seconds that a start may take at least: a test's time-outs are short, its machine may be busy.
         crashes_allowed: How often an input's container may die before the input fails.
         background_commits: Seconds between commits of all volumes; None: only the commits that are asked for.
+        private_networks: Each container has ports of its own, and reaches nothing outside; False: the machine's.
         keep: Leave `folder` there.
     """
 
@@ -68,6 +69,7 @@ class LoopbackModal:
         startup_floor: int = 60,
         crashes_allowed: int = 2,
         background_commits: float | None = None,
+        private_networks: bool = True,
         keep: bool = False,
     ) -> None:
         self._sockets = Path(tempfile.mkdtemp(prefix="lm-"))
@@ -82,7 +84,7 @@ class LoopbackModal:
         self.plane.stop_grace, self.plane.preempt_grace = stop_grace, preempt_grace
         self.plane.cancel_grace, self.plane.timeout_grace = cancel_grace, timeout_grace
         self.plane.crashes_allowed, self.plane.startup_floor = crashes_allowed, startup_floor
-        self.plane.background_commits = background_commits
+        self.plane.background_commits, self.plane.private_networks = background_commits, private_networks
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="loopback-modal", daemon=True)
         self._thread.start()
