@@ -83,7 +83,7 @@ class Blobs:
     def path(self, sha: bytes, mode: int) -> str:
         """Where a content with these permissions lies. The permissions belong to it, since links share them."""
         name = sha.hex()
-        return f"{self.folder}/{name[:2]}/{name[2:]}-{mode & 0o777:o}"
+        return f"{self.folder}/{name[:1]}/{name[1:]}-{mode & 0o777:o}"
 
     def add(self, path: str) -> Content:
         """Puts a file's content in the pool.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import os
 import re
 import stat
@@ -108,8 +109,8 @@ def _too_much(files: Sequence[str], status: Status) -> Iterator[str]:
     total = sum(known.st_size for known in status if known is not None)
     if total <= MANY_BYTES and len(files) <= MANY_FILES:
         return
-    sizes = [(known.st_size, path) for path, known in zip(files, status, strict=True) if known is not None]
-    largest = ", ".join(f"{path} ({megabytes(size)})" for size, path in sorted(sizes, reverse=True)[:_SHOWN])
+    sizes = [0 if known is None else known.st_size for known in status]
+    largest = ", ".join(f"{path} ({megabytes(size)})" for size, path in _largest(files, sizes))
     yield (
         f"{megabytes(total)} in {len(files):,} files would go; the largest: {largest}. Name what the run does not need "
         "in exclude=[...] or .skyrlignore, and put data on a volume"
@@ -146,7 +147,7 @@ def _untracked_weight(files: Sequence[str], status: Status, tops: Sequence[Folde
     for folder, weight in sorted(weights.items(), key=lambda item: -item[1]):
         if weight >= MANY_UNTRACKED:
             yield (
-                f"{folder}/ would go with {megabytes(weight)}, and nothing in it is tracked by git: if the run does not "
+                f"{folder}/ would go with {megabytes(weight)}, and git tracks nothing in it: if the run does not "
                 f'need it, give exclude=["/{folder}/"]'
             )
 
@@ -218,7 +219,7 @@ def table(
 ) -> str:
     """A selection as a person reads it: the total, the largest, what stays by the rule that says so, the warnings."""
     lines = [f"{len(files):,} files, {megabytes(sum(sizes))}, from {root}"]
-    largest = sorted(zip(sizes, files, strict=True), key=lambda item: (-item[0], item[1]))[:_SHOWN]
+    largest = _largest(files, sizes)
     if largest:
         lines += ["", "largest"]
         lines += [f"{megabytes(size):>12}  {_printable(path)}" for size, path in largest]
@@ -233,6 +234,10 @@ def table(
     if warnings:
         lines += ["", "warnings", *(f"  - {_printable(warning)}" for warning in warnings)]
     return "\n".join(lines)
+
+
+def _largest(files: Sequence[str], sizes: Sequence[int]) -> list[tuple[int, str]]:
+    return heapq.nsmallest(_SHOWN, zip(sizes, files, strict=True), key=lambda item: (-item[0], item[1]))
 
 
 def _printable(text: str) -> str:

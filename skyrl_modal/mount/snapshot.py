@@ -14,8 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from attrs import field, frozen
-from attrs.validators import ge, instance_of
+from attrs import Attribute, field, frozen
 
 from skyrl_modal.errors import SpecError
 from skyrl_modal.mount.blobs import LINK, Blobs, Unusable, digest_of, kept_mode
@@ -33,6 +32,11 @@ _Entries = dict[str, tuple[int, bytes]]
 
 def _absolute(folder: str | os.PathLike[str]) -> Path:
     return Path(folder).expanduser().absolute()
+
+
+def _is_limit(_: object, attribute: Attribute[int], value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise SpecError(attribute.name, value, "give a number of bytes, 0 or more")
 
 
 class _Lease:
@@ -116,7 +120,7 @@ class SnapshotStore:
     """
 
     folder: Path = field(converter=_absolute)
-    max_bytes: int = field(default=20 * 1024**3, validator=[instance_of(int), ge(0)], kw_only=True)
+    max_bytes: int = field(default=20 * 1024**3, validator=_is_limit, kw_only=True)
 
     def take(self, selection: Selection, *, progress: Progress | None = None) -> Snapshot:
         """The snapshot of a selection; an earlier one where the content is the same.

@@ -33,7 +33,7 @@ def main(cases: int, seed: int) -> int:
             with case(random.Random(f"{seed}-{number}"), templates) as roots:
                 told = disagreements(roots)
             if told:
-                print(f"case {seed}-{number} disagrees with git", *told, sep="\n")
+                print(f"case {seed}-{number} disagrees with git", *map(ascii, told), sep="\n")
                 return 1
     print(f"{cases} cases, seed {seed}: no disagreement")
     return 0

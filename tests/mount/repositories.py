@@ -23,7 +23,7 @@ import attrs
 NAMES = [
     b"a", b"b", b"c", b"A", b"foo", b"bar", b"foobar", b"foo.py", b"x.pyc", b"lib", b"build", b"docs", b".env", b"keep",
     b"a b", b"a ", b"\xff", b"\xc3\xa9", b"n\nl", b"[a]", b"a]", b"*", b"\\", b"a\\", b"!a", b"#a", b"a-c", b"^", b" ", b"\t",
-    b"x\r", b"foo\n", b"-", b"~", b"ab", b"abc", b"z", b"Z", b".a", b"a.b",
+    b"x\r", b"foo\n", b"-", b"~", b"ab", b"abc", b"z", b"Z", b".a", b"a.b", b"[a", b"a[",
 ]  # fmt: skip
 PIECES = [
     b"a", b"b", b"c", b"foo", b"bar", b"A", b"/", b"/", b"/", b"*", b"*", b"**", b"?", b"**/", b"/**", b"/**/", b"/*", b"*/",
@@ -31,12 +31,13 @@ PIECES = [
     b"[[:punct:]]", b"[[:space:]]", b"[![:alnum:]]", b"[[:foo:]]", b"[z-a]", b"[a", b"[A-Z]", b"[[:upper:]]", b"\\a", b"\\*",
     b"\\ ", b"\\[a]", b"\\\\", b"\\#a", b"\\!a", b"\\/", b"\\", b" ", b"  ", b"\t", b"\r", b"\xff", b"\xc3\xa9", b".", b"-",
     b"***", b"foo**/", b"//", b"!", b"#", b"\\A", b"[\\A]", b"*.py", b"*.py[cod]", b"\0", b"n?l", b"]",
+    b"[a-]", b"[Z-]", b"[[:foo:]a]", b"[![:foo:]]", b"[a[:alpha:]-]", b"[[:a]", b"[a-\\c]", b"[--a]",
 ]  # fmt: skip
 LINES = [
     b"lib/", b"!docs/lib/", b"build/", b"!build/keep", b"/*", b"!/foo/", b"*", b"!*/", b"!*.py", b"*.py[cod]", b"**/lib/",
     b".env", b"# no", b"", b"foo/**", b"!foo/**/keep", b"a/**/b", b"**/a", b"a/*", b"/a", b"a/b", b"docs/*/a", b"foo**/bar",
     b"foo*", b"*foo", b"!a", b"\\!a", b"\\#a", b"a ", b"a\\ ", b"/foo/*/", b"?", b"[!a]*", b"**/foo/bar", b"/**", b"a**", b"**a",
-    b"a/", b"*.b", b"!a.b", b"**", b"**/", b"/", b"!", b"\\", b"foo**", b"/a/", b"b/", b"!b/", b"!/a", b"foo**//",
+    b"a/", b"*.b", b"!a.b", b"**", b"**/", b"/", b"!", b"\\", b"foo**", b"[a", b"a[", b"*[a", b"/a/", b"b/", b"!b/", b"!/a", b"foo**//",
 ]  # fmt: skip
 
 

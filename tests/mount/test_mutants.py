@@ -36,7 +36,15 @@ def found(mutant: Mutant, folder: Path) -> subprocess.CompletedProcess[str]:
     module.write_text(text.replace(mutant.before, mutant.after))
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(folder)}
     command = [sys.executable, "-m", "tests.mount.agreement", CASES]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        encoding="ascii",
+        errors="backslashreplace",
+        check=False,
+    )
 
 
 @pytest.mark.slow
