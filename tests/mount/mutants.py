@@ -67,7 +67,7 @@ MUTANTS = [
     Mutant("a/b needs its whole folder's path", "matcher", "ruleset.active(folder[base:])", "ruleset.active(folder)"),
     Mutant("the outer ignore file wins", "matcher", "(*self._parts, (ruleset, len(base)))", "((ruleset, len(base)), *self._parts)"),
     Mutant("info/exclude is weaker than excludesFile", "repository", "        for path in files:", "        for path in reversed(files):"),
-    Mutant("a file may be re-included below an ignored folder", "walk", "enter = reached or index.tracks_folder(inside + name)", "enter = True\n            return Verdict(False, against, Mode.NORMAL)"),
+    Mutant("a file may be re-included below an ignored folder", "walk", "return Verdict(False, against, Mode.TRACKED if enter else None)", "return Verdict(False, against, Mode.NORMAL)"),
     Mutant("an ignored folder is entered for nothing tracked", "walk", "enter = reached or index.tracks_folder(inside + name)", "enter = False"),
     Mutant("a tracked file may be ignored", "walk", "tracked = index.tracks_file(inside + name)", "tracked = False"),
     Mutant("what lies in an ignored folder with tracked files goes", "walk", "Mode.TRACKED if enter else None", "Mode.NORMAL if enter else None"),

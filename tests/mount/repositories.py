@@ -37,7 +37,7 @@ LINES = [
     b"lib/", b"!docs/lib/", b"build/", b"!build/keep", b"/*", b"!/foo/", b"*", b"!*/", b"!*.py", b"*.py[cod]", b"**/lib/",
     b".env", b"# no", b"", b"foo/**", b"!foo/**/keep", b"a/**/b", b"**/a", b"a/*", b"/a", b"a/b", b"docs/*/a", b"foo**/bar",
     b"foo*", b"*foo", b"!a", b"\\!a", b"\\#a", b"a ", b"a\\ ", b"/foo/*/", b"?", b"[!a]*", b"**/foo/bar", b"/**", b"a**", b"**a",
-    b"a/", b"*.b", b"!a.b", b"**", b"**/", b"/", b"!", b"\\", b"foo**", b"[a", b"a[", b"*[a", b"/a/", b"b/", b"!b/", b"!/a", b"foo**//",
+    b"a/", b"*.b", b"!a.b", b"**", b"**/", b"/", b"!", b"\\", b"foo**", b"[a", b"a[", b"*[a", b"**\\/a", b"a/**\\/b", b"foo**\\/bar", b"/a/", b"b/", b"!b/", b"!/a", b"foo**//",
 ]  # fmt: skip
 
 
@@ -125,6 +125,7 @@ class Builder:
     def build(self) -> list[Path]:
         """Makes the worktree and returns the folders to select from."""
         top = self.folder / "top"
+        self.names = self.random.sample(NAMES, 9)
         xdg = self.folder / "xdg" / "git" / "ignore"
         xdg.parent.mkdir(parents=True, exist_ok=True)
         xdg.write_bytes(self.patterns() if self.chance(4) else b"")
@@ -179,10 +180,19 @@ class Builder:
         random = self.random
         lines = []
         for _ in range(random.randint(1, 5)):
-            if self.chance(2):
+            form = random.randrange(3)
+            if form == 0:
+                line = random.choice(LINES)
+            elif form == 1:
                 line = b"".join(random.choice(PIECES) for _ in range(random.randint(1, 4)))
             else:
-                line = random.choice(LINES)
+                # Of the names that there are, so that more of them match.
+                parts = [random.choice(self.names) for _ in range(random.randint(1, 3))]
+                line = parts[0]
+                for part in parts[1:]:
+                    line += random.choice([b"/", b"/**/", b"/*/", b"**/", b"*", b"**\\/"]) + part
+                line = random.choice([b"", b"", b"/", b"**/", b"*"]) + line
+                line += random.choice([b"", b"", b"/", b"/**", b"*"])
             if self.chance(5):
                 line = b"!" + line
             lines.append(line)
@@ -197,7 +207,7 @@ class Builder:
         base = os.fsencode(top)
         folders: list[bytes] = []
         taken: set[bytes] = set()
-        names = random.sample(NAMES, 9)
+        names = self.names
         for _ in range(random.randint(3, 22)):
             parts = [random.choice(names) for _ in range(random.randint(1, 4))]
             if self.ignore_case and any(

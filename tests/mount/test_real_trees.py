@@ -3,6 +3,8 @@
 The source distributions come from the package index by pip, or from the folder ``SKYRL_MODAL_SDISTS``.
 """
 
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 import os
@@ -75,13 +77,13 @@ def sdists(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture
 def checkout(sdists: list[Path], tmp_path: Path, no_settings: Path) -> Path:
-    """Both packages, one in the other as in the checkout, with what people leave there."""
+    """Both packages, one in the other, with what people leave there."""
     root = tmp_path / "SkyRL"
     for sdist in sdists:
         with tarfile.open(sdist) as archive:
             archive.extractall(tmp_path / "unpacked", filter="data")
     for folder in sorted((tmp_path / "unpacked").iterdir()):
-        folder.rename(root / "skyrl-gym" if root.exists() else root)
+        folder.rename(root / folder.name if root.exists() else root)
     for name in PLANTED:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(name)
