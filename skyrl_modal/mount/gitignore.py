@@ -19,6 +19,8 @@ from itertools import pairwise
 from attrs import field, frozen
 from gitignore_parser import rule_from_pattern
 
+from skyrl_modal.mount.brackets import NeverMatches, bracket
+
 _SPECIAL = frozenset(b"*?[\\")
 # Above every byte; the library treats these as letters, inside and outside of a class.
 _SHIELD = 0xE000
@@ -26,11 +28,6 @@ _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456
 _UNSHIELD = {_SHIELD + byte: re.escape(chr(byte)) for byte in range(256)}
 # Stands for a folder that every pattern is put below, and for the last part where only the folders are compiled.
 _ANCHOR = chr(_SHIELD + 256)
-_ANY = frozenset(range(1, 256)) - {0x2F}
-
-
-class _NeverMatches(Exception):
-    """The pattern is one that git accepts and that then matches no path; its text says why."""
 
 
 @frozen
@@ -140,7 +137,7 @@ def parse(content: bytes, source: str, ignore_case: bool = False) -> Ruleset:
     for lineno, line in _lines(content):
         try:
             rules.append(_rule(line, source, lineno, ignore_case))
-        except _NeverMatches as reason:
+        except NeverMatches as reason:
             never.append((lineno, line, str(reason)))
     return Ruleset(tuple(rules), tuple(never))
 
@@ -184,7 +181,7 @@ def _rule(line: bytes, source: str, lineno: int, ignore_case: bool) -> Rule:
     if only_folders:
         pattern = pattern[:-1]
     if not pattern:
-        raise _NeverMatches("nothing is left of it")
+        raise NeverMatches("nothing is left of it")
     has_slash = b"/" in pattern
     if has_slash and pattern[:1] == b"/":
         pattern = pattern[1:]
@@ -211,9 +208,9 @@ def _rule(line: bytes, source: str, lineno: int, ignore_case: bool) -> Rule:
         del tokens[glued : glued + 2], doubled[glued : glued + 2]
         deep_at = False
     if any(doubled):
-        raise _NeverMatches("no path has two slashes in a row")
+        raise NeverMatches("no path has two slashes in a row")
     if not tokens or tokens[0] is _SLASH or tokens[-1] is _SLASH:
-        raise _NeverMatches("no path begins or ends with a slash")
+        raise NeverMatches("no path begins or ends with a slash")
     if deep_at:
         return made(whole=_glued_form(tokens, glued))
     if tokens[-1] is _STARSTAR:
@@ -296,11 +293,11 @@ def _tokens(pattern: bytes, has_slash: bool, start: int, ignore_case: bool) -> I
         if byte == 0x5C:  # backslash
             position += 1
             if position == end:
-                raise _NeverMatches("a backslash at its end protects nothing")
+                raise NeverMatches("a backslash at its end protects nothing")
             byte = pattern[position]
             if ignore_case and 0x41 <= byte <= 0x5A:
                 # wildmatch lowers the path and the pattern, but not a letter that a backslash protects.
-                raise _NeverMatches("with core.ignorecase an escaped capital matches nothing")
+                raise NeverMatches("with core.ignorecase an escaped capital matches nothing")
             yield _SLASH if byte == 0x2F else _Token("byte", byte)
             position += 1
         elif byte == 0x2A:  # star
@@ -326,9 +323,9 @@ def _tokens(pattern: bytes, has_slash: bool, start: int, ignore_case: bool) -> I
             yield _ONE
             position += 1
         elif byte == 0x5B:  # bracket
-            position, members = _bracket(pattern, position, ignore_case)
+            position, members = bracket(pattern, position, ignore_case)
             if not members:
-                raise _NeverMatches("its [...] matches no byte")
+                raise NeverMatches("its [...] matches no byte")
             yield _Token("set", members=members)
         elif byte == 0x2F:
             yield _SLASH
@@ -336,87 +333,3 @@ def _tokens(pattern: bytes, has_slash: bool, start: int, ignore_case: bool) -> I
         else:
             yield _Token("byte", byte | 0x20 if ignore_case and 0x41 <= byte <= 0x5A else byte)
             position += 1
-
-
-def _bracket(pattern: bytes, position: int, ignore_case: bool) -> tuple[int, frozenset[int]]:
-    """The bytes that a ``[...]`` matches, and where it ends.
-
-    The order of the branches is wildmatch's own, for what it does with malformed classes follows from it.
-    """
-    text = pattern + b"\0"
-    position += 1
-    negated = text[position] in b"!^"
-    position += negated
-    members: set[int] = set()
-    previous = 0
-    byte = text[position]
-    while True:
-        if not byte:
-            raise _NeverMatches("a [ without its ]")
-        if byte == 0x5C:
-            position += 1
-            byte = text[position]
-            if not byte:
-                raise _NeverMatches("a [ without its ]")
-            members.add(byte)
-        elif byte == 0x2D and previous and text[position + 1] and text[position + 1] != 0x5D:
-            position += 1
-            byte = text[position]
-            if byte == 0x5C:
-                position += 1
-                byte = text[position]
-                if not byte:
-                    raise _NeverMatches("a [ without its ]")
-            span = set(range(previous, byte + 1))
-            members |= span
-            if ignore_case:
-                members |= {capital | 0x20 for capital in span if 0x41 <= capital <= 0x5A}
-            byte = 0
-        elif byte == 0x5B and text[position + 1] == 0x3A:
-            close = text.find(b"]", position + 2)
-            if close < 0:
-                raise _NeverMatches("a [ without its ]")
-            if close < position + 3 or text[close - 1] != 0x3A:
-                members.add(byte)
-            else:
-                members |= _named_class(text[position + 2 : close - 1], ignore_case)
-                position, byte = close, 0
-        else:
-            members.add(byte)
-        previous = byte
-        position += 1
-        byte = text[position]
-        if byte == 0x5D:
-            break
-    if ignore_case:
-        # Paths are lowered before they are compared, so a capital that stands in a class by itself matches nothing.
-        members = {member for member in members if not 0x41 <= member <= 0x5A}
-    return position + 1, frozenset(_ANY - members if negated else _ANY & members)
-
-
-_GRAPHIC = frozenset(range(0x21, 0x7F))
-_DIGITS = frozenset(b"0123456789")
-_LOWER = frozenset(range(0x61, 0x7B))
-_UPPER = frozenset(range(0x41, 0x5B))
-# git's own character table, which knows neither locale nor vertical tab.
-_CLASSES = {
-    b"alnum": _DIGITS | _LOWER | _UPPER,
-    b"alpha": _LOWER | _UPPER,
-    b"blank": frozenset(b" \t"),
-    b"cntrl": frozenset(range(1, 0x20)) | {0x7F},
-    b"digit": _DIGITS,
-    b"graph": _GRAPHIC,
-    b"lower": _LOWER,
-    b"print": _GRAPHIC | {0x20},
-    b"punct": _GRAPHIC - _DIGITS - _LOWER - _UPPER,
-    b"space": frozenset(b" \t\n\r"),
-    b"upper": _UPPER,
-    b"xdigit": frozenset(b"0123456789abcdefABCDEF"),
-}
-
-
-def _named_class(name: bytes, ignore_case: bool) -> frozenset[int]:
-    found = _CLASSES.get(name)
-    if found is None:
-        raise _NeverMatches(f"[:{name.decode('utf-8', 'backslashreplace')}:] is not a class")
-    return found | _LOWER if ignore_case and name == b"upper" else found

@@ -139,3 +139,36 @@ class Chain:
         if self._ignore_case:
             name, path = name.lower(), path.lower()
         return self.here(folder).rule(name, path, is_folder)
+
+
+class Sieve:
+    """A quick test in front of the judging: most names in most folders are ones that no rule can be about.
+
+    Attributes:
+        files: Those names of files that have to be judged.
+        folders: The same of folders.
+    """
+
+    def __init__(self, heres: list[Here], ignore_case: bool) -> None:
+        self._ignore_case = ignore_case
+        self.files = self._made([here.files for here in heres])
+        self.folders = self._made([here.folders for here in heres])
+
+    def _made(self, tables: list[Table]) -> Callable[[list[bytes]], list[bytes]]:
+        literals = frozenset({b".git"}.union(*(table.literals for table in tables)))
+        suffixes = tuple({suffix for table in tables for suffix in table.suffixes})
+        regexes = [regex for table in tables for regex in table.regexes]
+        if b"" in suffixes or any(table.whole for table in tables):
+            return list
+        search = re.compile("|".join(regexes).encode("latin-1"), re.DOTALL).fullmatch if regexes else None
+        if self._ignore_case:
+            return lambda names: [
+                name
+                for name in names
+                if (low := name.lower()) in literals or low.endswith(suffixes) or (search is not None and search(low))
+            ]
+        if search is not None:
+            return lambda names: [
+                name for name in names if name in literals or name.endswith(suffixes) or search(name) is not None
+            ]
+        return lambda names: [name for name in names if name in literals or name.endswith(suffixes)]

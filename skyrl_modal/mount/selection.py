@@ -15,8 +15,8 @@ from skyrl_modal.errors import SpecError
 from skyrl_modal.mount import hazards
 from skyrl_modal.mount.blobs import digest_of, fingerprint
 from skyrl_modal.mount.gitignore import parse
-from skyrl_modal.mount.matcher import Chain
-from skyrl_modal.mount.walk import Found, Mode, UserRules, Verdict, Walker
+from skyrl_modal.mount.user_rules import UserRules, matches
+from skyrl_modal.mount.walk import Found, Mode, Verdict, Walker
 
 
 @frozen
@@ -140,21 +140,12 @@ class Selection:
             if line.startswith("!"):
                 continue
             chain = UserRules(include=(line,)).chain(False)
-            if not any(_matches(chain, path) for path in self.files):
+            if not any(matches(chain, path) for path in self.files):
                 idle.append(
                     f"include {line!r} matches nothing: look for a mistyped name; a pattern without a slash does not "
                     "reach into an ignored folder, so name the folder as well"
                 )
         return idle
-
-
-def _matches(chain: Chain, path: str) -> bool:
-    parts = os.fsencode(path).split(b"/")
-    for depth, part in enumerate(parts):
-        folder = b"".join(part + b"/" for part in parts[:depth])
-        if chain.rule(folder, part, depth < len(parts) - 1) is not None:
-            return True
-    return False
 
 
 def _status(path: str) -> os.stat_result | None:

@@ -7,9 +7,7 @@ tracked goes, then the deepest ``.gitignore``, ``info/exclude`` and ``core.exclu
 from __future__ import annotations
 
 import os
-import re
 import stat
-from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 
@@ -17,8 +15,9 @@ from attrs import define, evolve, field, frozen
 
 from skyrl_modal.errors import SpecError
 from skyrl_modal.mount.gitignore import Ruleset, parse
-from skyrl_modal.mount.matcher import Chain, Here, Table
+from skyrl_modal.mount.matcher import Chain, Here, Sieve
 from skyrl_modal.mount.repository import Repository, find, repository_of, unreadable
+from skyrl_modal.mount.user_rules import UserRules
 
 # What an environment or a tool leaves behind, and never source: `MountSpec.skip_caches`.
 CACHES = b".venv\n__pycache__\n*.pyc\n*.egg-info\n.pytest_cache\nnode_modules\n.DS_Store\n"
@@ -122,7 +121,7 @@ class Walker:
         if skip_caches:
             self._caches = self._caches.extended(parse(CACHES, "skip_caches", fold), b"")
         self._own = [chain for chain in (self._user, self._reaching, self._caches) if chain]
-        self._gates: dict[tuple[Here, ...], _Gate] = {}
+        self._sieves: dict[tuple[Here, ...], Sieve] = {}
 
     def start(self) -> Folder:
         """The root, with what is in force in it from the folders above it."""
@@ -177,12 +176,12 @@ class Walker:
             self.found.excluded.append((folder.at, "an empty folder; only files and links go, as in git"))
             return []
         folder = self.entered(folder, _GITIGNORE in files, _OURS in files, _GIT in folders or _GIT in files)
-        gate = self._gate(folder)
-        if gate is None:
+        sieve = self._sieve(folder)
+        if sieve is None:
             suspects, suspect_folders = files, folders
         else:
-            suspects = gate.files(files)
-            suspect_folders = gate.folders(folders)
+            suspects = sieve.files(files)
+            suspect_folders = sieve.folders(folders)
         at = folder.at
         if suspects or special:
             held = self._judged_files(folder, suspects, special)
@@ -360,7 +359,7 @@ class Walker:
         enter = reached or index.tracks_folder(inside + name)
         return Verdict(False, against, Mode.TRACKED if enter else None)
 
-    def _gate(self, folder: Folder) -> _Gate | None:
+    def _sieve(self, folder: Folder) -> Sieve | None:
         """What lets the names pass that no rule can be about; None where every name has to be judged."""
         if folder.mode is not Mode.NORMAL or folder.repository.ignore_case != self._ignore_case:
             return None
@@ -371,75 +370,10 @@ class Walker:
         if folder.ours:
             heres.append(folder.ours.here(at))
         key = tuple(heres)
-        gate = self._gates.get(key)
-        if gate is None:
-            gate = self._gates[key] = _Gate(heres, self._ignore_case)
-        return gate
-
-
-class _Gate:
-    """A quick sieve in front of the judging: most names in most folders are ones that no rule can be about."""
-
-    def __init__(self, heres: list[Here], ignore_case: bool) -> None:
-        self._ignore_case = ignore_case
-        self.files = self._sieve([here.files for here in heres])
-        self.folders = self._sieve([here.folders for here in heres])
-
-    def _sieve(self, tables: list[Table]) -> Callable[[list[bytes]], list[bytes]]:
-        literals = frozenset({_GIT}.union(*(table.literals for table in tables)))
-        suffixes = tuple({suffix for table in tables for suffix in table.suffixes})
-        regexes = [regex for table in tables for regex in table.regexes]
-        if b"" in suffixes or any(table.whole for table in tables):
-            return list
-        search = re.compile("|".join(regexes).encode("latin-1"), re.DOTALL).fullmatch if regexes else None
-        if self._ignore_case:
-            return lambda names: [
-                name
-                for name in names
-                if (low := name.lower()) in literals or low.endswith(suffixes) or (search is not None and search(low))
-            ]
-        if search is not None:
-            return lambda names: [
-                name for name in names if name in literals or name.endswith(suffixes) or search(name) is not None
-            ]
-        return lambda names: [name for name in names if name in literals or name.endswith(suffixes)]
-
-
-@frozen
-class UserRules:
-    """``exclude`` and ``include`` of one selection.
-
-    Attributes:
-        exclude: Lines in the language of ``.gitignore``.
-        include: The same; they win over ``exclude``.
-    """
-
-    exclude: tuple[str, ...] = ()
-    include: tuple[str, ...] = ()
-
-    def chain(self, ignore_case: bool) -> Chain:
-        """The lines as rules, those of ``include`` last, where they win."""
-        chain = Chain(ignore_case=ignore_case)
-        for name, lines in (("exclude", self.exclude), ("include", self.include)):
-            chain = chain.extended(parse(b"\n".join(map(os.fsencode, lines)), name, ignore_case), b"")
-        return chain
-
-    def reaching(self, ignore_case: bool) -> Chain:
-        """Rules for the folders that an include with a slash leads through, so that they are entered even if ignored.
-
-        An include without one, such as ``*.pt``, holds in every folder that is entered anyway: it does not send the
-        walk through all of a ``.venv``.
-        """
-        ways: list[bytes] = []
-        for line in self.include:
-            parts = os.fsencode(line).strip(b"/").split(b"/")
-            for depth in range(1, len(parts)):
-                if parts[depth - 1] == b"**":
-                    if depth > 1:
-                        ways.append(b"/" + b"/".join(parts[:depth]))
-                    break
-                ways.append(b"/" + b"/".join(parts[:depth]))
-        return Chain(ignore_case=ignore_case).extended(parse(b"\n".join(ways), "include", ignore_case), b"")
+        sieve = self._sieves.get(key)
+        if sieve is None:
+            sieve = self._sieves[key] = Sieve(heres, self._ignore_case)
+        return sieve
 
 
 def _lies_in(folder: bytes, name: bytes) -> bool:

@@ -286,15 +286,16 @@ def test_a_file_that_keeps_changing_is_told(root: Path, store: SnapshotStore) ->
     """It is one of its states, not a hang; the next snapshot looks at it again."""
     stop = threading.Event()
     target = root / "pkg" / "deep" / "large.bin"
+    # Large enough that its time changes while it is read.
+    os.truncate(target, 32 << 20)
 
     def write() -> None:
         number = 0
-        with target.open("r+b") as file:
-            while not stop.is_set():
-                number += 1
-                file.seek(0)
-                file.write(number.to_bytes(8))
-                file.flush()
+        descriptor = os.open(target, os.O_WRONLY)
+        while not stop.is_set():
+            number += 1
+            os.pwrite(descriptor, number.to_bytes(8), 0)
+        os.close(descriptor)
 
     writer = threading.Thread(target=write)
     writer.start()
