@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,5 +17,6 @@ def loopback(tmp_path: Path) -> Iterator[LoopbackModal]:
     with LoopbackModal(tmp_path, stop_grace=5, preempt_grace=5, cancel_grace=5, timeout_grace=1) as server:
         with server.here():
             yield server
-        assert server.unimplemented == []
-        assert server.errors == []
+        assert not server.unimplemented, server.unimplemented
+        errors = "".join(line for error in server.errors for line in traceback.format_exception(error))
+        assert not errors, errors + server.log_text()

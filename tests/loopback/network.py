@@ -55,6 +55,12 @@ def bridges_possible() -> bool:
     return subprocess.run(probe, check=False, capture_output=True).returncode == 0
 
 
+def _run(command: list[str], text: str = "", pass_fds: tuple[int, ...] = ()) -> None:
+    told = subprocess.run(command, check=False, input=text, text=True, capture_output=True, pass_fds=pass_fds)
+    if told.returncode != 0:
+        raise OSError(f"{' '.join(command[:3])} ...: {told.stdout}{told.stderr}")
+
+
 def _make(kind: str, port: int) -> socket.socket:
     made = socket.socket()
     if kind == "listen":
@@ -95,7 +101,7 @@ def _by_process(pid: int, kind: str, port: int) -> socket.socket:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         command = [sys.executable, "-I", "-S", "-c", HELPER, str(pid), str(theirs.fileno()), kind, str(port)]
-        subprocess.run(command, check=True, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE)
+        _run(command, pass_fds=(theirs.fileno(),))
         _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_LEN(4))
     fds = array.array("i")
     fds.frombytes(ancillary[0][2][:4])
@@ -143,14 +149,8 @@ class Bridge:
         return [] if is_root() else ["nsenter", f"--target={self.process.pid}", "--user", "--preserve-credentials"]
 
     def _ip(self, pid: int, *lines: str) -> None:
-        subprocess.run(
-            [*(self.enter or ["nsenter"]), f"--net=/proc/{pid}/ns/net", "ip", "-batch", "-"],
-            input="\n".join(lines) + "\n",
-            check=True,
-            text=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
+        command = [*(self.enter or ["nsenter"]), f"--net=/proc/{pid}/ns/net", "ip", "-batch", "-"]
+        _run(command, "\n".join(lines) + "\n")
 
     def join(self, rank: int, pid: int) -> None:
         """Connect the container of this rank. Blocks."""

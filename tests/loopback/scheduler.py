@@ -194,7 +194,7 @@ class Scheduler(Service):
             plane.errors.append(exc)
             self.plane.logs.system(container, f"The loopback could not start the container: {exc!r}")
             process.kill()
-            if container.process is None or process.process is None:
+            if process.process is None:  # otherwise its end is noticed as any other's
                 container.function.startup_failures = 1 << 20
                 await self._end(container, process, 1)
             return
