@@ -92,14 +92,16 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """20,000 generated repositories, the files selected beside git's own answer."""
+    """20,000 other repositories each time, what is selected beside git's own answer."""
     install(session, "-e", ".", groups=("test",))
-    session.run("pytest", "tests/mount", *session.posargs)
+    session.env.update({"SKYRL_MODAL_CASES": "20000", "SKYRL_MODAL_SEED": "random"})
+    session.run("pytest", "tests/mount/test_agreement.py", *(session.posargs or ["-n", "2"]))
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The benchmarks, each beside what it competes with in the same run; arguments go to each of them."""
+    """The benchmarks beside what they compete with; after ``--`` the name of one, and its options: ``-- local -h``."""
     install(session, "-e", ".[local]", groups=("bench",))
-    for path in sorted((ROOT / "benchmarks").glob("*.py")):
-        session.run("python", str(path), *session.posargs)
+    names, options = session.posargs[:1], session.posargs[1:]
+    for name in names or sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")):
+        session.run("python", f"benchmarks/{name}.py", *options)
