@@ -146,8 +146,12 @@ def _value(content: bytes, position: int) -> tuple[bytes, int]:
 
 
 def expanded(value: bytes) -> Path:
-    """A path as git writes it, with ``~`` resolved."""
-    return Path(os.fsdecode(value)).expanduser() if value[:1] == b"~" else Path(os.fsdecode(value))
+    """A path as git writes it, with ``~`` resolved, where that user is known."""
+    path = Path(os.fsdecode(value))
+    try:
+        return path.expanduser() if value[:1] == b"~" else path
+    except RuntimeError:
+        return path
 
 
 def _condition_holds(condition: str, path: Path, git_dir: Path | None, branch: str | None) -> bool:
@@ -161,7 +165,7 @@ def _condition_holds(condition: str, path: Path, git_dir: Path | None, branch: s
     elif kind in ("gitdir", "gitdir/i"):
         subject = None if git_dir is None else os.path.realpath(git_dir).lstrip("/")
         if pattern.startswith("~"):
-            pattern = os.path.realpath(Path(pattern).expanduser()) + ("/" if pattern.endswith("/") else "")
+            pattern = os.path.realpath(expanded(os.fsencode(pattern))) + ("/" if pattern.endswith("/") else "")
         elif pattern.startswith("./"):
             pattern = f"{path.resolve().parent}{pattern[1:]}"
         elif not pattern.startswith("/"):

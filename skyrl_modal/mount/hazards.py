@@ -59,7 +59,7 @@ def find(
 
 def _ignored_env(excluded: Mapping[str, str]) -> Iterator[str]:
     for path, reason in excluded.items():
-        if path == ".env" or path.endswith("/.env"):
+        if (path == ".env" or path.endswith("/.env")) and not reason.startswith("exclude:"):
             yield (
                 f"{path} stays behind ({reason}), but SkyRL's workers take their variables from it, and miss them in "
                 f'silence: give include=["/{path}"], or name the variables in secrets=[...]'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from functools import cached_property
 from pathlib import Path
 
@@ -117,9 +118,11 @@ def repository_of(top: Path) -> Path | None:
     """The repository whose worktree begins at this folder."""
     place = top / ".git"
     try:
-        content = place.read_bytes()
-    except IsADirectoryError:
-        return place if _is_repository(place) else None
+        mode = place.stat().st_mode
+        if stat.S_ISDIR(mode):
+            return place if _is_repository(place) else None
+        # A pipe of this name would keep us waiting.
+        content = place.read_bytes() if stat.S_ISREG(mode) else b""
     except OSError:
         # Absent, or not for us: either way git would look further up.
         return None

@@ -63,10 +63,18 @@ class Selection:
     def digest(self) -> str:
         """SHA-256 over the paths, permissions and contents of the files, in hex.
 
-        Two folders with the same digest give the same snapshot. Every file is read for it.
+        Two folders with the same digest give the same snapshot. Every file is read for it; one that cannot be read is
+        left out, as it is of a snapshot.
         """
         base = os.fspath(self.root) + "/"
-        return digest_of((path, *fingerprint(base + path)) for path in self.files)
+        entries = []
+        for path in self.files:
+            try:
+                entries.append((path, *fingerprint(base + path)))
+            except OSError:
+                # Told by `warnings`.
+                continue
+        return digest_of(entries)
 
     def explain(self, path: str | os.PathLike[str]) -> str:
         """Why a path goes or stays: the line of the ignore file that decides, or what else does.
@@ -200,6 +208,7 @@ def select(
     # One call for all of them: a NUL cannot be in a name, so no name runs into the next.
     files = b"\0".join(found.files).decode("utf-8", "surrogateescape").split("\0") if found.files else []
     files.sort()
+    found.files.clear()
     return Selection(resolved, tuple(files), user, skip_caches, found)
 
 

@@ -71,6 +71,8 @@ class Taking:
         waiting: list[str] = []
         old = known.entries
         prefix, lstat = self._prefix, os.lstat
+        if not os.path.isdir(prefix):
+            raise SpecError("root", str(self._selection.root), "is gone since it was selected")
         for path in self._selection.files:
             try:
                 status = lstat(prefix + path)
@@ -91,11 +93,7 @@ class Taking:
         return entries, read if waiting or len(read) != len(old) else {}
 
     def _read_again(self, waiting: list[str], stamps: dict[str, tuple[Stamp, bytes] | None]) -> None:
-        try:
-            device = os.stat(self._selection.root).st_dev
-        except FileNotFoundError as error:
-            raise SpecError("root", str(self._selection.root), "is gone since it was selected") from error
-        trusted = youngest_trusted(self._trees.parent, device)
+        trusted = youngest_trusted(self._trees.parent, os.stat(self._prefix).st_dev)
         for number, path in enumerate(waiting, 1):
             try:
                 stamp, sha = self._content(path)

@@ -1,6 +1,6 @@
-"""``python -m tests.mount.fuzz``: 20,000 new random repositories, spread over the processors; ends with 1 at a disagreement.
+"""``python -m tests.mount.fuzz``: 20,000 new random repositories, spread over the processors.
 
-The seed is printed; ``--seed`` runs the same cases again.
+It ends with 1 at a disagreement with git. The seed is printed; ``--seed`` runs the same cases again.
 """
 
 from __future__ import annotations

@@ -308,6 +308,7 @@ def test_the_ignored_env_is_told(tree: Path) -> None:
     """SkyRL's workers need it, and SkyRL's own ignore file drops it."""
     assert warned(select(tree), ".env stays behind (.gitignore:6: .env)", 'include=["/.env"]')
     assert not warned(select(tree, include=["/.env"]), ".env")
+    assert not warned(select(tree, exclude=["/.env"]), ".env")
 
 
 def test_ignored_modules_are_told(tree: Path) -> None:

@@ -344,6 +344,14 @@ def test_a_store_among_the_files_is_refused(root: Path) -> None:
         store.take(select(root))
 
 
+def test_a_root_that_is_gone(root: Path, store: SnapshotStore) -> None:
+    """Is not an empty snapshot."""
+    selection = select(root)
+    root.rename(root.with_name("elsewhere"))
+    with pytest.raises(SpecError, match="is gone"):
+        store.take(selection)
+
+
 def test_wrong_limits() -> None:
     """A limit is a number of bytes."""
     for wrong in (-1, "1 GB", True):
