@@ -187,15 +187,15 @@ class LocalBackend:
     ) -> list[Layer]:
         layers = []
         for number, (mount, snapshot) in enumerate(zip(job.mounts, snapshots, strict=True)):
-            own = scratch / f"mount-{number}"
-            own.mkdir()
             if sandbox is not None and sandbox.overlays:
-                (own / "upper").mkdir()
+                own = scratch / f"mount-{number}"
+                (own / "upper").mkdir(parents=True)
                 (own / "work").mkdir()
                 layers.append(Layer(snapshot.path, mount.remote_path, "overlay", own))
             else:
-                copy = own / "copy"
-                shutil.copytree(snapshot.path, copy, symlinks=True)
+                # As it lies in the container: $SKYRL_REPO_ROOT/../NAME is right also where there are no namespaces.
+                copy = scratch / "mounts" / mount.remote_path.lstrip("/")
+                shutil.copytree(snapshot.path, copy, symlinks=True, dirs_exist_ok=True)
                 layers.append(Layer(copy, mount.remote_path, "rw"))
         for volume in job.volumes:
             folder = volume_folder(volume.name)

@@ -70,12 +70,14 @@ class ModalExecution:
         self._call: modal.FunctionCall[Any] | None = None
         self._url: str | None = None
         self._cancelled = False
+        self._killed = False
         self._events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
         self._shown = _Shown(self._events)
         self._loop = _event_loop()
         self._started: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._life: concurrent.futures.Future[None] | None = None
-        self._record: concurrent.futures.Future[Mapping[str, Any] | None] | None = None
+        self._following: concurrent.futures.Future[None] | None = None
+        self._record: concurrent.futures.Future[Mapping[str, Any]] | None = None
         self._stored: bytes | None = None
         if call_id is not None:
             self._call = modal.FunctionCall.from_id(call_id)
@@ -118,8 +120,8 @@ class ModalExecution:
 
     def events(self) -> Iterator[Event]:
         """What happens, live."""
-        if self._life is None:
-            self._life = self._submit(self._follow_and_tell())
+        if not self._owned and self._following is None:
+            self._following = self._submit(self._follow_and_tell())
         while (event := self._events.get()) is not None:
             if isinstance(event, BaseException):
                 raise event
@@ -144,9 +146,9 @@ class ModalExecution:
         except TimeoutError:
             content = self._submit(self._read_file("state.json")).result()
             return "pending" if content is None else str(json.loads(content)["state"])
-        return "lost" if record is None else str(record["state"])
+        return str(record["state"])
 
-    def wait(self, timeout: float | None = None) -> Mapping[str, Any] | None:
+    def wait(self, timeout: float | None = None) -> Mapping[str, Any]:
         """Wait for the result's record."""
         self.wait_started()
         if self._record is None:
@@ -160,6 +162,7 @@ class ModalExecution:
     def cancel(self, *, now: bool = False) -> None:
         """Ask the run to end; before it is handed over, what is being built or uploaded is given up."""
         self._cancelled = True
+        self._killed = self._killed or now
         if self._call is not None:
             self._submit(self._cancel_call(now)).result()
         elif self._life is not None:
@@ -188,12 +191,14 @@ class ModalExecution:
         except BaseException as error:
             self._give_up(self._translated(error))
         else:
-            self._events.put(None)
+            if self._owned:
+                self._events.put(None)
 
     def _give_up(self, error: BaseException) -> None:
         if not self._started.done():
             self._started.set_exception(error)
-        self._events.put(error)
+        if self._owned:
+            self._events.put(error)
 
     async def _follow_and_tell(self) -> None:
         try:
@@ -208,22 +213,19 @@ class ModalExecution:
         reading = asyncio.ensure_future(self._read_logs())
         try:
             record = await self._await_record()
-            live = (record or {}).get("live")
+            live = record.get("live")
             if live is not None:
-                await asyncio.wait([reading, asyncio.ensure_future(self._shown.reached(live["characters"]))],
-                                   timeout=REST, return_when=asyncio.FIRST_COMPLETED)  # fmt: skip
-                if not self._shown.is_whole(live):
-                    await self._tell_rest(live)
-            else:
-                # Whatever is still on its way; there is no count to hold it against.
-                await asyncio.wait([reading], timeout=REST)
+                counted = asyncio.ensure_future(self._shown.reached(live["characters"]))
+                await asyncio.wait([counted], timeout=REST)
+                counted.cancel()
+            if live is None or not self._shown.is_whole(live):
+                await self._tell_rest(live)
         finally:
             reading.cancel()
             # The client's log stream may complain of being closed while it reads; it is over either way.
             await asyncio.gather(reading, return_exceptions=True)
         self._shown.end()
-        if record is not None:
-            self._events.put(("result", record))
+        self._events.put(("result", record))
 
     async def _read_logs(self) -> None:
         """Follow the call's log; where the connection drops, again from its beginning without what was told."""
@@ -237,19 +239,20 @@ class ModalExecution:
                 pass
             await asyncio.sleep(INTERVAL)
 
-    async def _tell_rest(self, live: Mapping[str, Any]) -> None:
-        """Tell what the stream did not: from Modal's stored log, else from output.log."""
-        for source in (self._fetch_text, self._read_text):
+    async def _tell_rest(self, live: Mapping[str, Any] | None) -> None:
+        """Tell what the stream did not: from output.log, else from Modal's stored log.
+
+        Without ``live``, as for a container that died, nothing says how much there was: all that is left is told.
+        """
+        for source in (self._read_text, self._fetch_text):
             text = await source()
-            if text is not None and _facts(text) == (live["characters"], live["sha256"]):
-                if self._shown.add_rest(text):
-                    return
-                break
+            if text is None or (live is not None and _facts(text) != (live["characters"], live["sha256"])):
+                continue
+            if self._shown.add_rest(text):
+                return
         self._shown.end()
-        self._events.put(
-            ("line", "warning: the live view above is not the whole output, or has it damaged; "
-                     f"the whole is {self.log_path}")
-        )  # fmt: skip
+        warning = f"warning: the live view above is damaged or not whole; the whole output is {self.log_path}"
+        self._events.put(("line", warning))
 
     async def _fetch_text(self) -> str | None:
         assert self._call is not None
@@ -277,7 +280,7 @@ class ModalExecution:
         assert self._call is not None
         await self._call.cancel.aio(terminate_containers=now)
 
-    async def _await_record(self) -> Mapping[str, Any] | None:
+    async def _await_record(self) -> Mapping[str, Any]:
         """The result's record: the call's value, else what the supervisor left on the volume."""
         assert self._call is not None
         while True:
@@ -292,20 +295,22 @@ class ModalExecution:
                 return await self._left_record("timed_out", 124, error)
             except modal.exception.Error as error:
                 if self._cancelled or isinstance(error, modal.exception.RemoteError):
-                    return await self._left_record("cancelled" if self._cancelled else "lost", 130, error)
+                    return await self._left_record(
+                        "cancelled" if self._cancelled else "lost", 137 if self._killed else 130, error
+                    )
                 return await self._left_record("lost", 125, error)
 
-    async def _left_record(self, state: str, returncode: int, error: BaseException) -> Mapping[str, Any] | None:
+    async def _left_record(self, state: str, returncode: int, error: BaseException) -> Mapping[str, Any]:
         """The record on the volume; the call may be over for Modal while its container still saves and commits."""
         if self._record_volume() is not None:
-            deadline = self._loop.time() + self._job.grace + RECORD
+            # Also where nobody here cancelled it: the end of its app, or of its caller, stops a run in the same way.
+            grace = 0.0 if self._killed else self._job.grace
+            deadline = self._loop.time() + grace + (RECORD if self._cancelled and not self._killed else RECORD / 3)
             while self._loop.time() < deadline:
                 content = await self._read_file("result.json")
                 if content is not None:
                     record: Mapping[str, Any] = json.loads(content)
                     return record
-                if state == "lost":
-                    break
                 await asyncio.sleep(INTERVAL)
         return {
             "run_id": self._job.id,

@@ -13,11 +13,12 @@ import json
 import os
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import modal
 
-from skyrl_modal.container.supervisor import BROKEN, Supervisor
+from skyrl_modal.container.supervisor import BROKEN, Supervisor, write_json
 
 #: What our own lines on standard error begin with; standard output is the command's alone.
 PREFIX = "skyrl-modal | "
@@ -73,18 +74,31 @@ def run_job(record: str) -> dict[str, Any]:
 
     supervisor = Supervisor(job, live=live.write, tell=tell)
     results: list[dict[str, Any]] = []
-    thread = threading.Thread(target=lambda: results.append(supervisor.run()), name="supervisor")
-    thread.start()
-    stopped: BaseException | None = None
-    while thread.is_alive():
+    done = threading.Event()
+
+    def supervise() -> None:
         try:
-            thread.join()
+            results.append(supervisor.run())
+        finally:
+            done.set()
+
+    threading.Thread(target=supervise, name="supervisor").start()
+    stopped: BaseException | None = None
+    # Not Thread.join: interrupted by an exception it may take a running thread for ended (CPython 3.12 and before).
+    while not done.is_set():
+        try:
+            done.wait()
         except BaseException as error:  # modal's InputCancellation, KeyboardInterrupt: any of them asks to stop
-            stopped = stopped or error
-            supervisor.request_stop("cancelled" if not isinstance(error, KeyboardInterrupt) else "the container ends")
+            reason = "the container ends" if isinstance(error, KeyboardInterrupt) else "cancelled"
+            supervisor.request_stop("now" if stopped is not None else reason)
+            stopped = error
+    if not results:
+        raise RuntimeError("the supervisor itself failed; its traceback is above")
     live.write(b"", final=True)
-    result = results[0] if results else {"version": 1, "run_id": job["id"], "state": "lost", "returncode": BROKEN}
+    result = results[0]
     result["live"] = live.facts()
+    # On the volume as well: a call that was cancelled has no value.
+    write_json(Path(job["run_dir"]) / "result.json", result)
     failure = _commit(writable)
     if failure is not None:
         _say(failure)
