@@ -65,6 +65,7 @@ class Faults:
         self.build_failures: list[BuildFailure] = []
         self.logs_silent_until = 0.0
         self.log_delay = 0.0
+        self.offline = False
         self.refused = 0  # how many RPCs were refused
 
     # -- asked for by tests ------------------------------------------------------------------------------------------
@@ -156,7 +157,7 @@ class Faults:
         """Whether the clients cannot reach the server, which then must not take them for dead."""
         now = time.monotonic()
         with self._lock:
-            return any(f.until > now and f.who != "container" for f in self._failures)
+            return self.offline or any(f.until > now and f.who != "container" for f in self._failures)
 
     def _raise(self, name: str, container: Container | None, after: bool) -> None:
         with self._lock:

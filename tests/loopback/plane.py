@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import weakref
 from pathlib import Path
+from typing import Any
 
 import grpclib.config
+from grpclib.protocol import H2Protocol
 from grpclib.server import Server
 
 from .apps import Apps
@@ -24,10 +27,32 @@ from .records import Call, Container
 from .rpc import Router
 from .scheduler import Scheduler
 from .secret_store import Secrets
+from .tunnels import Tunnels
 from .volume_rpcs import Volumes
 from .worker import Worker
 
 WINDOW = 16 << 20
+
+
+class CuttableServer(Server):
+    """A gRPC server that can break its connections too."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._protocols: weakref.WeakSet[H2Protocol] = weakref.WeakSet()
+
+    def _protocol_factory(self) -> H2Protocol:
+        protocol = super()._protocol_factory()
+        self._protocols.add(protocol)
+        return protocol
+
+    async def end(self) -> None:
+        self.close()
+        for protocol in list(self._protocols):
+            if hasattr(protocol, "connection"):
+                protocol.connection._transport.abort()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.wait_closed(), 2)
 
 
 class Plane:
@@ -62,11 +87,12 @@ class Plane:
             Worker(self),
             Clusters(self),
         )
+        self.tunnels = Tunnels(self)
         services = [self.apps, self.blobs, self.calls, self.images, self.functions, self.logs, self.mounts]
-        self.router = Router(self, [*services, self.secrets, self.volumes, self.worker, self.clusters])
+        self.router = Router(self, [*services, self.secrets, self.volumes, self.worker, self.clusters, self.tunnels])
         self.config = grpclib.config.Configuration(http2_connection_window_size=WINDOW, http2_stream_window_size=WINDOW)
-        self._server: Server | None = None
-        self._container_servers: dict[str, Server] = {}
+        self._server: CuttableServer | None = None
+        self._container_servers: dict[str, CuttableServer] = {}
         self._watchers: list[asyncio.Task[None]] = []
         self.port = 0
 
@@ -78,12 +104,21 @@ class Plane:
     async def start(self) -> None:
         self.faults.bind(asyncio.get_running_loop())
         await self.blobs.start()
-        self._server = Server([self.router.handler(None)], config=self.config)
-        await self._server.start("127.0.0.1", 0)
-        assert self._server._server is not None
-        self.port = self._server._server.sockets[0].getsockname()[1]
+        await self.listen()
         self._watchers.append(asyncio.create_task(self.apps.watch()))
         self._watchers.append(asyncio.create_task(self._commit()))
+
+    async def listen(self) -> None:
+        """Let clients connect: to the port of before, if there was one."""
+        self._server = CuttableServer([self.router.handler(None)], config=self.config)
+        await self._server.start("127.0.0.1", self.port)
+        assert self._server._server is not None
+        self.port = self._server._server.sockets[0].getsockname()[1]
+
+    async def unlisten(self) -> None:
+        """Cut the clients off: every connection, and every attempt at one."""
+        assert self._server is not None
+        await self._server.end()
 
     async def _commit(self) -> None:
         """Modal's background commits, where they are asked for."""
@@ -97,16 +132,14 @@ class Plane:
                         await asyncio.to_thread(copy.publish)
 
     async def serve_container(self, container: Container, socket: Path) -> None:
-        server = Server([self.router.handler(container)], config=self.config)
+        server = CuttableServer([self.router.handler(container)], config=self.config)
         await server.start(path=str(socket))
         self._container_servers[container.id] = server
 
     async def end_container(self, container: Container) -> None:
         server = self._container_servers.pop(container.id, None)
         if server is not None:
-            server.close()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(server.wait_closed(), 2)
+            await server.end()
 
     async def stop(self) -> None:
         for watcher in self._watchers:
@@ -114,9 +147,7 @@ class Plane:
         await asyncio.gather(*self._watchers, return_exceptions=True)
         await self.scheduler.close()
         await self.clusters.close()
-        assert self._server is not None
         self.faults.drop_connections(who="all")
-        self._server.close()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._server.wait_closed(), 2)
+        await self.unlisten()
+        await self.tunnels.close()
         await self.blobs.stop()

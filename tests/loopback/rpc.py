@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,7 @@ async def _absent(*_: Any) -> None:
     raise NotImplementedError
 
 
+@functools.cache
 def _stub_mapping() -> dict[str, Handler]:
     methods = dict.fromkeys(ModalClientBase.__abstractmethods__, _absent)
     return type("Stub", (ModalClientBase,), methods)().__mapping__()

@@ -266,6 +266,7 @@ class Scheduler(Service):
         self.state(container, api_pb2.TASK_STATE_COMPLETED)
         await self.plane.end_container(container)
         await process.disconnect()
+        await self.plane.tunnels.end(container)
         await asyncio.to_thread(process.clean)
         container.process = None
         function = container.function

@@ -328,6 +328,17 @@ class LoopbackModal:
         """Misbehaviour on request."""
         return self.plane.faults
 
+    @contextlib.contextmanager
+    def offline(self) -> Iterator[None]:
+        """Cut the clients off, as a laptop that sleeps is: connections break, and none can be made."""
+        self.faults.offline = True
+        self._do(self.plane.unlisten())
+        try:
+            yield
+        finally:
+            self._do(self.plane.listen())
+            self.faults.offline = False
+
     def cut_logs(self, size: int | None, *, inside_characters: bool = False) -> None:
         """Cut log entries to so many bytes, inside characters too (then replaced); None: as they were read."""
         self.plane.logs.chunk, self.plane.logs.whole_characters = size, not inside_characters

@@ -71,6 +71,18 @@ def test_an_outage_ends_after_its_time_and_the_run_goes_on(loopback: LoopbackMod
     assert seen == "".join(f"tick {number}\n" for number in range(25))
 
 
+def test_a_client_that_is_cut_off_finds_its_run_again(loopback: LoopbackModal, running: Any) -> None:
+    with running("ticks") as ticks:
+        call = ticks.spawn(20, 0.1)
+        loopback.wait_for_text("tick 0", call.object_id)
+        with loopback.offline():
+            with pytest.raises(modal.exception.ConnectionError):
+                call.get()
+            loopback.wait_for_text("tick 19", call.object_id)
+        assert call.get() is None
+        assert "".join(entry.message for entry in call.logs.fetch()).endswith("tick 19\n")
+
+
 def test_an_outage_for_containers(loopback: LoopbackModal, running: Any) -> None:
     with running("double") as double:
         double.remote(1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +22,26 @@ import modal
 call = modal.FunctionCall.from_id(sys.argv[1])
 print(call.get(timeout=60))
 print("".join(entry.message for entry in call.logs.stream()), end="")
+"""
+
+SERVER = """
+import importlib.util, sys, modal
+sys.path.insert(0, {root!r})
+from tests.loopback import LoopbackModal
+spec = importlib.util.spec_from_file_location("loopback_jobs", {jobs!r})
+jobs = importlib.util.module_from_spec(spec)
+sys.modules["loopback_jobs"] = jobs
+import contextlib, io
+with contextlib.redirect_stdout(io.StringIO()):
+    spec.loader.exec_module(jobs)
+with LoopbackModal() as server, server.here():
+    app = modal.App("killed")
+    wait = app.function(image=modal.Image.from_registry("ubuntu:22.04"))(jobs.wait)
+    with app.run():
+        wait.spawn()
+        container = server.wait_for_container("busy")
+        print(*container.process.pids(), file=sys.__stdout__, flush=True)
+        server.wait_for_no_container(600)
 """
 
 
@@ -312,6 +334,58 @@ def test_modal_run(loopback: LoopbackModal, tmp_path: Path) -> None:
     assert "result 7" in told.stdout
 
 
+def test_map_gives_the_values_in_order(running: Any) -> None:
+    with running("double", max_containers=2) as double:
+        assert list(double.map(range(20))) == list(range(0, 40, 2))
+
+
+def test_containers_do_not_share_ports(running: Any) -> None:
+    volume = modal.Volume.from_name("v", create_if_missing=True)
+    with running("holds_port", volumes={"/data": volume}) as holds:
+        calls = [holds.spawn(6379, "v", name, 2) for name in "ab"]
+        assert [call.get() for call in calls] == [2, 2]
+
+
+def test_a_tunnel_leads_into_the_container(loopback: LoopbackModal, running: Any) -> None:
+    with running("serve_through_tunnel") as serve:
+        call = serve.spawn()
+        loopback.wait_for_text("\n", call.object_id)
+        _, host, port = loopback.log_text(call.object_id).split()
+        with socket.create_connection((host, int(port)), 30) as connection:
+            connection.sendall(b"hello")
+            assert connection.recv(100) == b"heard hello"
+        assert call.get() == b"hello"
+
+
+def test_the_command_line(loopback: LoopbackModal, running: Any, tmp_path: Path) -> None:
+    def cli(*words: str) -> str:
+        told = subprocess.run(
+            [sys.executable, "-m", "modal", *words],
+            check=False,
+            capture_output=True,
+            text=True,
+            env={**os.environ, **loopback.env()},
+        )
+        assert told.returncode == 0, told.stderr
+        return told.stdout
+
+    (tmp_path / "file").write_text("content")
+    cli("volume", "create", "cli")
+    cli("volume", "put", "cli", str(tmp_path / "file"), "/sub/file")
+    assert "sub/file" in cli("volume", "ls", "cli", "/sub")
+    cli("volume", "get", "cli", "/sub/file", str(tmp_path / "back"))
+    assert (tmp_path / "back").read_text() == "content"
+    with running("wait", detach=True) as wait:
+        call = wait.spawn()
+        loopback.wait_for_text("waiting", call.object_id)
+        app = loopback.apps[-1]
+        assert app.id in cli("app", "list")
+        assert loopback.containers()[0].id in cli("container", "list")
+        assert "waiting" in cli("app", "logs", app.id)
+        cli("app", "stop", "--yes", app.id)
+        loopback.wait_for_no_container()
+
+
 def test_nothing_is_left_after_close(tmp_path: Path, running: Any) -> None:
     folder = tmp_path / "own"
     server = LoopbackModal(folder, stop_grace=1)
@@ -328,4 +402,20 @@ def test_nothing_is_left_after_close(tmp_path: Path, running: Any) -> None:
     assert not sockets.exists()
     assert list(folder.iterdir()) == []
     with pytest.raises(OSError, match="refused"):
-        __import__("socket").create_connection(("127.0.0.1", server.plane.port), 1)
+        socket.create_connection(("127.0.0.1", server.plane.port), 1)
+
+
+def test_nothing_runs_on_after_the_server_was_killed(tmp_path: Path, jobs: Any) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SERVER.format(jobs=str(Path(jobs.__file__)), root=str(Path(__file__).parents[2])))
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    pids = [int(word) for word in process.stdout.readline().split()]
+    assert len(pids) >= 2
+    ends = [os.pidfd_open(pid) for pid in pids]
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    for end in ends:
+        assert select.select([end], [], [], 30)[0]
+        os.close(end)
