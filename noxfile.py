@@ -49,6 +49,8 @@ def beside_no_package(session: nox.Session) -> Path:
         elif source.exists():
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, folder / name)
+    # A repository of its own: .nox/ is ignored in ours, and the tests mount folders of the examples.
+    session.run("git", "init", "--quiet", str(folder), external=True)
     return folder
 
 
@@ -87,7 +89,8 @@ def tests(session: nox.Session) -> None:
     session.chdir(beside_no_package(session))
     where = "import skyrl_modal; assert 'site-packages' in skyrl_modal.__file__, skyrl_modal.__file__"
     session.run("python", "-c", where, silent=True)
-    session.run("pytest", *(session.posargs or ["-n", "2"]))
+    # The tests' times differ by a factor of a thousand: a worker that is done takes over from the other one.
+    session.run("pytest", *(session.posargs or ["-n", "2", "--dist", "worksteal", "--durations", "10"]))
 
 
 @nox.session
