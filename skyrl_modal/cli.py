@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
-from skyrl_modal.errors import RunNotFound, SkyRLModalError
+from skyrl_modal.errors import SkyRLModalError
 from skyrl_modal.launcher import Launcher
 from skyrl_modal.run import Run
 from skyrl_modal.specs import MountSpec, RaySpec, VolumeSpec
@@ -93,7 +95,20 @@ def _command(words: Sequence[str]) -> str | list[str]:
     return words[0] if len(words) == 1 else list(words)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """The commands. A reader that goes away, as with ``| head``, ends them as it ends any program."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # What Python flushes as it ends would fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + signal.SIGPIPE)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="skyrl-modal")
 def cli() -> None:
     """Run commands from a SkyRL checkout in Modal GPU containers, or on this machine at the same paths."""
@@ -195,13 +210,6 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader of our output is gone, as with `| head`: nothing more can be said to it.
-        sys.stdout = None
-        sys.exit(141)
-    except RunNotFound as error:
-        click.echo(f"skyrl-modal: {error}", err=True)
-        sys.exit(USAGE)
     except (SkyRLModalError, FileNotFoundError) as error:
         click.echo(f"skyrl-modal: {error}", err=True)
         sys.exit(USAGE)
