@@ -45,7 +45,7 @@ def shell_lines() -> list[tuple[str, list[str]]]:
     for page in PAGES:
         for start, block in blocks(page, "bash", "sh", "console"):
             for number, line in enumerate(block.replace("\\\n", "  ").splitlines(), start):
-                words = shlex.split(line, comments=True)
+                words = shlex.split(line.removeprefix("$ "), comments=True)
                 if words and Path(words[0]).name == "skyrl-modal":
                     lines.append((f"{page.name}:{number}", words[1:]))
     return lines
@@ -68,6 +68,8 @@ def test_the_python_blocks_of_a_page_run_one_after_the_other(page: Path, checkou
     for start, block in blocks(page, "python"):
         lines = block.splitlines()
         blank[start - 1 : start - 1 + len(lines)] = lines  # errors then name the page's own line
+    (checkout / "lib").mkdir()
+    (checkout / "lib" / "util.py").touch()  # a page asks why it stays
     script = checkout.parent / page.name
     script.write_text("\n".join(blank), encoding="utf-8")
     ast.parse(script.read_text(encoding="utf-8"), page.name)
@@ -75,7 +77,7 @@ def test_the_python_blocks_of_a_page_run_one_after_the_other(page: Path, checkou
     done = subprocess.run(
         [sys.executable, str(script)],
         cwd=checkout,
-        env={**os.environ, "SKYRL_MODAL_BACKEND": "local"},
+        env={**os.environ, "SKYRL_MODAL_BACKEND": "local", "HOME": str(checkout.parent)},  # it is ~/SkyRL
         capture_output=True,
         text=True,
         check=False,
