@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -45,15 +46,17 @@ class Taking:
     def run(self) -> Snapshot | None:
         """The snapshot, or None where the files changed so that the attempt has to be made again."""
         known = Stamps.load(self._stamps_path)
-        entries, fresh = self._read(known)
-        digest = digest_of((path, mode, sha) for path, (mode, sha) in entries.items())
+        read = self._read(known)
+        if read is known.entries:
+            digest = known.digest.hex()
+        else:
+            digest = digest_of((path, kept_mode(stamp[4]), sha) for path, (stamp, sha) in read.items())
         path = self._trees / digest
         lease = self._leased(path)
         if lease is None:
-            old = {name: (kept_mode(stamp[4]), sha) for name, (stamp, sha) in known.entries.items()}
-            staged, base = self._borrowed(known.digest.hex(), old)
+            staged, base = self._borrowed(known.digest.hex(), _entries(known.entries))
             try:
-                self._fill(staged, base, entries)
+                self._fill(staged, base, _entries(read))
             except _Outdated:
                 shutil.rmtree(staged)
                 return None
@@ -61,12 +64,12 @@ class Taking:
             self.built = True
         else:
             os.utime(path)
-        if fresh or known.digest.hex() != digest:
-            Stamps(bytes.fromhex(digest), fresh or known.entries).save(self._stamps_path)
-        return Snapshot(path, digest, len(entries), self._bytes, tuple(self._warnings), lease=lease)
+        if read is not known.entries:
+            Stamps(bytes.fromhex(digest), read).save(self._stamps_path)
+        return Snapshot(path, digest, len(read), self._bytes, tuple(self._warnings), lease=lease)
 
-    def _read(self, known: Stamps) -> tuple[_Entries, dict[str, tuple[Stamp, bytes]]]:
-        """The selected files as they are, and their stamps where these differ from the known ones."""
+    def _read(self, known: Stamps) -> dict[str, tuple[Stamp, bytes]]:
+        """The stamps and contents of the selected files as they are; the known ones themselves if nothing changed."""
         stamps: dict[str, tuple[Stamp, bytes] | None] = {}
         waiting: list[str] = []
         old = known.entries
@@ -88,9 +91,9 @@ class Taking:
                 waiting.append(path)
         if waiting:
             self._read_again(waiting, stamps)
-        read = {path: stamp for path, stamp in stamps.items() if stamp is not None}
-        entries = {path: (kept_mode(stamp[4]), sha) for path, (stamp, sha) in read.items()}
-        return entries, read if waiting or len(read) != len(old) else {}
+        elif old and len(stamps) == len(old):
+            return old
+        return {path: stamp for path, stamp in stamps.items() if stamp is not None}
 
     def _read_again(self, waiting: list[str], stamps: dict[str, tuple[Stamp, bytes] | None]) -> None:
         trusted = youngest_trusted(self._trees.parent, os.stat(self._prefix).st_dev)
@@ -160,7 +163,11 @@ class Taking:
         top = os.fspath(staged) + "/"
         changed = [path for path, entry in entries.items() if base.get(path) != entry]
         for path in [path for path, entry in base.items() if entries.get(path) != entry]:
-            os.unlink(top + path)
+            try:
+                os.unlink(top + path)
+            except OSError as error:
+                # Somebody changed the tree, which then is no base to build on; the next attempt begins without one.
+                raise _Outdated from error
             if path not in entries:
                 _prune(top, path)
         made = {""}
@@ -182,7 +189,10 @@ class Taking:
             raise _Outdated from error
         if hashlib.sha256(os.fsencode(text)).digest() != sha:
             raise _Outdated
-        os.symlink(text, target)
+        try:
+            os.symlink(text, target)
+        except FileExistsError as error:
+            raise _Outdated from error
 
     def _place(self, path: str, mode: int, sha: bytes, target: str) -> None:
         blob = self._blobs.path(sha, mode)
@@ -198,7 +208,12 @@ class Taking:
             if content.sha != sha or kept_mode(content.status.st_mode) != mode:
                 raise _Outdated from None
             os.link(blob, target)
-        except OSError:
+        except FileExistsError as error:
+            # As above. What lies there may be linked to a content, and must not be written over.
+            raise _Outdated from error
+        except OSError as error:
+            if error.errno not in (errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
             # Too many links to one content, or a file system without any.
             shutil.copy2(blob, target)
 
@@ -217,6 +232,10 @@ class Taking:
                 shutil.rmtree(staged)
                 return theirs
             return lease
+
+
+def _entries(read: dict[str, tuple[Stamp, bytes]]) -> _Entries:
+    return {path: (kept_mode(stamp[4]), sha) for path, (stamp, sha) in read.items()}
 
 
 class _Outdated(Exception):

@@ -270,6 +270,27 @@ def test_a_damaged_memory_costs_time_alone(root: Path, store: SnapshotStore, dam
         assert contents(snapshot.path) == contents(root)
 
 
+def test_an_emptied_checkout(root: Path, store: SnapshotStore) -> None:
+    """Is an empty snapshot, and the next one is whole again."""
+    store.take(select(root)).release()
+    with store.take(select(root, exclude=["*"])) as snapshot:
+        assert contents(snapshot.path) == {}
+    with store.take(select(root)) as snapshot:
+        assert contents(snapshot.path) == contents(root)
+
+
+def test_a_tree_that_somebody_changed_is_not_built_on(root: Path, store: SnapshotStore) -> None:
+    """What was removed from it or put into it by hand is not in the next one, nor is any content overwritten."""
+    first = store.take(select(root))
+    first.release()
+    (first.path / "train.py").unlink()
+    (first.path / "new.py").write_text("by hand")
+    (root / "train.py").write_text("print(2)")
+    (root / "new.py").write_text("a new one")
+    with store.take(select(root)) as snapshot:
+        assert contents(snapshot.path) == contents(root)
+
+
 def test_what_vanished_is_told(root: Path, store: SnapshotStore) -> None:
     """The rest is copied."""
     selection = select(root)
