@@ -161,9 +161,9 @@ class Bridge:
                 f"link set v{rank} master hub",
                 f"link set v{rank} up",
             )
+        # Its lo is bubblewrap's to set up, which fails where that is done already.
         self._ip(
             pid,
-            "link set lo up",
             f"address add {self.ipv4(rank)}/24 dev eth0",
             f"address add {self.ipv6(rank)}/64 dev eth0 nodad",
             "link set eth0 up",

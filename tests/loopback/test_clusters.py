@@ -59,7 +59,8 @@ def test_a_dead_rank_starts_all_anew(loopback: LoopbackModal, clustered: Any) ->
         loopback.kill(first[1])
         loopback.wait_until(lambda: all(c.state == "done" for c in first))
         loopback.wait_until(lambda: len([c for c in loopback.plane.scheduler.containers.values() if c.running]) == 2)
-        assert len(loopback.containers(running=False)) == 4
+        ends = [(c.id, c.doom, c.returncode) for c in loopback.containers(running=False)]
+        assert len(ends) == 4, (ends, [(e.container_id, e.data) for e in loopback.log()])
         call.cancel()
         with pytest.raises(modal.exception.RemoteError):
             call.get()
