@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from skyrl_modal.launcher import Launcher
     from skyrl_modal.plan import Plan
-    from skyrl_modal.run import Run, RunResult, RunState
+    from skyrl_modal.run import Run, RunResult, RunState, runs
     from skyrl_modal.specs import ImageSpec, MountSpec, RaySpec, SecretSpec, VolumeSpec
 
 _HOME = {
@@ -35,7 +35,7 @@ _HOME = {
          "RunTimeout", "SkyRLModalError", "SpecError"), "errors"
     ),
     **dict.fromkeys(("ImageSpec", "MountSpec", "RaySpec", "SecretSpec", "VolumeSpec"), "specs"),
-    **dict.fromkeys(("Run", "RunResult", "RunState"), "run"),
+    **dict.fromkeys(("Run", "RunResult", "RunState", "runs"), "run"),
     "Launcher": "launcher",
     "Plan": "plan",
 }  # fmt: skip
@@ -60,6 +60,7 @@ __all__ = [
     "SkyRLModalError",
     "SpecError",
     "VolumeSpec",
+    "runs",
 ]
 
 

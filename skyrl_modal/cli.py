@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
+from skyrl_modal.display import PREFIX
 from skyrl_modal.errors import SkyRLModalError
 from skyrl_modal.launcher import Launcher
-from skyrl_modal.run import Run
+from skyrl_modal.run import Run, runs
 from skyrl_modal.specs import MountSpec, RaySpec, VolumeSpec
 
 #: Exit code where the launcher, and not the command, failed; the shell's own for a command that was not started.
@@ -152,6 +153,38 @@ def logs(follow: bool, tail: int | None, run_id: str) -> None:
     """Print a run's output. Ctrl-C only stops looking."""
     for line in Run.attach(run_id).logs(follow=follow, tail=tail):
         click.echo(line)
+
+
+@cli.command()
+@click.option("--all", "everything", is_flag=True, help="Not only the newest 20.")
+def ps(everything: bool) -> None:
+    """List the runs started from this machine, the newest first."""
+    for one in runs(limit=None if everything else 20):
+        click.echo(f"{one.id}  {one.state:10}  {one.backend:6}  {one.job.command.splitlines()[0][:80]}")
+
+
+@cli.command()
+@click.argument("run_id")
+def attach(run_id: str) -> None:
+    """Follow a run to its end and end with its exit code. Ctrl-C only stops looking."""
+    run = Run.attach(run_id)
+    for kind, value in run.events():
+        if kind == "output":
+            sys.stdout.buffer.write(value)
+            sys.stdout.buffer.flush()
+        elif kind == "line":
+            click.echo(f"{PREFIX}{value}", err=True)
+    sys.exit(run.wait().returncode)
+
+
+@cli.command()
+@click.option("--timeout", type=float, help="Seconds to wait at the most; the run goes on.")
+@click.argument("run_id")
+def wait(timeout: float | None, run_id: str) -> None:
+    """Wait for a run's end and end with its exit code."""
+    result = Run.attach(run_id).wait(timeout)
+    click.echo(f"{PREFIX}{result.state}, exit code {result.returncode}; log: {result.log_path}", err=True)
+    sys.exit(result.returncode)
 
 
 @cli.command()

@@ -26,6 +26,10 @@ def new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
+def _texts(value: Sequence[str]) -> Sequence[str]:
+    return tuple(value)
+
+
 @frozen(kw_only=True)
 class JobMount:
     """One folder as it goes into the container.
@@ -35,12 +39,22 @@ class JobMount:
         local_path: Where it comes from on the caller's machine.
         files: How many files go.
         bytes: Their size together.
+        is_checkout: Whether it is the checkout.
+        exclude: As in MountSpec.
+        include: As in MountSpec.
+        skip_caches: As in MountSpec.
+        digest: Of paths, modes and contents; empty in a plan.
     """
 
     remote_path: str
     local_path: str
     files: int
     bytes: int
+    is_checkout: bool = False
+    exclude: Sequence[str] = field(default=(), converter=_texts)
+    include: Sequence[str] = field(default=(), converter=_texts)
+    skip_caches: bool = True
+    digest: str = ""
 
 
 @frozen(kw_only=True)
@@ -96,6 +110,7 @@ class Job:
         timeout: Seconds for each attempt.
         grace: Seconds that a command which is stopped gets to save and end.
         retries: Further attempts.
+        should_retry: Exit codes after which a further attempt is made; None: after any.
         limit: Seconds for all attempts together; None for no limit.
         app_name: Name of the Modal app.
         cpu: CPU cores, as Modal takes them.
@@ -126,6 +141,7 @@ class Job:
     timeout: float = 3600.0
     grace: float = 6.0
     retries: int = 0
+    should_retry: Sequence[int] | None = None
     limit: float | None = None
     app_name: str = "my_skyrl_app"
     cpu: float | None = None
@@ -164,6 +180,8 @@ class Job:
         record = {key: value for key, value in record.items() if key in known}
         for name in ("secrets", "gpu"):
             record[name] = tuple(record.get(name, ()))
+        if record.get("should_retry") is not None:
+            record["should_retry"] = tuple(record["should_retry"])
         try:
             return cls(**record)
         except TypeError as error:

@@ -6,20 +6,26 @@ import asyncio
 import os
 import posixpath
 import shlex
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from attrs import Attribute, field, frozen
+import platformdirs
+from attrs import Attribute, evolve, field, frozen
 
-from skyrl_modal.backends import Backend, VolumeEntry
+from skyrl_modal.backends import BACKENDS, Backend, VolumeEntry, backend_named, unknown_backend
 from skyrl_modal.checkout import find_checkout
 from skyrl_modal.display import Lines, Quiet
 from skyrl_modal.errors import SpecError
 from skyrl_modal.follow import Interrupts, Output, catch_interrupts, follow, sink_for
+from skyrl_modal.many import run_many
+from skyrl_modal.mount import SnapshotStore
 from skyrl_modal.plan import Plan, make_plan
+from skyrl_modal.rerun import differences, launcher_fields
 from skyrl_modal.run import Reporter, Run, RunResult
+from skyrl_modal.run_index import RunIndex
 from skyrl_modal.secret_values import read_secrets
 from skyrl_modal.specs import (
     ImageSpec,
@@ -33,30 +39,6 @@ from skyrl_modal.specs import (
     parse_duration,
     to_env,
 )
-
-#: The backends that are chosen by name.
-BACKENDS = ("modal", "local")
-
-
-def backend_named(name: str) -> Backend:
-    """The backend of a name.
-
-    Raises:
-        SpecError: There is none.
-    """
-    if name == "local":
-        from skyrl_modal.backends.local import LocalBackend
-
-        return LocalBackend()
-    if name == "modal":
-        from skyrl_modal.backends.modal import ModalBackend
-
-        return ModalBackend()
-    raise _unknown_backend(name)
-
-
-def _unknown_backend(value: object) -> SpecError:
-    return SpecError("backend", value, 'give "modal", "local", or an object with the Backend protocol')
 
 
 def _volumes(value: Sequence[VolumeSpec]) -> Sequence[VolumeSpec]:
@@ -77,6 +59,18 @@ def _grace(value: float | str | timedelta) -> float:
 
 def _secrets(value: str | SecretSpec | Sequence[str | SecretSpec]) -> Sequence[str | SecretSpec]:
     return (value,) if isinstance(value, str | SecretSpec) else tuple(value)
+
+
+def _exit_codes(value: Sequence[int] | Callable[[int], bool] | None) -> Sequence[int] | None:
+    """Exit codes as data: a callable cannot go along, so it is asked about each of them now."""
+    if value is None:
+        return None
+    if callable(value):
+        return tuple(code for code in range(1, 256) if value(code))
+    codes = tuple(value)
+    if not all(isinstance(code, int) and 1 <= code <= 255 for code in codes):
+        raise SpecError("should_retry", value, "give exit codes from 1 to 255, or a callable that takes one")
+    return codes
 
 
 def _checkout(value: str | Path | None) -> Path | None:
@@ -116,6 +110,7 @@ class Launcher:
         app_name: Name of the Modal app.
         checkout: The SkyRL checkout; None: found from ``$SKYRL_REPO_ROOT``, the working directory, or the script.
         backend: ``"modal"``, ``"local"``, or an object with the Backend protocol.
+        should_retry: Exit codes after which a further attempt is made, or a callable that says it of a code; None: all.
         grace: What a command that is stopped gets to save and end before KILL; kept as seconds.
 
     Raises:
@@ -149,6 +144,7 @@ class Launcher:
     checkout: Path | None = field(default=None, converter=_checkout)
     backend: str | Backend = field(factory=lambda: os.environ.get("SKYRL_MODAL_BACKEND", "modal"))
     grace: float = field(default=6.0, converter=_grace)
+    should_retry: Sequence[int] | None = field(default=None, converter=_exit_codes)
 
     @nodes.validator
     def _check_nodes(self, attribute: Attribute[int], value: object) -> None:
@@ -188,7 +184,7 @@ class Launcher:
     @backend.validator
     def _check_backend(self, attribute: Attribute[str | Backend], value: object) -> None:
         if value not in BACKENDS and (isinstance(value, str) or not hasattr(value, "start")):
-            raise _unknown_backend(value)
+            raise unknown_backend(value)
 
     def __attrs_post_init__(self) -> None:
         taken: dict[str, str] = {}
@@ -258,6 +254,56 @@ class Launcher:
         """
         return self._start(command, owned=False, reporter=Quiet(), interrupts=Interrupts())
 
+    def map(
+        self,
+        commands: Sequence[str | Sequence[str]],
+        *,
+        max_parallel: int | None = None,
+        names: Sequence[str] | None = None,
+        quiet: bool = False,
+    ) -> list[RunResult]:
+        """Run many commands, so many at once; one that fails does not stop the others.
+
+        Args:
+            commands: Each as ``run`` takes it. Their output is kept in each run's output.log.
+            max_parallel: How many at the same time; None: 2 on this machine, 50 elsewhere.
+            names: What the table calls them; None: the commands themselves.
+            quiet: Whether to leave out the table.
+
+        Returns:
+            A result for each, in their order. One that could not be started has returncode 125 and says why.
+
+        Raises:
+            SpecError: Something that was declared is wrong; nothing was started.
+            KeyboardInterrupt: Ctrl-C was pressed; all that ran has been ended before.
+
+        Example:
+            >>> launcher = Launcher(backend="local", ray=None)  # doctest: +SKIP
+            >>> [result.returncode for result in launcher.map(["exit 1", "exit 2"])]  # doctest: +SKIP
+            [1, 2]
+        """
+        texts = [_command_text(command) for command in commands]
+        labels = list(names) if names is not None else texts
+        if len(labels) != len(texts):
+            raise SpecError("names", labels, f"give as many names as commands ({len(texts)})")
+        if max_parallel is None:
+            max_parallel = 2 if self._backend.name == "local" else 50
+        if isinstance(max_parallel, bool) or not isinstance(max_parallel, int) or max_parallel < 1:
+            raise SpecError("max_parallel", max_parallel, "give a whole number of at least 1, or None")
+        if not texts:
+            return []
+        self.plan(texts[0])  # what is wrong with the launcher is said while nothing has started
+        from skyrl_modal.board import LiveBoard, NoBoard  # rich is not needed for a single run
+
+        with NoBoard() if quiet else LiveBoard(labels) as board:
+            return run_many(
+                texts,
+                lambda text, reporter: self._start(text, owned=True, reporter=reporter, interrupts=Interrupts()),
+                max_parallel=max_parallel,
+                board=board,
+                backend=self._backend.name,
+            )
+
     async def arun(
         self, command: str | Sequence[str], *, check: bool = False, output: Output = None, quiet: bool = False
     ) -> RunResult:
@@ -306,12 +352,35 @@ class Launcher:
         for note in notes:
             reporter.warn(note)
         interrupts.raise_if_pressed()
-        execution = backend.start(job, plan.selections, values, owned=owned)
+        store = SnapshotStore(platformdirs.user_cache_path("skyrl_modal") / "snapshots")
+        # From here on edits of the folders do not reach the run.
+        snapshots = [store.take(selection) for selection in plan.selections]
+        mounts = zip(job.mounts, snapshots, strict=True)
+        job = evolve(job, mounts=[evolve(mount, digest=snapshot.digest) for mount, snapshot in mounts])
+        execution = backend.start(job, snapshots, values, owned=owned)
         if not owned:
             execution.wait_started()
         run = Run(job, backend.name, execution)
         run.remember()
         return run
+
+    @classmethod
+    def from_run(cls, run_id: str) -> tuple[Launcher, str]:
+        """The launcher and the command of a run that was started from this machine.
+
+        A warning says where today's checkout is not the one that ran.
+
+        Args:
+            run_id: The run's id.
+
+        Raises:
+            RunNotFound: No run has this id.
+        """
+        record = RunIndex().get(run_id)
+        launcher = cls(**launcher_fields(record.job), backend=record.backend)
+        for difference in differences(record.job):
+            warnings.warn(f"run {run_id}: {difference}", stacklevel=2)
+        return launcher, record.job.command
 
     # -- volumes -----------------------------------------------------------------------------------------------------
 

@@ -84,6 +84,7 @@ def make_plan(launcher: Launcher, command: str, backend: str) -> Plan:
     repo_root = checkout_mount.remote_path if checkout_mount else None
     writable = next((volume for volume in launcher.volumes if not volume.read_only), None)
     requests = parse_gpu(launcher.gpu)
+    counts = {request.count for request in requests} or {0}
     own = [item for item in launcher.secrets if isinstance(item, str)]
     named = {item.name: tuple(item.keys) for item in launcher.secrets if isinstance(item, SecretSpec)}
     job = Job(
@@ -99,6 +100,10 @@ def make_plan(launcher: Launcher, command: str, backend: str) -> Plan:
                 local_path=str(selection.root),
                 files=len(selection.files),
                 bytes=selection.bytes,
+                is_checkout=mount.local_path is None,
+                exclude=mount.exclude,
+                include=mount.include,
+                skip_caches=mount.skip_caches,
             )
             for mount, selection in zip(launcher.mounts, selections, strict=True)
         ),
@@ -108,12 +113,14 @@ def make_plan(launcher: Launcher, command: str, backend: str) -> Plan:
         named_secrets=named,
         image={**asdict(launcher.image), "base": base},
         gpu=tuple(str(request) for request in requests),
-        gpus=None if backend == "local" else (requests[0].count if requests else 0),
+        # Of requests that differ in their count, the container sees which it got.
+        gpus=None if backend == "local" or len(counts) > 1 else counts.pop(),
         nodes=launcher.nodes,
         ray=None if launcher.ray is None else asdict(launcher.ray),
         timeout=launcher.timeout,
         grace=launcher.grace,
         retries=launcher.retries,
+        should_retry=launcher.should_retry,
         app_name=launcher.app_name,
         cpu=launcher.cpu,
         memory=launcher.memory,

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from attrs import field, frozen
 
-from skyrl_modal.backends import Event, Execution
+from skyrl_modal.backends import Event, Execution, backend_named
 from skyrl_modal.errors import CommandFailed, RunCancelled, RunLost, RunTimeout
 from skyrl_modal.job import Job
 from skyrl_modal.run_index import IndexRecord, RunIndex
@@ -134,9 +134,10 @@ class Run:
         Raises:
             RunNotFound: No run has this id; the error has the nearest.
         """
-        from skyrl_modal.launcher import backend_named  # the launcher composes; a run needs it only to be found again
+        return cls._of(RunIndex().get(run_id))
 
-        record = RunIndex().get(run_id)
+    @classmethod
+    def _of(cls, record: IndexRecord) -> Run:
         backend = backend_named(record.backend)
         return cls(record.job, record.backend, backend.attach(record.job, record.handle))
 
@@ -149,6 +150,11 @@ class Run:
     def state(self) -> RunState:
         """What it is doing now, or how it ended."""
         return RunState(self._execution.state())
+
+    @property
+    def backend(self) -> str:
+        """The name of the backend that it runs on."""
+        return self._backend_name
 
     @property
     def url(self) -> str | None:
@@ -261,6 +267,21 @@ class Run:
             detail=record["detail"],
             log_tail=text,
         )
+
+
+def runs(limit: int | None = 50) -> list[Run]:
+    """The runs that this user started from this machine, the newest first.
+
+    Args:
+        limit: How many at the most; None for all.
+
+    Example:
+        >>> from skyrl_modal import runs
+        >>> [run.state for run in runs(limit=0)]
+        []
+    """
+    records = RunIndex().all()[::-1]
+    return [Run._of(record) for record in (records if limit is None else records[:limit])]
 
 
 def _lines(chunks: Iterator[bytes]) -> Iterator[str]:

@@ -8,8 +8,9 @@ from typing import Any, Literal, Protocol
 
 from attrs import frozen
 
+from skyrl_modal.errors import SpecError
 from skyrl_modal.job import Job
-from skyrl_modal.mount import Selection
+from skyrl_modal.mount import Snapshot
 
 #: What happens in a run: ``("output", bytes)``, ``("line", str)`` of ours, ``("state", str)``, ``("handle", mapping)``
 #: where the handle is known only later than the start, ``("result", record)``.
@@ -102,12 +103,13 @@ class Backend(Protocol):
     def describe(self, job: Job) -> Sequence[tuple[str, str]]:
         """What runs where, for the header: pairs of a word and what it is."""
 
-    def start(self, job: Job, selections: Sequence[Selection], secrets: Mapping[str, str], *, owned: bool) -> Execution:
+    def start(self, job: Job, snapshots: Sequence[Snapshot], secrets: Mapping[str, str], *, owned: bool) -> Execution:
         """Hand over the mounts' files and start the run.
 
         Args:
             job: The run.
-            selections: What goes, one for each of the job's mounts, in their order.
+            snapshots: What goes, one for each of the job's mounts, in their order. The backend releases them when it
+                needs them no more.
             secrets: Values of the job's secrets.
             owned: Whether the run ends when this process does.
         """
@@ -127,3 +129,29 @@ class Backend(Protocol):
 
     def push(self, volume: str, local: Path, path: str) -> None:
         """Copy a file or folder from this machine to a volume."""
+
+
+#: The backends that are chosen by name.
+BACKENDS = ("modal", "local")
+
+
+def backend_named(name: str) -> Backend:
+    """The backend of a name.
+
+    Raises:
+        SpecError: There is none.
+    """
+    if name == "local":
+        from skyrl_modal.backends.local import LocalBackend
+
+        return LocalBackend()
+    if name == "modal":
+        from skyrl_modal.backends.modal import ModalBackend
+
+        return ModalBackend()
+    raise unknown_backend(name)
+
+
+def unknown_backend(value: object) -> SpecError:
+    """The error for a backend that is none."""
+    return SpecError("backend", value, 'give "modal", "local", or an object with the Backend protocol')

@@ -24,9 +24,9 @@ from skyrl_modal.backends import VolumeEntry
 from skyrl_modal.backends.descriptors import Descriptors
 from skyrl_modal.backends.local_execution import LiveStreams, LocalExecution, run_folder
 from skyrl_modal.backends.sandbox import Layer, Sandbox, find_sandbox, remove_tree
-from skyrl_modal.errors import BackendUnavailable, RunNotFound, SpecError
+from skyrl_modal.errors import BackendUnavailable, SpecError
 from skyrl_modal.job import Job
-from skyrl_modal.mount import Selection, Snapshot, SnapshotStore
+from skyrl_modal.mount import Snapshot
 
 _APP = "skyrl_modal"
 #: What the shell around a run does: wait for it, then remove the scratch folder, whatever its permissions have become.
@@ -91,15 +91,13 @@ class LocalBackend:
         return [("where", where), *volumes]
 
     def start(
-        self, job: Job, selections: Sequence[Selection], secrets: Mapping[str, str], *, owned: bool
+        self, job: Job, snapshots: Sequence[Snapshot], secrets: Mapping[str, str], *, owned: bool
     ) -> LocalExecution:
-        """Take a snapshot of every mount and start the supervisor on it.
+        """Start the supervisor on the snapshots.
 
         Raises:
             BackendUnavailable: The supervisor did not start; the text has its last words.
         """
-        store = SnapshotStore(platformdirs.user_cache_path(_APP) / "snapshots")
-        snapshots = [store.take(selection) for selection in selections]
         sandbox = find_sandbox(self._scratch_root()).sandbox
         if sandbox is not None:
             scratch = self._scratch_root() / job.id
@@ -112,6 +110,9 @@ class LocalBackend:
         except BaseException:
             remove_tree(scratch)
             raise
+        finally:
+            for snapshot in snapshots:
+                snapshot.release()  # the run holds them by descriptors of its own
 
     def _launch(
         self,
@@ -208,8 +209,6 @@ class LocalBackend:
 
     def attach(self, job: Job, handle: Mapping[str, Any]) -> LocalExecution:
         """Find a run that was started before, maybe by another process."""
-        if not run_folder(job.id).is_dir():
-            raise RunNotFound(job.id)
         return LocalExecution(job, dict(handle))
 
     def ls(self, volume: str, path: str) -> Sequence[VolumeEntry]:

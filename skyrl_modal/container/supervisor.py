@@ -102,7 +102,7 @@ class Supervisor:
                 attempts += 1
                 self._detail = ""
                 state, returncode = self._attempt(env, attempts)
-                if state not in ("failed", "timed_out") or attempts > self._job.get("retries", 0) or self._is_over():
+                if not self._may_retry(state, returncode, attempts):
                     break
                 self._note(f"attempt {attempts} ended with exit code {returncode}; starting again")
                 if self._ray is not None and self._ray.has_ended:
@@ -142,8 +142,13 @@ class Supervisor:
         self._emit(f"skyrl-modal | {text}\n".encode())
         self._close_log()
 
-    def _is_over(self) -> bool:
-        return self._limit is not None and time.monotonic() >= self._limit
+    def _may_retry(self, state: str, returncode: int, attempts: int) -> bool:
+        if state not in ("failed", "timed_out") or attempts > self._job["retries"]:
+            return False
+        wanted = self._job.get("should_retry")
+        if wanted is not None and returncode not in wanted:
+            return False
+        return self._limit is None or time.monotonic() < self._limit
 
     def _prepare(self) -> None:
         self._run_dir.mkdir(parents=True, exist_ok=True)
