@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import enum
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from attrs import field, frozen
@@ -19,6 +19,8 @@ from skyrl_modal.run_index import IndexRecord, RunIndex
 TAIL_LINES = 30
 #: Bytes of the output that these lines are taken from.
 TAIL_BYTES = 1 << 16
+#: How far back the log of a call that was started elsewhere is looked for.
+CALLS_KEPT = timedelta(days=7)
 #: Exit code of a run that died without telling one.
 LOST_RETURNCODE = 125
 
@@ -131,10 +133,21 @@ class Run:
     def attach(cls, run_id: str) -> Run:
         """Find a run by its id, from any process of this machine's user.
 
+        Args:
+            run_id: The run's id; or the id of a call on Modal (``"fc-..."``), which is found from any machine with the
+                same account. A call that was started elsewhere has its log and its result, and no more.
+
         Raises:
             RunNotFound: No run has this id; the error has the nearest.
         """
-        return cls._of(RunIndex().get(run_id))
+        if not run_id.startswith("fc-"):
+            return cls._of(RunIndex().get(run_id))
+        for record in RunIndex().all():
+            if record.handle.get("call_id") == run_id:
+                return cls._of(record)
+        since = datetime.now(UTC) - CALLS_KEPT
+        job = Job(id=run_id, command="(started elsewhere)", workdir="/", run_dir="/", created_at=since.isoformat())
+        return cls._of(IndexRecord(job, "modal", {"call_id": run_id}))
 
     @classmethod
     def _of(cls, record: IndexRecord) -> Run:
