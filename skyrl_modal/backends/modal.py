@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import posixpath
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,22 +9,17 @@ from typing import Any
 
 import modal
 import modal.config
-import platformdirs
-from attrs import evolve
+import modal.exception
 
 from skyrl_modal.backends import VolumeEntry
+from skyrl_modal.backends.modal_app import LONGEST, RunApp, limit_of
 from skyrl_modal.backends.modal_execution import ModalExecution
-from skyrl_modal.container import modal_function
 from skyrl_modal.errors import BackendUnavailable, SpecError
 from skyrl_modal.job import Job
-from skyrl_modal.mount import Selection, SnapshotStore
+from skyrl_modal.mount import Snapshot
 
-#: Seconds that Modal gives a function at the most.
-LONGEST = 24 * 3600
 #: Modal's words for what an entry of a volume is, and ours.
 _KINDS = {"FILE": "file", "DIRECTORY": "dir"}
-#: Seconds, beyond the run's own, until Modal ends the container: for Ray's start, saving and committing.
-MARGIN = 300
 
 
 class ModalBackend:
@@ -46,7 +40,7 @@ class ModalBackend:
             SpecError: Modal would refuse the job: its time-out, or the GPUs of a cluster.
         """
         config = modal.config.config
-        if not (config.get("token_id") and config.get("token_secret")):
+        if not (config.get("token_id") and config.get("token_secret")) and not config.get("oauth_refresh_token"):
             raise BackendUnavailable(
                 self.name, 'there is no token: run `modal setup`, or choose backend="local" to run on this machine'
             )
@@ -55,7 +49,7 @@ class ModalBackend:
             raise SpecError("timeout", job.timeout, remedy)
         if job.nodes > 1:
             raise SpecError("nodes", job.nodes, "this version runs one node")
-        limit = _limit(job)
+        limit = limit_of(job)
         if limit is None:
             return []
         return [
@@ -69,33 +63,10 @@ class ModalBackend:
         return [("where", f"Modal, app {job.app_name}, {gpu}"), ("image", str(job.image["base"])), *volumes]
 
     def start(
-        self, job: Job, selections: Sequence[Selection], secrets: Mapping[str, str], *, owned: bool
+        self, job: Job, snapshots: Sequence[Snapshot], secrets: Mapping[str, str], *, owned: bool
     ) -> ModalExecution:
         """Begin to build, upload and start; ``ModalExecution.wait_started`` tells when the run is handed over."""
-        store = SnapshotStore(platformdirs.user_cache_path("skyrl_modal") / "snapshots")
-        # From a snapshot: a file that is edited during the upload neither fails the run nor goes half old, half new.
-        snapshots = [store.take(selection) for selection in selections]
-        image = image_of(job)
-        for mount, snapshot in zip(job.mounts, snapshots, strict=True):
-            image = image.add_local_dir(snapshot.path, mount.remote_path)
-        app = modal.App(job.app_name, tags={"skyrl_run": job.id})
-        own = {name: value for name, value in secrets.items() if name in job.secrets}
-        named = [modal.Secret.from_name(name, required_keys=list(keys)) for name, keys in job.named_secrets.items()]
-        function = app.function(
-            image=image,
-            gpu=list(job.gpu) if len(job.gpu) > 1 else (job.gpu[0] if job.gpu else None),
-            volumes={item.mount_path: _volume(item) for item in job.volumes},
-            secrets=[*named, *([modal.Secret.from_dict(dict(own))] if own else [])],
-            cpu=job.cpu,
-            memory=job.memory,
-            region=job.region,
-            cloud=job.cloud,
-            timeout=math.ceil(_container_seconds(job)),
-            # Attempts are counted by the supervisor, in one container and one log.
-            retries=0,
-        )(modal_function.run_job)
-        job = evolve(job, limit=_limit(job))
-        return ModalExecution(job, app=app, function=function, owned=owned, leases=snapshots)
+        return ModalExecution(job, run_app=RunApp(job, snapshots, secrets), owned=owned)
 
     def attach(self, job: Job, handle: Mapping[str, Any]) -> ModalExecution:
         """Find a run by its call's id, from any machine with the same account."""
@@ -137,33 +108,3 @@ class ModalBackend:
                 batch.put_directory(local, f"/{path}")
             else:
                 batch.put_file(local, f"/{path}")
-
-
-def image_of(job: Job) -> modal.Image:
-    """The image without its mounts, which come last: an edit of the code rebuilds nothing."""
-    spec = job.image
-    secret = modal.Secret.from_name(spec["registry_secret"]) if spec["registry_secret"] else None
-    image = modal.Image.from_registry(spec["base"], secret=secret, add_python=spec["python"]).entrypoint([])
-    if spec["apt"]:
-        image = image.apt_install(*spec["apt"])
-    if spec["pip"]:
-        image = image.pip_install(*spec["pip"])
-    if spec["commands"]:
-        image = image.run_commands(*spec["commands"])
-    return image.env({**spec["env"], "SKYRL_REPO_ROOT": job.repo_root or "/root/SkyRL"})
-
-
-def _volume(item: Any) -> modal.Volume:
-    volume = modal.Volume.from_name(item.name, create_if_missing=item.create_if_missing, version=item.version)
-    return volume.read_only() if item.read_only else volume
-
-
-def _container_seconds(job: Job) -> float:
-    """How long the container may live: every attempt with its grace, and the margin."""
-    return min(LONGEST, (job.timeout + job.grace) * (job.retries + 1) + MARGIN)
-
-
-def _limit(job: Job) -> float | None:
-    """Seconds after which the supervisor ends the run, so that it is not Modal who does; None where none is needed."""
-    whole = (job.timeout + job.grace) * (job.retries + 1) + MARGIN
-    return None if whole <= LONGEST else LONGEST - MARGIN - job.grace

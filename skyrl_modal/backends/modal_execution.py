@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import functools
-import hashlib
 import json
-import queue
 import threading
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -17,28 +16,23 @@ import modal
 import modal.exception
 
 from skyrl_modal.backends import Event
-from skyrl_modal.container.modal_function import PREFIX
-from skyrl_modal.errors import BackendUnavailable, SkyRLModalError, SpecError
+from skyrl_modal.backends.modal_app import RunApp, carried
+from skyrl_modal.backends.modal_errors import TRANSIENT, translated, words_of
+from skyrl_modal.backends.modal_log import Channel, LogView, facts_of
 from skyrl_modal.job import Job
-from skyrl_modal.mount import Snapshot
 
 T = TypeVar("T")
 
 #: Seconds between two questions where Modal has nothing to wait for.
 INTERVAL = 0.5
-#: Seconds that the rest of the output may take to arrive after the result.
-REST = 15.0
+#: Seconds of silence after which the rest of the output, which should follow the result, is fetched instead.
+REST = 10.0
 #: Seconds, beyond the command's own grace, that a stopped container gets to commit and leave its record.
 RECORD = 30.0
-
-_TRANSIENT = (
-    modal.exception.ServiceError,
-    modal.exception.InternalError,
-    modal.exception.ConnectionError,
-    modal.exception.ResourceExhaustedError,
-    modal.exception.LogsFetchError,
-    OSError,
-)
+#: Seconds that Modal gets to end a run at once; then it is left alone, and ends with its app.
+AT_ONCE = 4.0
+#: Seconds between two lines while something takes long.
+STILL = 15.0
 
 
 @functools.cache
@@ -53,42 +47,33 @@ class ModalExecution:
     """A run on Modal: one that this object starts, or one that is attached to by its call's id."""
 
     def __init__(
-        self,
-        job: Job,
-        *,
-        app: modal.App | None = None,
-        function: modal.Function[..., Any, Any] | None = None,
-        owned: bool = False,
-        leases: Sequence[Snapshot] = (),
-        call_id: str | None = None,
+        self, job: Job, *, run_app: RunApp | None = None, owned: bool = False, call_id: str | None = None
     ) -> None:
         self._job = job
-        self._app = app
-        self._function = function
         self._owned = owned
-        self._leases = leases
+        self._loop = _event_loop()
         self._call: modal.FunctionCall[Any] | None = None
+        self._call_id = ""
         self._url: str | None = None
         self._cancelled = False
-        self._killed = False
-        self._events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
-        self._shown = _Shown(self._events)
-        self._loop = _event_loop()
+        self._killed = asyncio.Event()
+        self._channel = Channel(self._loop)
         self._started: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._life: concurrent.futures.Future[None] | None = None
-        self._following: concurrent.futures.Future[None] | None = None
         self._record: concurrent.futures.Future[Mapping[str, Any]] | None = None
+        self._volume: modal.Volume | None = None
         self._stored: bytes | None = None
         if call_id is not None:
-            self._call = modal.FunctionCall.from_id(call_id)
-            self._call_id = call_id
-            self._started.set_result(None)
-        else:
-            self._call_id = ""
-            self._life = self._submit(self._live())
+            self._set_call(modal.FunctionCall.from_id(call_id), call_id)
+        elif run_app is not None:
+            self._life = self._submit(self._live(run_app))
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _set_call(self, call: modal.FunctionCall[Any], call_id: str) -> None:
+        self._call, self._call_id = call, call_id
+        self._started.set_result(None)
 
     # -- the protocol ------------------------------------------------------------------------------------------------
 
@@ -119,13 +104,16 @@ class ModalExecution:
         self._started.result()
 
     def events(self) -> Iterator[Event]:
-        """What happens, live."""
-        if not self._owned and self._following is None:
-            self._following = self._submit(self._follow_and_tell())
-        while (event := self._events.get()) is not None:
-            if isinstance(event, BaseException):
-                raise event
-            yield event
+        """What happens, live: of a run of ours once, of another one from its beginning each time."""
+        if self._owned:
+            yield from self._channel
+            return
+        channel = Channel(self._loop)
+        following = self._submit(self._follow_and_tell(channel))
+        try:
+            yield from channel
+        finally:
+            following.cancel()
 
     def log_size(self) -> int:
         """Bytes of the output that can be had now."""
@@ -141,17 +129,19 @@ class ModalExecution:
 
     def state(self) -> str:
         """The run's state now."""
-        try:
-            record = self.wait(0)
-        except TimeoutError:
-            content = self._submit(self._read_file("state.json")).result()
-            return "pending" if content is None else str(json.loads(content)["state"])
-        return str(record["state"])
+        if self._call is None:
+            return "pending"
+        if self._record is None or not self._record.done():
+            is_over = self._submit(self._is_over()).result()
+            if not is_over:
+                content = self._submit(self._read_file("state.json")).result()
+                return "pending" if content is None else str(json.loads(content)["state"])
+        return str(self.wait()["state"])
 
     def wait(self, timeout: float | None = None) -> Mapping[str, Any]:
         """Wait for the result's record."""
         self.wait_started()
-        if self._record is None:
+        if self._record is None or (self._record.done() and self._record.exception() is not None):
             self._record = self._submit(self._await_record())
         try:
             # A question with no time to wait still needs the time that an answer takes.
@@ -162,104 +152,157 @@ class ModalExecution:
     def cancel(self, *, now: bool = False) -> None:
         """Ask the run to end; before it is handed over, what is being built or uploaded is given up."""
         self._cancelled = True
-        self._killed = self._killed or now
-        if self._call is not None:
-            self._submit(self._cancel_call(now)).result()
-        elif self._life is not None:
-            self._life.cancel()
+        if self._call is None:
+            if self._life is not None:
+                self._life.cancel()
+            return
+        if now:
+            self._loop.call_soon_threadsafe(self._killed.set)
+        cancelling = self._submit(self._cancel_call(now))
+        if not self._owned:
+            cancelling.result()
 
     # -- its life ----------------------------------------------------------------------------------------------------
 
-    async def _live(self) -> None:
+    async def _live(self, run_app: RunApp) -> None:
         """Build, upload, start; then, where it is ours, follow it to its end inside the app that ends with us."""
-        assert self._app is not None
-        assert self._function is not None
+        is_told = False
         try:
-            async with self._app.run(detach=not self._owned):
-                self._url = await self._app.get_dashboard_url.aio()
-                self._call = await self._function.spawn.aio(self._job.to_json())
-                self._call_id = self._call.object_id
-                self._started.set_result(None)
-                for lease in self._leases:
-                    lease.release()
+            async with self._aloud("looking whether Modal answers"):
+                await run_app.look_ahead()
+            app, function = await asyncio.to_thread(run_app.define)
+            self._job = run_app.job
+            for warning in run_app.warnings:
+                self._channel.line(f"warning: {warning}")
+            files = " and ".join(carried(mount) for mount in self._job.mounts) or "no files"
+            what = f"building what the image lacks, and uploading what Modal lacks of {files}"
+            self._channel.line(what)
+            async with contextlib.AsyncExitStack() as stack:
+                async with self._aloud(what) as seconds:
+                    await stack.enter_async_context(app.run(detach=not self._owned))
+                    self._url = await app.get_dashboard_url.aio()
+                    call = await function.spawn.aio(*run_app.arguments)
+                run_app.release()
+                self._set_call(call, call.object_id)
                 if self._owned:
-                    self._events.put(("handle", self.handle))
-                    self._events.put(("line", f"handed over to Modal as {self._call_id}: {self._url}"))
-                    await self._follow()
+                    self._channel.put(("handle", self.handle))
+                    self._channel.line(f"handed over after {seconds():.1f} s as {self._call_id}: {self._url}")
+                    await self._follow(self._channel)
+                    is_told = True
         except asyncio.CancelledError:
             self._give_up(KeyboardInterrupt())
         except BaseException as error:
-            self._give_up(self._translated(error))
+            if is_told:
+                # Modal could not be told that the app is over; it ends all the same, without its caller.
+                self._channel.line(f"warning: the app may go on for some seconds: {words_of(error)}")
+                self._channel.end()
+            else:
+                self._give_up(await translated(error, self._job))
         else:
-            if self._owned:
-                self._events.put(None)
+            self._channel.end()
+        finally:
+            run_app.release()
 
     def _give_up(self, error: BaseException) -> None:
         if not self._started.done():
             self._started.set_exception(error)
-        if self._owned:
-            self._events.put(error)
+        self._channel.end(error)
 
-    async def _follow_and_tell(self) -> None:
+    @contextlib.asynccontextmanager
+    async def _aloud(self, what: str) -> AsyncIterator[Any]:
+        """Say now and then that something is still going on; gives a clock."""
+        begin = self._loop.time()
+
+        def seconds() -> float:
+            return self._loop.time() - begin
+
+        async def say() -> None:
+            while True:
+                await asyncio.sleep(STILL)
+                self._channel.line(f"still {what} ({seconds():.0f} s)")
+
+        saying = asyncio.ensure_future(say())
         try:
-            await self._follow()
+            yield seconds
+        finally:
+            saying.cancel()
+
+    async def _follow_and_tell(self, channel: Channel) -> None:
+        try:
+            await self._follow(channel)
+        except asyncio.CancelledError:
+            raise
         except BaseException as error:
-            self._events.put(self._translated(error))
+            channel.end(await translated(error, self._job))
         else:
-            self._events.put(None)
+            channel.end()
 
-    async def _follow(self) -> None:
+    async def _follow(self, channel: Channel) -> None:
         """Tell the output as it comes, all of it, and the result last."""
-        reading = asyncio.ensure_future(self._read_logs())
+        view = LogView(channel)
+        reading = asyncio.ensure_future(self._read_logs(view, channel))
         try:
-            record = await self._await_record()
+            record = await self._record_or_kill()
             live = record.get("live")
             if live is not None:
-                counted = asyncio.ensure_future(self._shown.reached(live["characters"]))
-                await asyncio.wait([counted], timeout=REST)
-                counted.cancel()
-            if live is None or not self._shown.is_whole(live):
-                await self._tell_rest(live)
+                await view.reached(live["characters"], REST)
+            if live is None or not view.is_whole(live):
+                await self._tell_rest(view, channel, live)
         finally:
             reading.cancel()
             # The client's log stream may complain of being closed while it reads; it is over either way.
             await asyncio.gather(reading, return_exceptions=True)
-        self._shown.end()
-        self._events.put(("result", record))
+        view.end()
+        channel.put(("result", record))
 
-    async def _read_logs(self) -> None:
+    async def _record_or_kill(self) -> Mapping[str, Any]:
+        """The result's record; one of ours where it was killed and Modal does not say so soon."""
+        ending = asyncio.ensure_future(self._await_record())
+        killing = asyncio.ensure_future(self._killed.wait())
+        try:
+            await asyncio.wait([ending, killing], return_when=asyncio.FIRST_COMPLETED)
+            if not ending.done():
+                await asyncio.wait([ending], timeout=AT_ONCE)
+            if ending.done():
+                return ending.result()
+            return self._made_up("cancelled", 137, "ended at once; Modal has not confirmed it")
+        finally:
+            ending.cancel()
+            killing.cancel()
+
+    async def _read_logs(self, view: LogView, channel: Channel) -> None:
         """Follow the call's log; where the connection drops, again from its beginning without what was told."""
         assert self._call is not None
         while True:
-            self._shown.begin_again()
+            view.begin_again()
             try:
                 async for entry in self._call.logs.stream.aio():
-                    self._shown.take(entry.source, entry.message)
-            except _TRANSIENT:
+                    view.take(entry.source, entry.message)
+                    await channel.room()
+            except TRANSIENT:
                 pass
             await asyncio.sleep(INTERVAL)
 
-    async def _tell_rest(self, live: Mapping[str, Any] | None) -> None:
+    async def _tell_rest(self, view: LogView, channel: Channel, live: Mapping[str, Any] | None) -> None:
         """Tell what the stream did not: from output.log, else from Modal's stored log.
 
         Without ``live``, as for a container that died, nothing says how much there was: all that is left is told.
         """
         for source in (self._read_text, self._fetch_text):
             text = await source()
-            if text is None or (live is not None and _facts(text) != (live["characters"], live["sha256"])):
+            if text is None or (live is not None and facts_of(text) != (live["characters"], live["sha256"])):
                 continue
-            if self._shown.add_rest(text):
+            if view.add_rest(text):
                 return
-        self._shown.end()
-        warning = f"warning: the live view above is damaged or not whole; the whole output is {self.log_path}"
-        self._events.put(("line", warning))
+        view.end()
+        channel.line(f"warning: the live view above is damaged or not whole; the whole output is {self.log_path}")
 
     async def _fetch_text(self) -> str | None:
         assert self._call is not None
         since = datetime.fromisoformat(self._job.created_at) - timedelta(minutes=5)
         try:
             parts = [entry.message async for entry in self._call.logs.fetch.aio(since=since, source="stdout")]
-        except _TRANSIENT:
+        except TRANSIENT:
             return None
         return "".join(parts)
 
@@ -273,12 +316,32 @@ class ModalExecution:
             content = (await self._fetch_text() or "").encode()
         return content
 
+    # -- its end -----------------------------------------------------------------------------------------------------
+
     async def _is_over(self) -> bool:
-        return await self._read_file("result.json") is not None
+        """Whether Modal has ended the call."""
+        assert self._call is not None
+        try:
+            await self._call.get.aio(timeout=0)
+        except TimeoutError:
+            return False
+        except TRANSIENT:
+            return await self._read_file("result.json") is not None
+        except modal.exception.AuthError as error:
+            raise await translated(error, self._job) from error
+        except modal.exception.Error:
+            return True
+        return True
 
     async def _cancel_call(self, now: bool) -> None:
         assert self._call is not None
-        await self._call.cancel.aio(terminate_containers=now)
+        while True:
+            try:
+                return await self._call.cancel.aio(terminate_containers=now)
+            except TRANSIENT as error:
+                if not self._owned:
+                    raise await translated(error, self._job) from error
+                await asyncio.sleep(INTERVAL)
 
     async def _await_record(self) -> Mapping[str, Any]:
         """The result's record: the call's value, else what the supervisor left on the volume."""
@@ -287,39 +350,45 @@ class ModalExecution:
             try:
                 value: Mapping[str, Any] = await self._call.get.aio()
                 return value
-            except _TRANSIENT:
-                await asyncio.sleep(INTERVAL)
-            except modal.exception.AuthError as error:
-                raise self._translated(error) from error
             except modal.exception.FunctionTimeoutError as error:
                 return await self._left_record("timed_out", 124, error)
+            except TRANSIENT:
+                await asyncio.sleep(INTERVAL)
+            except modal.exception.AuthError as error:
+                raise await translated(error, self._job) from error
             except modal.exception.Error as error:
-                if self._cancelled or isinstance(error, modal.exception.RemoteError):
-                    return await self._left_record(
-                        "cancelled" if self._cancelled else "lost", 137 if self._killed else 130, error
-                    )
+                if self._killed.is_set():
+                    return await self._left_record("cancelled", 137, error)
+                if self._cancelled:
+                    return await self._left_record("cancelled", 130, error)
                 return await self._left_record("lost", 125, error)
 
     async def _left_record(self, state: str, returncode: int, error: BaseException) -> Mapping[str, Any]:
         """The record on the volume; the call may be over for Modal while its container still saves and commits."""
         if self._record_volume() is not None:
             # Also where nobody here cancelled it: the end of its app, or of its caller, stops a run in the same way.
-            grace = 0.0 if self._killed else self._job.grace
-            deadline = self._loop.time() + grace + (RECORD if self._cancelled and not self._killed else RECORD / 3)
-            while self._loop.time() < deadline:
+            patience = self._job.grace + (RECORD if self._cancelled else RECORD / 3)
+            deadline = self._loop.time() + (0.0 if self._killed.is_set() else patience)
+            while True:
                 content = await self._read_file("result.json")
                 if content is not None:
                     record: Mapping[str, Any] = json.loads(content)
                     return record
+                if self._loop.time() >= deadline:
+                    break
                 await asyncio.sleep(INTERVAL)
+        return self._made_up(state, returncode, f"Modal says: {words_of(error)}")
+
+    def _made_up(self, state: str, returncode: int, detail: str) -> Mapping[str, Any]:
+        """A record for a run that left none."""
         return {
             "run_id": self._job.id,
             "state": state,
-            "returncode": 125 if state == "lost" else returncode,
+            "returncode": returncode,
             "attempts": 0,
             "started_at": self._job.created_at,
             "duration": (datetime.now(UTC) - datetime.fromisoformat(self._job.created_at)).total_seconds(),
-            "detail": f"Modal says: {error or type(error).__name__}",
+            "detail": detail,
         }
 
     # -- the volume --------------------------------------------------------------------------------------------------
@@ -335,99 +404,16 @@ class ModalExecution:
         place = self._record_volume()
         if place is None:
             return None
+        if self._volume is None:
+            self._volume = modal.Volume.from_name(place[0])
         parts: list[bytes] = []
         while True:
             try:
-                async for part in modal.Volume.from_name(place[0]).read_file.aio(f"{place[1]}/{name}"):
+                async for part in self._volume.read_file.aio(f"{place[1]}/{name}"):
                     parts.append(part)
                 return b"".join(parts)
             except (FileNotFoundError, modal.exception.NotFoundError):
                 return None
-            except _TRANSIENT:
+            except TRANSIENT:
                 parts.clear()
                 await asyncio.sleep(INTERVAL)
-
-    def _translated(self, error: BaseException) -> BaseException:
-        """Modal's error as one of ours, with Modal's words in it."""
-        words = str(error) or type(error).__name__
-        if isinstance(error, SkyRLModalError | asyncio.CancelledError):
-            return error
-        if isinstance(error, modal.exception.AuthError):
-            return BackendUnavailable("modal", f"the token was refused ({words}): run `modal setup`")
-        if isinstance(error, modal.exception.ConnectionError | OSError):
-            return BackendUnavailable("modal", f"it cannot be reached: {words}")
-        if isinstance(error, modal.exception.ImageBuildError):
-            return SpecError("image", self._job.image["base"], f"it could not be built: {words}")
-        if isinstance(error, modal.exception.NotFoundError):
-            field, value = ("secrets", list(self._job.named_secrets)) if "ecret" in words else ("volumes", words)
-            return SpecError(field, value, f"Modal has none of that name: {words}")
-        if isinstance(error, modal.exception.InvalidError):
-            field, value = ("gpu", list(self._job.gpu)) if "gpu" in words.lower() else ("launcher", self._job.app_name)
-            return SpecError(field, value, f"Modal refuses it: {words}")
-        if isinstance(error, modal.exception.Error):
-            return BackendUnavailable("modal", words)
-        return error
-
-
-class _Shown:
-    """What was told of the log: each piece once, whatever the connection repeats."""
-
-    def __init__(self, events: queue.SimpleQueue[Any]) -> None:
-        self._events = events
-        self._told = {"stdout": 0, "stderr": 0, "system": 0}
-        self._skip = dict(self._told)
-        self._hash = hashlib.sha256()
-        self._line = ""
-        self._grown = asyncio.Event()
-
-    def begin_again(self) -> None:
-        """The log comes from its beginning now."""
-        self._skip = dict(self._told)
-
-    def take(self, source: str, message: str) -> None:
-        """Take an entry of the log."""
-        skipped = min(self._skip[source], len(message))
-        self._skip[source] -= skipped
-        fresh = message[skipped:]
-        if not fresh:
-            return
-        self._told[source] += len(fresh)
-        if source == "stdout":
-            data = fresh.encode("utf-8", "replace")
-            self._hash.update(data)
-            self._events.put(("output", data))
-            self._grown.set()
-            return
-        *whole, self._line = (self._line + fresh).split("\n")
-        for line in whole:
-            self._events.put(("line", line.removeprefix(PREFIX)))
-
-    def end(self) -> None:
-        """Tell a last line that has no end."""
-        if self._line:
-            self._events.put(("line", self._line.removeprefix(PREFIX)))
-            self._line = ""
-
-    async def reached(self, characters: int) -> None:
-        """Wait until so many characters of the output were told."""
-        while self._told["stdout"] < characters:
-            self._grown.clear()
-            await self._grown.wait()
-
-    def is_whole(self, live: Mapping[str, Any]) -> bool:
-        """Whether what was told is what the container showed."""
-        return (self._told["stdout"], self._hash.hexdigest()) == (live["characters"], live["sha256"])
-
-    def add_rest(self, text: str) -> bool:
-        """Tell what is missing at the end; False where what was told is not how the text begins."""
-        told = self._told["stdout"]
-        if hashlib.sha256(text[:told].encode("utf-8", "replace")).digest() != self._hash.digest():
-            return False
-        self.begin_again()
-        self._skip["stdout"] = 0
-        self.take("stdout", text[told:])
-        return True
-
-
-def _facts(text: str) -> tuple[int, str]:
-    return len(text), hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()

@@ -11,17 +11,27 @@ import codecs
 import hashlib
 import json
 import os
+import platform
+import subprocess
 import sys
 import threading
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import modal
 
-from skyrl_modal.container.supervisor import BROKEN, Supervisor, write_json
+from skyrl_modal.container.supervisor import BROKEN, Supervisor, local_gpus, write_json
 
 #: What our own lines on standard error begin with; standard output is the command's alone.
 PREFIX = "skyrl-modal | "
+
+
+#: The detail of a run that was stopped because its container ends: preempted, or its app is over.
+ENDS = "the container ends"
+#: What is said of a container that died while the command ran, and of which nothing else is known.
+DIED = "the container died while the command ran (out of memory, or its machine failed), and left no result"
 
 
 class _LiveText:
@@ -32,13 +42,17 @@ class _LiveText:
         self._hash = hashlib.sha256()
         self.characters = 0
 
-    def write(self, data: bytes, final: bool = False) -> None:
-        """Show bytes; a character that is not whole yet waits for the rest of it."""
+    def count(self, data: bytes, final: bool = False) -> bytes:
+        """Count bytes as shown; a character that is not whole yet waits for the rest of it. Gives what to show."""
         text = self._decoder.decode(data, final)
         self.characters += len(text)
         encoded = text.encode()
         self._hash.update(encoded)
-        view = memoryview(encoded)
+        return encoded
+
+    def write(self, data: bytes, final: bool = False) -> None:
+        """Show bytes."""
+        view = memoryview(self.count(data, final))
         while view:
             view = view[os.write(1, view) :]
 
@@ -52,27 +66,46 @@ def _say(text: str) -> None:
         print(f"{PREFIX}{line}", file=sys.stderr, flush=True)
 
 
-def run_job(record: str) -> dict[str, Any]:
+def run_job(record: str, links: Mapping[str, Mapping[str, str]] | None = None) -> dict[str, Any]:
     """Run one job to its end; gives the result's record.
+
+    Modal calls it again on the same input where a container was preempted or died. Then it goes on in the same record.
 
     Args:
         record: The job as JSON.
+        links: For each mount's path the symbolic links in it, which Modal's upload does not carry, with their targets.
     """
     job = json.loads(record)
     volumes = {item["name"]: modal.Volume.from_name(item["name"]) for item in job["volumes"]}
     for volume in volumes.values():
         volume.reload()
-    live = _LiveText()
     writable = [volumes[item["name"]] for item in job["volumes"] if not item["read_only"]]
+    run_dir, live, committing = Path(job["run_dir"]), _LiveText(), threading.Lock()
+    _say(f"the container is up: Python {platform.python_version()}, {os.environ.get('MODAL_TASK_ID', 'no task')}")
+    earlier = _Earlier(run_dir)
+    for chunk in earlier.output():
+        live.count(chunk)
+    if earlier.result is not None:
+        return earlier.result
+    if earlier.has_died and earlier.attempts > job["retries"]:
+        _say(DIED)
+        lost = {**earlier.lost(job["id"]), "live": live.facts()}
+        write_json(run_dir / "result.json", lost)
+        _commit(writable, committing)
+        return lost
+    for folder, targets in (links or {}).items():
+        _make_links(Path(folder), targets)
+    if job["gpus"] is None:
+        job["gpus"] = _count_gpus()
 
     def tell(event: dict[str, Any]) -> None:
         if event["event"] == "line":
             _say(event["text"])
-        elif event["event"] == "state" and event["state"] == "running" and writable:
+        elif event["event"] == "state" and writable:
             # The record is on the volume from now on, for whoever looks for the run while it goes on.
-            threading.Thread(target=_commit, args=(writable[:1],), daemon=True).start()
+            threading.Thread(target=_commit, args=(writable[:1], committing), daemon=True).start()
 
-    supervisor = Supervisor(job, live=live.write, tell=tell)
+    supervisor = Supervisor(job, live=live.write, tell=tell, attempts=earlier.attempts_before, note=earlier.note)
     results: list[dict[str, Any]] = []
     done = threading.Event()
 
@@ -89,7 +122,7 @@ def run_job(record: str) -> dict[str, Any]:
         try:
             done.wait()
         except BaseException as error:  # modal's InputCancellation, KeyboardInterrupt: any of them asks to stop
-            reason = "the container ends" if isinstance(error, KeyboardInterrupt) else "cancelled"
+            reason = ENDS if isinstance(error, KeyboardInterrupt) else "cancelled"
             supervisor.request_stop("now" if stopped is not None else reason)
             stopped = error
     if not results:
@@ -98,8 +131,8 @@ def run_job(record: str) -> dict[str, Any]:
     result = results[0]
     result["live"] = live.facts()
     # On the volume as well: a call that was cancelled has no value.
-    write_json(Path(job["run_dir"]) / "result.json", result)
-    failure = _commit(writable)
+    write_json(run_dir / "result.json", result)
+    failure = _commit(writable, committing)
     if failure is not None:
         _say(failure)
         # What the run wrote is not kept: that is no success, whatever its command said.
@@ -111,12 +144,86 @@ def run_job(record: str) -> dict[str, Any]:
     return result
 
 
-def _commit(volumes: list[modal.Volume]) -> str | None:
+class _Earlier:
+    """What an earlier container left of the same run, if there was one."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        state, result = _read_json(run_dir / "state.json"), _read_json(run_dir / "result.json")
+        #: Attempts that were begun.
+        self.attempts = int(state.get("attempt", 0))
+        was_preempted = result.get("detail") == ENDS and result.get("state") == "cancelled"
+        #: The result, where the earlier container had come to one and only could not tell it.
+        self.result = result if result and not was_preempted else None
+        self.has_died = self.attempts > 0 and not result
+        self.note = ""
+        if was_preempted:
+            self.note = "Modal has moved the run to another container; starting again"
+            # It is not over: nobody may take it for ended.
+            (run_dir / "result.json").unlink()
+        elif self.has_died:
+            self.note = f"attempt {self.attempts} ended: {DIED}; starting again"
+
+    @property
+    def attempts_before(self) -> int:
+        """Attempts that count: one that was preempted is gone on with."""
+        return self.attempts if self.has_died else max(0, self.attempts - 1)
+
+    def output(self) -> Iterator[bytes]:
+        """The output that it left."""
+        path = self._run_dir / "output.log"
+        if path.exists():
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    yield chunk
+
+    def lost(self, run_id: str) -> dict[str, Any]:
+        """The result of a run whose container died."""
+        started_at = datetime.fromtimestamp((self._run_dir / "job.json").stat().st_mtime, UTC)
+        return {
+            "version": 1,
+            "run_id": run_id,
+            "state": "lost",
+            "returncode": BROKEN,
+            "attempts": self.attempts,
+            "started_at": started_at.isoformat(),
+            "duration": (datetime.now(UTC) - started_at).total_seconds(),
+            "detail": DIED,
+        }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record
+
+
+def _make_links(folder: Path, targets: Mapping[str, str]) -> None:
+    for name, target in targets.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.symlink_to(target)
+
+
+def _count_gpus() -> int:
+    """GPUs of this container, as the driver's own tool lists them."""
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], check=True, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return local_gpus()
+    return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+
+
+def _commit(volumes: list[modal.Volume], one_at_a_time: threading.Lock) -> str | None:
     """Commit volumes; gives what went wrong, None where nothing did."""
     failures = []
     for volume in volumes:
         try:
-            volume.commit()
+            with one_at_a_time:
+                volume.commit()
         except Exception as error:  # the result must be told, whatever the volume's server says
             failures.append(f"a volume could not be committed: {error}")
     return "; ".join(failures) or None

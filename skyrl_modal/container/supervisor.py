@@ -52,10 +52,22 @@ class Supervisor:
         job: The job's record (see skyrl_modal.job), with the paths as they are here.
         live: Takes the command's output as it comes; it may raise OSError when nobody reads any more.
         tell: Takes events for the caller: ``{"event": "line", "text": ...}``, ``{"event": "state", "state": ...}``.
+        attempts: Attempts that were made before, in a container that is gone.
+        note: A line for the output before anything else.
     """
 
-    def __init__(self, job: Mapping[str, Any], *, live: Callable[[bytes], None], tell: Tell) -> None:
+    def __init__(
+        self,
+        job: Mapping[str, Any],
+        *,
+        live: Callable[[bytes], None],
+        tell: Tell,
+        attempts: int = 0,
+        note: str = "",
+    ) -> None:
         self._job = job
+        self._attempts = attempts
+        self._note_first = note
         self._live: Callable[[bytes], None] | None = live
         self._tell = tell
         self._events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
@@ -90,9 +102,11 @@ class Supervisor:
         started_at, begin = datetime.now(UTC), time.monotonic()
         become_subreaper()
         self._baseline = descendants(os.getpid())
-        state, returncode, attempts = "failed", BROKEN, 0
+        state, returncode, attempts = "failed", BROKEN, self._attempts
         try:
             self._prepare()
+            if self._note_first:
+                self._note(self._note_first)
             env = self._environment()
             if self._job.get("limit") is not None:
                 self._limit = begin + self._job["limit"]
@@ -229,6 +243,7 @@ class Supervisor:
         self._command = child
         pump = threading.Thread(target=self._pump, args=(reading, env), name="output", daemon=True)
         pump.start()
+        self._attempts = number
         self._state("running")
         ended_by, status = self._watch(child)
         # What the command left in the background goes now: its output ends only when nobody can write to it any more.
@@ -323,6 +338,7 @@ class Supervisor:
     def _open_log(self) -> None:
         try:
             self._log = FileIO(self._run_dir / "output.log", "a")
+            self._log_bytes = self._log.tell()
         except OSError as error:
             self._give_up_log(error)
 
@@ -373,11 +389,11 @@ class Supervisor:
         self._ray = None
 
     def _state(self, state: str) -> None:
-        self._tell({"event": "state", "state": state})
         try:
-            write_json(self._run_dir / "state.json", {"version": 1, "state": state})
+            write_json(self._run_dir / "state.json", {"version": 1, "state": state, "attempt": self._attempts})
         except OSError as error:
             self._say(f"state.json could not be written: {error}")
+        self._tell({"event": "state", "state": state})
 
 
 class _Stopped(Exception):
