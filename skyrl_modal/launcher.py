@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import posixpath
 import shlex
@@ -231,15 +232,18 @@ class Launcher:
             >>> launcher.run("exit 7").returncode  # doctest: +SKIP
             7
         """
-        reporter: Reporter = Quiet() if quiet else Lines()
-        sink_for(output)  # a wrong one is refused while nothing has started
         with catch_interrupts() as interrupts:
-            run = self._start(command, owned=True, reporter=reporter, interrupts=interrupts)
-            result = follow(run, output, reporter, interrupts)
+            result = self._run(command, output, quiet=quiet, interrupts=interrupts)
         interrupts.raise_if_pressed()
         if check:
             result.check_returncode()
         return result
+
+    def _run(self, command: str | Sequence[str], output: Output, *, quiet: bool, interrupts: Interrupts) -> RunResult:
+        reporter: Reporter = Quiet() if quiet else Lines()
+        sink_for(output)  # a wrong one is refused while nothing has started
+        run = self._start(command, owned=True, reporter=reporter, interrupts=interrupts)
+        return follow(run, output, reporter, interrupts)
 
     def submit(self, command: str | Sequence[str]) -> Run:
         """Start a command that goes on when this process ends.
@@ -308,17 +312,17 @@ class Launcher:
         self, command: str | Sequence[str], *, check: bool = False, output: Output = None, quiet: bool = False
     ) -> RunResult:
         """Like ``run``, awaitable. A task that is cancelled cancels the run, and waits for its end."""
-        reporter: Reporter = Quiet() if quiet else Lines()
-        sink_for(output)
         interrupts = Interrupts()
-        run = await asyncio.to_thread(self._start, command, owned=True, reporter=reporter, interrupts=interrupts)
-        following = asyncio.ensure_future(asyncio.to_thread(follow, run, output, reporter, interrupts))
+        run = functools.partial(self._run, command, output, quiet=quiet, interrupts=interrupts)
+        work = asyncio.ensure_future(asyncio.to_thread(_or_none, run))
         try:
-            result = await asyncio.shield(following)
+            result = await asyncio.shield(work)
         except asyncio.CancelledError:
-            run.cancel()
-            await following
+            interrupts.press()
+            await work
             raise
+        if result is None:  # cannot be: only the press above makes it so
+            raise asyncio.CancelledError
         if check:
             result.check_returncode()
         return result
@@ -452,6 +456,14 @@ class Launcher:
     @property
     def _backend(self) -> Backend:
         return backend_named(self.backend) if isinstance(self.backend, str) else self.backend
+
+
+def _or_none(run: Callable[[], RunResult]) -> RunResult | None:
+    """The result; None where the run was interrupted before it started."""
+    try:
+        return run()
+    except KeyboardInterrupt:
+        return None
 
 
 def _command_text(command: str | Sequence[str]) -> str:
