@@ -16,7 +16,7 @@ nox.needs_version = ">=2025.2"
 nox.options.sessions = ["lint", "typing", "docs", f"tests-{CURRENT}"]
 nox.options.error_on_missing_interpreters = False
 #: What the tests read beside the package: everything in the repository but the package itself.
-BESIDE = ["benchmarks", "docs", "examples", "tests", "CHANGELOG.md", "README.md", "pyproject.toml"]
+BESIDE = ["benchmarks", "docs", "examples", "tests", "CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml"]
 
 
 def install(session: nox.Session, *what: str, groups: tuple[str, ...] = ()) -> None:
