@@ -18,7 +18,8 @@ import attrs
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
-from .records import FAILURE, SUCCESS
+from .logs import STDOUT, Entry
+from .records import FAILURE, SUCCESS, App
 from .rpc import Context, Service
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -83,6 +84,7 @@ class Images(Service):
     def __init__(self, plane: Any) -> None:
         super().__init__(plane)
         self.images: dict[str, Image] = {}
+        self.builders: dict[str, App] = {}  # whose logs are the images' build logs, by image
 
     def metadata(self, image: Image) -> api_pb2.ImageMetadata:
         return api_pb2.ImageMetadata(
@@ -147,9 +149,27 @@ class Images(Service):
         image: Image | None = self.get(request.image_id)
         steps = []
         while image is not None:
-            steps.insert(0, api_pb2.ImageBuildStep(image_id=image.id))
+            steps.insert(0, self._step(image))
             image = image.base
         return api_pb2.ImageBuildChainGetResponse(build_steps=steps)
+
+    def builder(self, app_id: str) -> App | None:
+        """The app that built an image."""
+        return next((app for app in self.builders.values() if app.id == app_id), None)
+
+    def _step(self, image: Image) -> api_pb2.ImageBuildStep:
+        """A build as it can be read later: its log is that of an app of the builder's own."""
+        if image.id not in self.builders:
+            app = self.builders[image.id] = App("image builder", api_pb2.APP_STATE_STOPPED)
+            for number, line in enumerate(image.log.splitlines(keepends=True), 1):
+                self.plane.logs.of(app).entries.append(
+                    Entry(number, time.time_ns(), STDOUT, line, f"ta-{image.id}", "", "", "")
+                )
+        app = self.builders[image.id]
+        step = api_pb2.ImageBuildStep(image_id=image.id, builder_app_id=app.id, builder_task_id=f"ta-{image.id}")
+        step.started_at.FromSeconds(int(app.created_at) - 1)
+        step.finished_at.FromSeconds(int(time.time()) + 1)
+        return step
 
     async def EnvironmentGetOrCreate(
         self, request: api_pb2.EnvironmentGetOrCreateRequest, context: Context

@@ -141,7 +141,7 @@ class Logs(Service):
         )
 
     def _app(self, request: Any) -> App:
-        app = self.plane.apps.apps.get(request.app_id)
+        app = self.plane.apps.apps.get(request.app_id) or self.plane.images.builder(request.app_id)
         if app is None and request.task_id:
             container = self.plane.scheduler.containers.get(request.task_id)
             app = container.function.app if container else None

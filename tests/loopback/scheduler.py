@@ -262,11 +262,11 @@ class Scheduler(Service):
         for timer in container.timers:
             timer.cancel()
         started = container.state != "starting"
-        printed = "".join(
-            e.data for e in self.plane.logs.of(container.function.app).entries if e.container_id == container.id
-        )
-        if not started and code and printed.startswith("bwrap: "):
-            self.plane.errors.append(RuntimeError(printed))
+        if not started and code:
+            entries = self.plane.logs.of(container.function.app).entries
+            printed = "".join(entry.data for entry in entries if entry.container_id == container.id)
+            if printed.startswith("bwrap: "):
+                self.plane.errors.append(RuntimeError(printed))
         container.state, container.returncode, container.finished_at = "done", code, time.time()
         self.state(container, api_pb2.TASK_STATE_COMPLETED)
         await self.plane.end_container(container)
