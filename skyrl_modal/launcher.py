@@ -359,6 +359,9 @@ class Launcher:
         store = SnapshotStore(platformdirs.user_cache_path("skyrl_modal") / "snapshots")
         # From here on edits of the folders do not reach the run.
         snapshots = [store.take(selection) for selection in plan.selections]
+        for snapshot in snapshots:
+            for note in snapshot.warnings:
+                reporter.warn(note)
         mounts = zip(job.mounts, snapshots, strict=True)
         job = evolve(job, mounts=[evolve(mount, digest=snapshot.digest) for mount, snapshot in mounts])
         execution = backend.start(job, snapshots, values, owned=owned)
