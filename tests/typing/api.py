@@ -30,6 +30,7 @@ from skyrl_modal import (
     SkyRLModalError,
     SpecError,
     VolumeSpec,
+    runs,
 )
 from skyrl_modal.backends import Backend, VolumeEntry
 from skyrl_modal.backends.local import LocalBackend
@@ -50,6 +51,7 @@ launcher = Launcher(
     ray=RaySpec(port=6380, dashboard=True, num_cpus=2, object_store_memory=10**9, start_timeout="2m", env={"X": "1"}),
     timeout=timedelta(hours=24),
     retries=1,
+    should_retry=[137],
     secrets=["WANDB_API_KEY", SecretSpec("huggingface", keys=["HF_TOKEN"])],
     env={"HF_HOME": "/root/models/hf", "N": 3},
     cpu=0.5,
@@ -63,6 +65,7 @@ launcher = Launcher(
     grace=30,
 )
 
+Launcher(should_retry=lambda code: code > 128)
 Launcher(nodes="2")  # type: ignore[arg-type]
 Launcher(gpus=4)  # type: ignore[call-arg]
 Launcher("local")  # type: ignore[arg-type,call-arg]
@@ -116,6 +119,9 @@ assert_type(run.logs(follow=True, tail=10), Iterator[str])
 assert_type(run.wait(timeout=1.5), RunResult)
 assert_type(run.result(), RunResult)
 assert_type(Run.attach(run.id), Run)
+assert_type(runs(), list[Run])
+assert_type(Launcher.from_run(run.id), tuple[Launcher, str])
+assert_type(launcher.map(["true", ["echo", "a b"]], max_parallel=2, names=["a", "b"]), list[RunResult])
 run.cancel()
 run.cancel(now=True)
 
