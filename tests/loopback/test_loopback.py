@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -345,7 +347,9 @@ def test_nothing_is_left_after_close(tmp_path: Path, running: Any) -> None:
 def test_nothing_runs_on_after_the_server_was_killed(tmp_path: Path, jobs: Any) -> None:
     script = tmp_path / "script.py"
     script.write_text(SERVER.format(jobs=str(Path(jobs.__file__)), root=str(Path(__file__).parents[2])))
-    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    temporary = tempfile.mkdtemp(prefix="lk-")  # what a killed server cannot remove; sockets want a short path
+    env = {**os.environ, "TMPDIR": temporary}
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=env)
     assert process.stdout is not None
     pids = [int(word) for word in process.stdout.readline().split()]
     assert len(pids) >= 2
@@ -356,3 +360,4 @@ def test_nothing_runs_on_after_the_server_was_killed(tmp_path: Path, jobs: Any) 
     for end in ends:
         assert select.select([end], [], [], 30)[0]
         os.close(end)
+    shutil.rmtree(temporary)
