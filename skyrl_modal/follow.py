@@ -8,7 +8,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -140,7 +140,8 @@ def follow(run: Run, output: Output, reporter: Reporter, interrupts: Interrupts)
 
     context = contextvars.copy_context()
     threading.Thread(target=context.run, args=(read,), name=f"follow-{run.id}", daemon=True).start()
-    record, tail, failure = None, b"", None
+    record: Mapping[str, Any] = {}
+    tail, failure = b"", None
     while True:
         kind, value = events.get()
         if kind == "end":
@@ -171,8 +172,8 @@ def follow(run: Run, output: Output, reporter: Reporter, interrupts: Interrupts)
             record = content
         room.release()
     result = run.to_result(record, tail)
-    minutes = "" if result.duration is None else f" after {result.duration:.1f} s"
-    reporter.line(f"{result.state}, exit code {result.returncode}{minutes}; log: {result.log_path}")
+    ending = f"{result.state}, exit code {result.returncode} after {result.duration:.1f} s"
+    reporter.line(f"{ending}; log: {result.log_path}")
     if failure is not None:
         raise failure
     return result

@@ -149,7 +149,7 @@ class Job:
     region: str | None = None
     cloud: str | None = None
     checkout: Mapping[str, Any] = field(factory=dict)
-    created_at: str = ""
+    created_at: str = field(factory=lambda: datetime.now(UTC).isoformat())
     version: int = VERSION
 
     def to_json(self) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Protocol
 
+from skyrl_modal.backends import LOST_RETURNCODE
 from skyrl_modal.errors import SkyRLModalError
 from skyrl_modal.follow import Interrupts, catch_interrupts, follow
-from skyrl_modal.run import LOST_RETURNCODE, Reporter, Run, RunResult, RunState
+from skyrl_modal.run import Reporter, Run, RunResult, RunState
 
 
 class Board(Protocol):
@@ -79,13 +81,14 @@ def run_many(
             run = start(commands[number], row)
         except SkyRLModalError as error:
             board.update(number, state="failed", line=str(error).splitlines()[0])
+            now = datetime.now(UTC)
             results[number] = RunResult(
                 run_id="",
                 returncode=LOST_RETURNCODE,
                 state=RunState.FAILED,
                 attempts=0,
-                started_at=None,
-                duration=None,
+                started_at=now,
+                duration=0.0,
                 log_path="",
                 backend=backend,
                 detail=str(error),

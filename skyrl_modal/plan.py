@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,7 +128,6 @@ def make_plan(launcher: Launcher, command: str, backend: str) -> Plan:
         checkout={"root": str(checkout.root), "commit": checkout.commit, "changed": checkout.changed}
         if checkout
         else {},
-        created_at=datetime.now(UTC).isoformat(),
     )
     _check_workdir(job, launcher.workdir, selections)
     notes += [warning for selection in selections for warning in selection.warnings]

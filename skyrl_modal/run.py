@@ -21,8 +21,6 @@ TAIL_LINES = 30
 TAIL_BYTES = 1 << 16
 #: How far back the log of a call that was started elsewhere is looked for.
 CALLS_KEPT = timedelta(days=7)
-#: Exit code of a run that died without telling one.
-LOST_RETURNCODE = 125
 
 
 class RunState(enum.StrEnum):
@@ -80,8 +78,8 @@ class RunResult:
     returncode: int
     state: RunState
     attempts: int
-    started_at: datetime | None
-    duration: float | None
+    started_at: datetime
+    duration: float
     log_path: str
     backend: str
     detail: str = ""
@@ -103,7 +101,7 @@ class RunResult:
         """
         facts: dict[str, Any] = {"run_id": self.run_id, "detail": self.detail, "log_tail": self.log_tail}
         if self.state is RunState.TIMED_OUT:
-            raise RunTimeout(**facts, returncode=self.returncode, seconds=self.duration or 0.0)
+            raise RunTimeout(**facts, returncode=self.returncode, seconds=self.duration)
         if self.state is RunState.CANCELLED:
             raise RunCancelled(**facts, returncode=self.returncode)
         if self.state is RunState.LOST:
@@ -249,25 +247,12 @@ class Run:
         """
         self._execution.cancel(now=now)
 
-    def to_result(self, record: Mapping[str, Any] | None, log_tail: bytes | None = None) -> RunResult:
-        """The result that a record tells; a run without one is lost."""
+    def to_result(self, record: Mapping[str, Any], log_tail: bytes | None = None) -> RunResult:
+        """The result that a record tells."""
         if log_tail is None:
             size = self._execution.log_size()
             log_tail = b"".join(self._stored(max(0, size - TAIL_BYTES), size))
         text = "\n".join(last_lines(log_tail, TAIL_LINES))
-        if record is None:
-            return RunResult(
-                run_id=self.id,
-                returncode=LOST_RETURNCODE,
-                state=RunState.LOST,
-                attempts=0,
-                started_at=None,
-                duration=None,
-                log_path=self.log_path,
-                backend=self._backend_name,
-                detail="its supervisor ended without a result",
-                log_tail=text,
-            )
         return RunResult(
             run_id=self.id,
             returncode=int(record["returncode"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -59,7 +60,7 @@ class Execution(Protocol):
     def events(self) -> Iterator[Event]:
         """What happens, live, from the start of the output on. It ends when the run has ended and all is told.
 
-        The last event is ``("result", record)``; a run that died without one has none.
+        The last event is ``("result", record)``.
         """
 
     def log_size(self) -> int:
@@ -71,8 +72,8 @@ class Execution(Protocol):
     def state(self) -> str:
         """The run's state now."""
 
-    def wait(self, timeout: float | None = None) -> Mapping[str, Any] | None:
-        """Wait for the end; gives the result's record, None where the run died without one.
+    def wait(self, timeout: float | None = None) -> Mapping[str, Any]:
+        """Wait for the end; gives the result's record (see ``lost_record`` for a run that died without one).
 
         Raises:
             TimeoutError: It has not ended within that many seconds.
@@ -129,6 +130,24 @@ class Backend(Protocol):
 
     def push(self, volume: str, local: Path, path: str) -> None:
         """Copy a file or folder from this machine to a volume."""
+
+
+#: Exit code of a run that died without telling one.
+LOST_RETURNCODE = 125
+
+
+def lost_record(job: Job, detail: str) -> Mapping[str, Any]:
+    """The result's record of a run that died without leaving one."""
+    begin = datetime.fromisoformat(job.created_at)
+    return {
+        "run_id": job.id,
+        "state": "lost",
+        "returncode": LOST_RETURNCODE,
+        "attempts": 0,
+        "started_at": job.created_at,
+        "duration": (datetime.now(UTC) - begin).total_seconds(),
+        "detail": detail,
+    }
 
 
 #: The backends that are chosen by name.

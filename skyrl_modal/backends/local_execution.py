@@ -15,7 +15,7 @@ from typing import Any
 
 import platformdirs
 
-from skyrl_modal.backends import Event
+from skyrl_modal.backends import Event, lost_record
 from skyrl_modal.job import Job
 
 #: Chunks of output that may wait between the reader and whoever takes the events.
@@ -110,8 +110,13 @@ class LocalExecution:
     def events(self) -> Iterator[Event]:
         """What happens, live: from the run's own streams where this process started it, else from output.log."""
         if self._live is not None:
-            yield from self._live.events()
-            self.wait()
+            told = None
+            for event in self._live.events():
+                told = event[0]
+                yield event
+            record = self.wait()
+            if told != "result":
+                yield "result", record
             return
         offset = 0
         while True:
@@ -121,9 +126,7 @@ class LocalExecution:
                 yield "output", data
             if ended:
                 break
-        result = self._result()
-        if result is not None:
-            yield "result", result
+        yield "result", self._result() or self._lost()
 
     def log_size(self) -> int:
         """Bytes that output.log has now."""
@@ -147,20 +150,20 @@ class LocalExecution:
         if result is not None:
             return str(result["state"])
         if not self._is_alive():
-            result = self._result()  # it may have ended between the two looks
-            return "lost" if result is None else str(result["state"])
+            # It may have ended between the two looks.
+            return str((self._result() or self._lost())["state"])
         try:
             return str(json.loads((self._run_dir / "state.json").read_text(encoding="utf-8"))["state"])
         except FileNotFoundError:
             return "pending"
 
-    def wait(self, timeout: float | None = None) -> Mapping[str, Any] | None:
-        """Wait for the end, the scratch folder's removal included; the result's record, None where there is none."""
+    def wait(self, timeout: float | None = None) -> Mapping[str, Any]:
+        """Wait for the end, the scratch folder's removal included; gives the result's record."""
         if not self._wait_ended(timeout):
             raise TimeoutError(f"run {self._job.id} has not ended within {timeout:g} s")
         if self._process is not None:
             self._process.wait()
-        return self._result()
+        return self._result() or self._lost()
 
     def cancel(self, *, now: bool = False) -> None:
         """Ask the supervisor to end the run."""
@@ -189,6 +192,17 @@ class LocalExecution:
         except FileNotFoundError:
             return None
         return record
+
+    def _lost(self) -> Mapping[str, Any]:
+        """The record of a run whose supervisor died without leaving one."""
+        detail = "its supervisor ended without a result"
+        try:
+            words = (run_folder(self._job.id) / "supervisor.err").read_text(encoding="utf-8", errors="replace").strip()
+        except FileNotFoundError:
+            detail += ", and this machine's notes about it are gone"
+        else:
+            detail += f"; its last words:\n{words[-2000:]}" if words else ""
+        return lost_record(self._job, detail)
 
     def _is_alive(self) -> bool:
         try:

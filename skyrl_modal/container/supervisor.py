@@ -201,7 +201,7 @@ class Supervisor:
             env={**env, **spec["env"]},
             temp_dir=self._temp_dir / "ray",
             log=self._run_dir / "ray" / "0" / "start.log",
-            on_event=lambda kind, value: self._events.put((kind, value)),
+            on_event=lambda kind, value: self._events.put((kind, (node, value))),
         )
         self._ray = node
         node.start_head(gpus=None if self._job.get("gpus") is None else int(self._job["gpus"]))
@@ -250,6 +250,8 @@ class Supervisor:
         end_all(self._command_pids, grace=LEFTOVER_GRACE)
         pump.join()
         returncode = returncode_of(status)
+        if ended_by == "itself" and returncode and self._ray is not None and self._ray.has_ended:
+            self._detail = f"Ray ended before the command did:\n{self._ray.last_words()}"
         if ended_by == "timed_out":
             return "timed_out", TIMED_OUT
         if ended_by == "cancelled":
@@ -309,9 +311,12 @@ class Supervisor:
                 kind, value = self._events.get(timeout=timeout)
             except queue.Empty:
                 return "clock", None
-            if kind != "child":
+            if kind == "child":
+                reap_orphans(self._waited_for())
+            elif not kind.startswith("ray-"):
                 return kind, value
-            reap_orphans(self._waited_for())
+            elif value[0] is self._ray:  # what an earlier attempt's Ray still had to tell is of no interest
+                return kind, value[1]
 
     def _waited_for(self) -> set[int]:
         """Children whose exit status somebody waits for."""
