@@ -5,18 +5,15 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from attrs import asdict, frozen
 
 from skyrl_modal.checkout import Checkout, find_checkout, read_checkout
+from skyrl_modal.declaration import Declaration
 from skyrl_modal.errors import SpecError
 from skyrl_modal.job import Job, JobMount, JobVolume, new_run_id
 from skyrl_modal.mount import Selection, select
 from skyrl_modal.specs import MountSpec, SecretSpec, parse_gpu
-
-if TYPE_CHECKING:
-    from skyrl_modal.launcher import Launcher
 
 
 @frozen(kw_only=True)
@@ -62,7 +59,7 @@ class Plan:
         return "\n".join([*rows, *(f" warning  {text}" for text in self.warnings)])
 
 
-def make_plan(launcher: Launcher, command: str, backend: str) -> Plan:
+def make_plan(launcher: Declaration, command: str, backend: str) -> Plan:
     """Compose a launcher's specs and its checkout into a job.
 
     Args:

@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -170,7 +171,7 @@ def _candidates() -> list[str]:
 
 def _try(sandbox: Sandbox, scratch: Path) -> str | None:
     """Run ``true`` in a sandbox; gives what went wrong, None where nothing did."""
-    trial = scratch / f"trial-{os.getpid()}"
+    trial = Path(tempfile.mkdtemp(prefix="trial-", dir=scratch))  # two threads may ask at once
     try:
         for name in ("tmp", "upper", "work", "lower"):
             (trial / name).mkdir(parents=True, exist_ok=True)

@@ -17,11 +17,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from skyrl_modal.container.masking import Masker
+from skyrl_modal.container.output import CHUNK, Output
 from skyrl_modal.container.process import (
     Child,
     become_subreaper,
@@ -39,8 +38,6 @@ TIMED_OUT = 124
 BROKEN = 125
 #: Seconds that processes which the command left behind get between TERM and KILL.
 LEFTOVER_GRACE = 2.0
-#: Bytes read of the command's output at once, and the size asked for its pipe.
-CHUNK = 1 << 20
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -68,16 +65,13 @@ class Supervisor:
         self._job = job
         self._attempts = attempts
         self._note_first = note
-        self._live: Callable[[bytes], None] | None = live
         self._tell = tell
         self._events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._run_dir = Path(job["run_dir"])
+        self._output = Output(self._run_dir / "output.log", live, self._say)
         self._ray: RayNode | None = None
         self._baseline: set[int] = set()
         self._command: Child | None = None
-        self._log: FileIO | None = None
-        self._log_error: str | None = None
-        self._log_bytes = 0
         self._detail = ""
         self._limit: float | None = None
         self._temp_dir = Path(os.environ.get("TMPDIR", "/tmp"))
@@ -106,7 +100,7 @@ class Supervisor:
         try:
             self._prepare()
             if self._note_first:
-                self._note(self._note_first)
+                self._output.note(self._note_first)
             env = self._environment()
             if self._job.get("limit") is not None:
                 self._limit = begin + self._job["limit"]
@@ -118,7 +112,7 @@ class Supervisor:
                 state, returncode = self._attempt(env, attempts)
                 if not self._may_retry(state, returncode, attempts):
                     break
-                self._note(f"attempt {attempts} ended with exit code {returncode}; starting again")
+                self._output.note(f"attempt {attempts} ended with exit code {returncode}; starting again")
                 if self._ray is not None and self._ray.has_ended:
                     self._end_ray()
         except _Stopped as stopped:
@@ -138,8 +132,8 @@ class Supervisor:
             "started_at": started_at.isoformat(),
             "duration": round(time.monotonic() - begin, 6),
             "detail": self._detail,
-            "log_bytes": self._log_bytes,
-            "log_error": self._log_error,
+            "log_bytes": self._output.log_bytes,
+            "log_error": self._output.log_error,
         }
         try:
             write_json(self._run_dir / "result.json", result)
@@ -149,12 +143,6 @@ class Supervisor:
 
     def _say(self, text: str) -> None:
         self._tell({"event": "line", "text": text})
-
-    def _note(self, text: str) -> None:
-        """Write a line of ours into the output itself, between two attempts."""
-        self._open_log()
-        self._emit(f"skyrl-modal | {text}\n".encode())
-        self._close_log()
 
     def _may_retry(self, state: str, returncode: int, attempts: int) -> bool:
         if state not in ("failed", "timed_out") or attempts > self._job["retries"]:
@@ -241,7 +229,8 @@ class Supervisor:
         finally:
             os.close(writing)
         self._command = child
-        pump = threading.Thread(target=self._pump, args=(reading, env), name="output", daemon=True)
+        secrets = [env[name] for name in self._job["secrets"] if name in env]
+        pump = threading.Thread(target=self._output.pump, args=(reading, secrets), name="output", daemon=True)
         pump.start()
         self._attempts = number
         self._state("running")
@@ -327,52 +316,6 @@ class Supervisor:
         """The command's processes, wherever they have put themselves: all below this one that are not Ray's."""
         ray = self._ray.pids if self._ray is not None else set()
         return descendants(os.getpid()) - self._baseline - ray
-
-    # -- output ------------------------------------------------------------------------------------------------------
-
-    def _pump(self, reading: int, env: Mapping[str, str]) -> None:
-        """Take the command's output to output.log and to whoever watches, until nobody can write to it any more."""
-        masker = Masker(env[name] for name in self._job["secrets"] if name in env)
-        self._open_log()
-        with open(reading, "rb", buffering=0) as source:
-            while chunk := source.read(CHUNK):
-                self._emit(masker.feed(chunk))
-            self._emit(masker.flush())
-        self._close_log()
-
-    def _open_log(self) -> None:
-        try:
-            self._log = FileIO(self._run_dir / "output.log", "a")
-            self._log_bytes = self._log.tell()
-        except OSError as error:
-            self._give_up_log(error)
-
-    def _close_log(self) -> None:
-        if self._log is not None:
-            self._log.close()
-            self._log = None
-
-    def _give_up_log(self, error: OSError) -> None:
-        # A full disk must not stop a training run that needs no more of it.
-        self._close_log()
-        self._log_error = f"output.log ends after {self._log_bytes} bytes: {error.strerror or error}"
-        self._say(f"{self._log_error}; the command goes on")
-
-    def _emit(self, data: bytes) -> None:
-        view = memoryview(data)
-        while self._log is not None and view:
-            try:
-                written = self._log.write(view)
-            except OSError as error:
-                self._give_up_log(error)
-                break
-            self._log_bytes += written
-            view = view[written:]
-        if self._live is not None and data:
-            try:
-                self._live(data)
-            except OSError:  # nobody reads any more; the log is what remains
-                self._live = None
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
