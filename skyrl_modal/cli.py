@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from skyrl_modal.display import PREFIX
-from skyrl_modal.errors import SkyRLModalError
+from skyrl_modal.errors import BackendUnavailable, SkyRLModalError
 from skyrl_modal.launcher import Launcher
 from skyrl_modal.run import Run, runs
 from skyrl_modal.specs import MountSpec, RaySpec, VolumeSpec
@@ -160,7 +160,12 @@ def logs(follow: bool, tail: int | None, run_id: str) -> None:
 def ps(everything: bool) -> None:
     """List the runs started from this machine, the newest first."""
     for one in runs(limit=None if everything else 20):
-        click.echo(f"{one.id}  {one.state:10}  {one.backend:6}  {one.job.command.splitlines()[0][:80]}")
+        try:
+            state = str(one.state)
+        except BackendUnavailable as error:
+            state = "unknown"
+            click.echo(f"skyrl-modal: {one.id}: {error}", err=True)
+        click.echo(f"{one.id}  {state:10}  {one.backend:6}  {one.job.command.splitlines()[0][:80]}")
 
 
 @cli.command()
