@@ -183,8 +183,14 @@ class Run:
         Args:
             follow: Whether to go on until the run has ended.
             tail: Only so many of the lines that are there now; what is followed comes all the same.
+
+        Raises:
+            RunLost: The run has ended, and what kept its output, such as its volume, is gone.
         """
-        size = self._execution.log_size()
+        try:
+            size = self._execution.log_size()
+        except FileNotFoundError as error:
+            raise RunLost(run_id=self.id, detail=str(error)) from error
         if tail is not None:
             yield from last_lines(self._last_bytes(size, tail), tail)
         elif not follow:
@@ -250,7 +256,10 @@ class Run:
     def to_result(self, record: Mapping[str, Any], log_tail: bytes | None = None) -> RunResult:
         """The result that a record tells."""
         if log_tail is None:
-            size = self._execution.log_size()
+            try:
+                size = self._execution.log_size()
+            except FileNotFoundError:  # the record says what became of it
+                size = 0
             log_tail = b"".join(self._stored(max(0, size - TAIL_BYTES), size))
         text = "\n".join(last_lines(log_tail, TAIL_LINES))
         return RunResult(

@@ -86,7 +86,9 @@ def git(folder: Path, *arguments: str) -> str:
         **os.environ,
         "GIT_CONFIG_GLOBAL": os.devnull,
         "GIT_CONFIG_SYSTEM": os.devnull,
-        **{f"GIT_{who}_{what}": "test@example.invalid" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+        **{
+            f"GIT_{who}_{what}": "test@example.invalid" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
+        },
     }
     done = subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True, env=environment)
     return done.stdout.decode()

@@ -64,7 +64,11 @@ class Execution(Protocol):
         """
 
     def log_size(self) -> int:
-        """Bytes that output.log has now."""
+        """Bytes that output.log has now.
+
+        Raises:
+            FileNotFoundError: The run has ended, and what kept its output is gone.
+        """
 
     def read_log(self, offset: int) -> bytes:
         """A part of output.log from an offset on; empty at its end."""

