@@ -6,7 +6,7 @@ import asyncio
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import modal
@@ -42,7 +42,9 @@ class RunApp:
         self._snapshots = snapshots
         self.warnings: list[str] = []
         self._links: dict[str, dict[str, str]] = {}
-        self._volumes = {item.mount_path: _volume(item) for item in job.volumes}
+        self._volumes: dict[str | PurePosixPath, modal.Volume | modal.CloudBucketMount] = {
+            item.mount_path: _volume(item) for item in job.volumes
+        }
         self._named = [
             modal.Secret.from_name(name, required_keys=list(keys)) for name, keys in job.named_secrets.items()
         ]
@@ -58,10 +60,10 @@ class RunApp:
             BackendUnavailable: Modal does not answer, or refuses the token.
             SpecError: It has no such secret or volume.
         """
-        client = await modal.Client.from_env.aio()
         try:
             async with asyncio.timeout(PATIENCE):
-                await client.hello.aio()
+                client = await modal.Client.from_env.aio()
+                await client.hello.aio()  # type: ignore[no-untyped-call]
         except TimeoutError:
             server = modal.config.config.get("server_url")
             reason = f"it cannot be reached: {server} gave no answer within {PATIENCE:g} s. Is this machine online?"
@@ -89,7 +91,7 @@ class RunApp:
         function = app.function(
             image=image,
             gpu=list(job.gpu) if len(job.gpu) > 1 else (job.gpu[0] if job.gpu else None),
-            volumes=dict(self._volumes),
+            volumes=self._volumes,
             secrets=[*self._named, *self._own],
             cpu=job.cpu,
             memory=job.memory,

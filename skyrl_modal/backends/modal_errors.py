@@ -55,7 +55,8 @@ async def build_log(error: modal.exception.ImageBuildError) -> str:
     try:
         async with asyncio.timeout(BUILD_LOG_PATIENCE):
             logs = modal.Image.from_id(error.image_id).logs
-            text = "".join([entry.message async for entry in logs.fetch.aio(layers=1)])
+            # Entries are chunks, some shorter than a line.
+            text = "".join([entry.message async for entry in logs.tail.aio(BUILD_LINES * 10)])
     except (modal.exception.Error, OSError, TimeoutError):
         return ""
     lines = text.splitlines()[-BUILD_LINES:]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
 import contextlib
 import functools
 import json
+import logging
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -39,8 +41,19 @@ STILL = 15.0
 def _event_loop() -> asyncio.AbstractEventLoop:
     """The loop that all of this process's runs on Modal share; a notebook's own is not ours to use."""
     loop = asyncio.new_event_loop()
+    # After modal's own, and so called before it.
+    atexit.register(logging.getLogger("asyncio").addFilter, _is_news)
     threading.Thread(target=loop.run_forever, name="skyrl-modal", daemon=True).start()
     return loop
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a message of asyncio's at the end of the process is more than that a log stream was still open.
+
+    modal's client cannot close a stream that waits (1.6.4), and asyncio would tell it to the user at length.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, modal.exception.ClientClosed) or "aclose(): asynchronous generator" in str(error))
 
 
 class ModalExecution:
@@ -58,6 +71,7 @@ class ModalExecution:
         self._cancelled = False
         self._killed = asyncio.Event()
         self._channel = Channel(self._loop)
+        self._readers: set[asyncio.Future[None]] = set()
         self._started: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._life: concurrent.futures.Future[None] | None = None
         self._record: concurrent.futures.Future[Mapping[str, Any]] | None = None
@@ -240,7 +254,8 @@ class ModalExecution:
     async def _follow(self, channel: Channel) -> None:
         """Tell the output as it comes, all of it, and the result last."""
         view = LogView(channel)
-        reading = asyncio.ensure_future(self._read_logs(view, channel))
+        self._readers.add(reading := asyncio.ensure_future(self._read_logs(view, channel)))
+        reading.add_done_callback(self._readers.discard)
         try:
             record = await self._record_or_kill()
             live = record.get("live")
@@ -249,9 +264,8 @@ class ModalExecution:
             if live is None or not view.is_whole(live):
                 await self._tell_rest(view, channel, live)
         finally:
-            reading.cancel()
-            # The client's log stream may complain of being closed while it reads; it is over either way.
-            await asyncio.gather(reading, return_exceptions=True)
+            view.is_over = True
+            channel.close()
         view.end()
         channel.put(("result", record))
 
@@ -271,16 +285,22 @@ class ModalExecution:
             killing.cancel()
 
     async def _read_logs(self, view: LogView, channel: Channel) -> None:
-        """Follow the call's log; where the connection drops, again from its beginning without what was told."""
+        """Follow the call's log; where the connection drops, again from its beginning without what was told.
+
+        It is never cancelled: the client's stream cannot be closed while it waits, and ends soon after the call.
+        """
         assert self._call is not None
-        while True:
+        while not view.is_over:
             view.begin_again()
             try:
                 async for entry in self._call.logs.stream.aio():
+                    if view.is_over:
+                        return
                     view.take(entry.source, entry.message)
                     await channel.room()
-            except TRANSIENT:
-                pass
+            except (modal.exception.Error, OSError):
+                if view.is_over:
+                    return
             await asyncio.sleep(INTERVAL)
 
     async def _tell_rest(self, view: LogView, channel: Channel, live: Mapping[str, Any] | None) -> None:
@@ -337,7 +357,8 @@ class ModalExecution:
         assert self._call is not None
         while True:
             try:
-                return await self._call.cancel.aio(terminate_containers=now)
+                await self._call.cancel.aio(terminate_containers=now)
+                return
             except TRANSIENT as error:
                 if not self._owned:
                     raise await translated(error, self._job) from error

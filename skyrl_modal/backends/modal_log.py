@@ -23,6 +23,8 @@ class Channel:
         self._events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
         self._taken = asyncio.Event()
         self._is_full = False
+        #: Nobody takes any more.
+        self.is_closed = False
 
     def put(self, event: Event) -> None:
         """Give one event."""
@@ -40,10 +42,15 @@ class Channel:
         """Wait until more can be put."""
         self._taken.clear()
         self._is_full = True  # from here on each event that is taken is told, so none of them can be missed
-        while self._events.qsize() > AHEAD:
+        while self._events.qsize() > AHEAD and not self.is_closed:
             await self._taken.wait()
             self._taken.clear()
         self._is_full = False
+
+    def close(self) -> None:
+        """Nobody takes any more: what waits for room goes on."""
+        self.is_closed = True
+        self._taken.set()
 
     def __iter__(self) -> Iterator[Event]:
         while (event := self._events.get()) is not None:
@@ -64,6 +71,8 @@ class LogView:
         self._hash = hashlib.sha256()
         self._lines = {"stderr": "", "system": ""}
         self._grown = asyncio.Event()
+        #: All was told that will be.
+        self.is_over = False
 
     def begin_again(self) -> None:
         """The log comes from its beginning now."""
