@@ -335,8 +335,8 @@ class MountSpec:
     Attributes:
         local_path: The folder; None for the checkout.
         remote_path: Where the container has it.
-        exclude: Patterns in .gitignore's language for files that stay behind; they win over everything.
-        include: Patterns for files that go all the same; they win over everything but ``exclude``.
+        exclude: Patterns in .gitignore's language for files that stay behind; they win over git's rules.
+        include: Patterns for files that go all the same; they win over git's rules and over ``exclude``.
         skip_caches: Whether untracked environments and caches stay behind also where no .gitignore names them.
 
     Example:

@@ -177,8 +177,8 @@ def select(
         include: Patterns in the language of ``.gitignore`` for what goes whatever git says. One that names a folder
             takes all of it. One with a slash also reaches into ignored folders; one without does not.
         exclude: The same for what stays, tracked or not. Where both match, ``include`` wins.
-        skip_caches: Leave untracked environments and caches behind (.venv, __pycache__, *.pyc, *.egg-info,
-            .pytest_cache, node_modules, .DS_Store) also where no ignore file names them.
+        skip_caches: Leave untracked environments and caches behind (``.venv``, ``__pycache__``, ``*.pyc``,
+            ``*.egg-info``, ``.pytest_cache``, ``node_modules``, ``.DS_Store``) also where no ignore file names them.
 
     Raises:
         SpecError: The root is absent, no folder or unreadable, or a pattern is one that can match nothing.

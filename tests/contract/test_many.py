@@ -76,7 +76,7 @@ def test_ctrl_c_in_map_ends_what_runs_and_starts_no_more(launcher: Make, tmp_pat
         "from skyrl_modal import Launcher, VolumeSpec\n"
         f"launcher = Launcher(backend={made.backend!r}, checkout={str(made.checkout)!r}, ray=None, gpu=None,\n"
         f"                    volumes=[VolumeSpec(name={made.volumes[0].name!r})])\n"
-        "launcher.map(['echo up; trap \"echo saved > /root/data/saved; exit 0\" INT TERM; sleep 600 & wait',\n"
+        "launcher.map(['trap \"echo saved > /root/data/saved; exit 0\" INT TERM; echo up; sleep 600 & wait',\n"
         "              'echo never > /root/data/never'], max_parallel=1, names=['first', 'second'])\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)

