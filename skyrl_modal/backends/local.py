@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -140,20 +141,20 @@ class LocalBackend:
             output_r, output_w = fds.pipe() if owned else (None, fds.open(os.devnull, os.O_WRONLY))
             events_r, events_w = fds.pipe() if owned else (None, None)
             info_r, info_w = fds.pipe()
+            ready_r, ready_w = fds.pipe()
             errors = fds.open(notes / "supervisor.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             record = fds.file(inner.to_json().encode())
             caller_r, caller_w = fds.caller() if owned else (None, None)
 
-            argv = [sys.executable, "-I", "-S", str(supervisor)]
-            passed = [alive, info_w]
+            argv = [sys.executable, "-I", "-S", str(supervisor), "--ready", str(ready_w)]
+            passed = [alive, ready_w]
             for option, descriptor in (("--events", events_w), ("--caller", caller_r)):
                 if descriptor is not None:
                     argv += [option, str(descriptor)]
                     passed.append(descriptor)
             if sandbox is not None:
                 argv = sandbox.argv(layers, tmp=tmp, env=env, extra=["--info-fd", str(info_w)]) + argv
-            else:
-                argv += ["--info", str(info_w)]
+                passed.append(info_w)
             held = [snapshot.hold() for snapshot in snapshots]
             for descriptor in held:
                 fds.add(descriptor)
@@ -168,14 +169,22 @@ class LocalBackend:
                 start_new_session=True,
             )
             os.close(fds.take(info_w))
-            said = b""
-            while b"}" not in said and (part := os.read(info_r, 1024)):
-                said += part
-            if b"}" not in said:
+            os.close(fds.take(ready_w))
+            try:
+                # The pid by which bubblewrap's namespace is known here; without one it is the supervisor's own.
+                said = _read_until(info_r, b"}") if sandbox is not None else b""
+                # A signal that came earlier would be lost, or end the supervisor without a result.
+                own = _read_until(ready_r, b"\n")
+            except BaseException:  # Ctrl-C in `submit`: nobody would know of the run
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                raise
+            if not own:
                 process.wait()
                 words = (notes / "supervisor.err").read_text(encoding="utf-8", errors="replace")[-2000:]
                 raise BackendUnavailable(self.name, f"the run did not start: {words.strip() or process.returncode}")
-            handle = {"pid": json.loads(said)["child-pid"], "run_dir": str(_host_run_dir(job, notes))}
+            pid = json.loads(said)["child-pid"] if sandbox is not None else int(own)
+            handle = {"pid": pid, "run_dir": str(_host_run_dir(job, notes))}
             live = None
             if output_r is not None and events_r is not None:
                 live = LiveStreams(
@@ -246,6 +255,17 @@ class LocalBackend:
     @staticmethod
     def _scratch_root() -> Path:
         return platformdirs.user_cache_path(_APP) / "scratch"
+
+
+def _read_until(descriptor: int, end: bytes) -> bytes:
+    """What a pipe tells up to its end; empty where it is closed before."""
+    said = b""
+    while not said.endswith(end):
+        part = os.read(descriptor, 1)
+        if not part:
+            return b""
+        said += part
+    return said
 
 
 def _copy(source: Path, target: Path) -> None:

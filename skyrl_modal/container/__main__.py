@@ -53,13 +53,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="skyrl_modal.container")
     parser.add_argument("--events", type=int, help="descriptor that gets the events")
     parser.add_argument("--caller", type=int, help="descriptor that gets readable when the caller ends")
-    parser.add_argument(
-        "--info", type=int, help="descriptor that gets this process's id, where bubblewrap does not tell"
-    )
+    parser.add_argument("--ready", type=int, help="descriptor that gets this process's id once it takes signals")
     options = parser.parse_args()
-    if options.info is not None:
-        os.write(options.info, json.dumps({"child-pid": os.getpid()}).encode())
-        os.close(options.info)
     telling = _Teller(options.events)
 
     def show(data: bytes) -> None:
@@ -73,6 +68,9 @@ def main() -> int:
     signal.signal(signal.SIGHUP, lambda *_: supervisor.request_stop("cancelled"))
     signal.signal(signal.SIGQUIT, lambda *_: supervisor.request_stop("now"))
     signal.signal(signal.SIGCHLD, lambda *_: supervisor.child_ended())
+    if options.ready is not None:
+        os.write(options.ready, b"%d\n" % os.getpid())
+        os.close(options.ready)
     if options.caller is not None:
         threading.Thread(target=_watch_caller, args=(options.caller, supervisor), daemon=True).start()
     result = supervisor.run()
