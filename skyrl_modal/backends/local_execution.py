@@ -110,12 +110,17 @@ class LocalExecution:
     def events(self) -> Iterator[Event]:
         """What happens, live: from the run's own streams where this process started it, else from output.log."""
         if self._live is not None:
-            told = None
+            kind, shown = "", 0
             for event in self._live.events():
-                told = event[0]
+                kind = event[0]
+                shown += len(event[1]) if kind == "output" else 0
                 yield event
             record = self.wait()
-            if told != "result":
+            if kind != "result":
+                # A supervisor that was killed had maybe kept what it could not show any more.
+                while data := self.read_log(shown):
+                    shown += len(data)
+                    yield "output", data
                 yield "result", record
             return
         offset = 0
