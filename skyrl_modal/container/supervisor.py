@@ -7,6 +7,7 @@ clock. It waits for nothing else while the command runs, so a stalled reader of 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -131,12 +132,12 @@ class Supervisor:
             "attempts": attempts,
             "started_at": started_at.isoformat(),
             "duration": round(time.monotonic() - begin, 6),
-            "detail": self._detail,
+            "detail": "\n".join(filter(None, [self._detail, self._output.log_error])),
             "log_bytes": self._output.log_bytes,
             "log_error": self._output.log_error,
         }
         try:
-            write_json(self._run_dir / "result.json", result)
+            write_json(self._run_dir / "result.json", result, room=self._run_dir / "state.json")
         except OSError as error:
             self._say(f"result.json could not be written: {error}")
         return result
@@ -361,11 +362,26 @@ def local_gpus() -> int:
     return sum(1 for _ in devices.iterdir()) if devices.is_dir() else 0
 
 
-def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record so that a reader finds the old one or the new one, never a part."""
+def write_json(path: Path, record: Mapping[str, Any], *, room: Path | None = None) -> None:
+    """Write a record so that a reader finds the old one or the new one, never a part.
+
+    Args:
+        path: Where.
+        record: What.
+        room: A file of no further use that gives its room where the disk is full.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
+    content = (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
     try:
-        beside.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        try:
+            beside.write_bytes(content)
+        except OSError as error:
+            if room is None or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            room.replace(beside)
+            with beside.open("r+b") as file:
+                file.write(content)
+                file.truncate()
         beside.replace(path)
     except OSError:
         beside.unlink(missing_ok=True)
