@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import posixpath
 import shlex
@@ -172,6 +171,8 @@ class Launcher(Declaration):
         self, command: str | Sequence[str], *, check: bool = False, output: Output = None, quiet: bool = False
     ) -> RunResult:
         """Like ``run``, awaitable. A task that is cancelled cancels the run, and waits for its end."""
+        import asyncio  # most callers await nothing, and it takes time to import
+
         interrupts = Interrupts()
         run = functools.partial(self._run, command, output, quiet=quiet, interrupts=interrupts)
         work = asyncio.ensure_future(asyncio.to_thread(_or_none, run))
@@ -189,6 +190,8 @@ class Launcher(Declaration):
 
     async def asubmit(self, command: str | Sequence[str]) -> Run:
         """Like ``submit``, awaitable."""
+        import asyncio
+
         return await asyncio.to_thread(self.submit, command)
 
     def plan(self, command: str | Sequence[str]) -> Plan:

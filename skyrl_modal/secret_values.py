@@ -6,8 +6,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from dotenv import dotenv_values
-
 from skyrl_modal.errors import SpecError
 
 
@@ -24,6 +22,10 @@ def read_secrets(names: Sequence[str], folders: Sequence[Path]) -> dict[str, str
     Raises:
         SpecError: One is nowhere to be found; the error says where it was looked for, and no value of any.
     """
+    if not names:
+        return {}
+    from dotenv import dotenv_values  # few runs name secrets, and it takes time to import
+
     files = [folder / ".env" for folder in dict.fromkeys(folders) if (folder / ".env").is_file()]
     found: dict[str, str] = {}
     for name in names:

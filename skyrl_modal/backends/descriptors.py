@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import tempfile
@@ -31,10 +32,17 @@ class Descriptors:
         self._open.remove(descriptor)
         return descriptor
 
-    def pipe(self) -> tuple[int, int]:
-        """A new pipe: its reading end and its writing end."""
-        reading, writing = os.pipe()
-        return self.add(reading), self.add(writing)
+    def pipe(self, size: int | None = None) -> tuple[int, int]:
+        """A new pipe: its reading end and its writing end.
+
+        Args:
+            size: Bytes that it should hold; a system that refuses keeps its own size.
+        """
+        reading, writing = (self.add(end) for end in os.pipe())
+        if size is not None and hasattr(fcntl, "F_SETPIPE_SZ"):
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, size)
+        return reading, writing
 
     def open(self, path: str | Path, flags: int) -> int:
         """Open a file that only this user may read."""

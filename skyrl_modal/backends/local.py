@@ -23,7 +23,7 @@ from attrs import evolve
 
 from skyrl_modal.backends import VolumeEntry
 from skyrl_modal.backends.descriptors import Descriptors
-from skyrl_modal.backends.local_execution import LiveStreams, LocalExecution, run_folder
+from skyrl_modal.backends.local_execution import CHUNK, LiveStreams, LocalExecution, run_folder
 from skyrl_modal.backends.sandbox import Layer, Sandbox, find_sandbox, remove_tree
 from skyrl_modal.errors import BackendUnavailable, SpecError
 from skyrl_modal.job import Job
@@ -138,7 +138,7 @@ class LocalBackend:
         supervisor = Path(__file__).resolve().parents[1] / "container" / "__main__.py"
         with Descriptors() as fds:
             alive = fds.lock(notes / "alive")
-            output_r, output_w = fds.pipe() if owned else (None, fds.open(os.devnull, os.O_WRONLY))
+            output_r, output_w = fds.pipe(CHUNK) if owned else (None, fds.open(os.devnull, os.O_WRONLY))
             events_r, events_w = fds.pipe() if owned else (None, None)
             info_r, info_w = fds.pipe()
             ready_r, ready_w = fds.pipe()

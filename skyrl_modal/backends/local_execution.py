@@ -19,7 +19,9 @@ from skyrl_modal.backends import Event, lost_record
 from skyrl_modal.job import Job
 
 #: Chunks of output that may wait between the reader and whoever takes the events.
-_AHEAD = 64
+_AHEAD = 16
+#: Bytes of the output that are read at once, and that its pipe holds.
+CHUNK = 1 << 20
 
 
 def run_folder(run_id: str) -> Path:
@@ -43,7 +45,7 @@ class LiveStreams:
 
     def _read_output(self, descriptor: int) -> None:
         with open(descriptor, "rb", buffering=0) as stream:
-            while chunk := stream.read(1 << 18):
+            while chunk := stream.read(CHUNK):
                 self._room.acquire()
                 self._queue.put(("output", chunk))
         self._queue.put(None)
@@ -151,7 +153,7 @@ class LocalExecution:
         try:
             with open(self._run_dir / "output.log", "rb") as log:
                 log.seek(offset)
-                return log.read(1 << 20)
+                return log.read(CHUNK)
         except FileNotFoundError:
             return b""
 
