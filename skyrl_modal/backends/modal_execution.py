@@ -31,6 +31,8 @@ INTERVAL = 0.5
 REST = 10.0
 #: Seconds, beyond the command's own grace, that a stopped container gets to commit and leave its record.
 RECORD = 30.0
+#: Seconds after which a run that has nothing on its volume never began.
+BEGUN = 10.0
 #: Seconds that Modal gets to end a run at once; then it is left alone, and ends with its app.
 AT_ONCE = 4.0
 #: Seconds between two lines while something takes long.
@@ -54,6 +56,14 @@ def _is_news(record: logging.LogRecord) -> bool:
     """
     error = record.exc_info[1] if record.exc_info else None
     return not (isinstance(error, modal.exception.ClientClosed) or "aclose(): asynchronous generator" in str(error))
+
+
+def _says_cancelled(error: modal.exception.Error) -> bool:
+    """Whether Modal says of a call that somebody cancelled it, or that its app is over.
+
+    The container's client and the server then give no reason, which they do for a call that failed.
+    """
+    return type(error) is modal.exception.RemoteError and not str(error)
 
 
 class ModalExecution:
@@ -378,26 +388,26 @@ class ModalExecution:
             except modal.exception.AuthError as error:
                 raise await translated(error, self._job) from error
             except modal.exception.Error as error:
-                if self._killed.is_set():
-                    return await self._left_record("cancelled", 137, error)
-                if self._cancelled:
-                    return await self._left_record("cancelled", 130, error)
-                return await self._left_record("lost", 125, error)
+                was_cancelled = self._cancelled or _says_cancelled(error)
+                return await self._left_record("cancelled" if was_cancelled else "lost", 125, error)
 
     async def _left_record(self, state: str, returncode: int, error: BaseException) -> Mapping[str, Any]:
         """The record on the volume; the call may be over for Modal while its container still saves and commits."""
-        if self._record_volume() is not None:
-            # Also where nobody here cancelled it: the end of its app, or of its caller, stops a run in the same way.
-            patience = self._job.grace + (RECORD if self._cancelled else RECORD / 3)
-            deadline = self._loop.time() + (0.0 if self._killed.is_set() else patience)
-            while True:
-                content = await self._read_file("result.json")
-                if content is not None:
-                    record: Mapping[str, Any] = json.loads(content)
-                    return record
-                if self._loop.time() >= deadline:
-                    break
-                await asyncio.sleep(INTERVAL)
+        begin, begun = self._loop.time(), False
+        # Also where nobody here cancelled it: the end of its app, or of its caller, stops a run in the same way.
+        patience = self._job.grace + (RECORD if self._cancelled else RECORD / 3)
+        while self._record_volume() is not None:
+            content = await self._read_file("result.json")
+            if content is not None:
+                record: Mapping[str, Any] = json.loads(content)
+                return record
+            begun = begun or await self._read_file("state.json") is not None
+            # One that never began leaves no record, however long it is waited for.
+            if self._killed.is_set() or self._loop.time() >= begin + (patience if begun else min(patience, BEGUN)):
+                break
+            await asyncio.sleep(INTERVAL)
+        if state == "cancelled":
+            returncode = 137 if begun or self._killed.is_set() else 130
         return self._made_up(state, returncode, f"Modal says: {words_of(error)}")
 
     def _made_up(self, state: str, returncode: int, detail: str) -> Mapping[str, Any]:
