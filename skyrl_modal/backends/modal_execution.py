@@ -272,7 +272,10 @@ class ModalExecution:
             if live is not None:
                 await view.reached(live["characters"], REST)
             if live is None or not view.is_whole(live):
-                await self._tell_rest(view, channel, live)
+                rest = asyncio.ensure_future(self._tell_rest(view, channel, live))
+                if (await asyncio.wait([rest], timeout=AT_ONCE if self._killed.is_set() else None))[1]:
+                    rest.cancel()
+                    channel.line("warning: what the command said last could not be fetched")
         finally:
             view.is_over = True
             channel.close()
@@ -300,17 +303,24 @@ class ModalExecution:
         It is never cancelled: the client's stream cannot be closed while it waits, and ends soon after the call.
         """
         assert self._call is not None
+        is_lost = False
         while not view.is_over:
             view.begin_again()
             try:
                 async for entry in self._call.logs.stream.aio():
                     if view.is_over:
                         return
+                    if is_lost:
+                        is_lost = False
+                        channel.line("connected to Modal again")
                     view.take(entry.source, entry.message)
                     await channel.room()
-            except (modal.exception.Error, OSError):
+            except (modal.exception.Error, OSError) as error:
                 if view.is_over:
                     return
+                if not is_lost:
+                    is_lost = True
+                    channel.line(f"the connection to Modal is lost; the run goes on, trying again ({words_of(error)})")
             await asyncio.sleep(INTERVAL)
 
     async def _tell_rest(self, view: LogView, channel: Channel, live: Mapping[str, Any] | None) -> None:

@@ -1,4 +1,4 @@
-"""What goes wrong before a run begins: each a clear error of ours, with Modal's words, and before any work if it can be."""
+"""What goes wrong before a run begins: a clear error of ours with Modal's words, before any work if it can be."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def test_a_run_creates_one_app_one_function_and_one_call(
     assert definition.retry_policy.retries == 0  # the supervisor counts them
     assert (definition.resources.milli_cpu, definition.resources.memory_mb) == (2000, 4096)
     assert [mount.mount_path for mount in definition.volume_mounts] == ["/root/data"]
-    assert [request.deployment_name for request in server.requests("VolumeGetOrCreate")][0] == volume.name
+    assert next(request.deployment_name for request in server.requests("VolumeGetOrCreate")) == volume.name
     server.wait_until(lambda: bool(app.stopped_at))
 
 
@@ -137,9 +137,7 @@ def config_type(config: object) -> int:
     return api_pb2.REGISTRY_AUTH_TYPE_STATIC_CREDS
 
 
-def test_an_edit_of_the_checkout_leaves_the_layers_alone(
-    server: LoopbackModal, launcher: Make, checkout: Path
-) -> None:
+def test_an_edit_of_the_checkout_leaves_the_layers_alone(server: LoopbackModal, launcher: Make, checkout: Path) -> None:
     made = launcher(image=ImageSpec(apt=["git"], pip=["wandb"]))
     made.run("true", quiet=True)
     before = {image.id for image in server.images}
@@ -175,7 +173,9 @@ def test_links_bits_and_names_arrive_as_they_are(
     told = {}
     for backend in ("modal", "local"):
         output = io.BytesIO()
-        made = launcher(backend=backend, mounts=[MountSpec(local_path=folder, remote_path="/root/tree")], workdir="/root/tree")
+        made = launcher(
+            backend=backend, mounts=[MountSpec(local_path=folder, remote_path="/root/tree")], workdir="/root/tree"
+        )
         made.run(command, output=output, quiet=True)
         told[backend] = output.getvalue().decode()
 
@@ -209,7 +209,7 @@ def test_num_gpus_is_what_the_container_has_where_the_wishes_differ(
     tools, output = tmp_path / "tools", io.BytesIO()
     tools.mkdir()
     # Stands where the driver's own tool is on a machine with GPUs.
-    (tools / "nvidia-smi").write_text(f"#!/bin/sh\nfor i in $(seq {listed}); do echo \"GPU $i: X\"; done\n")
+    (tools / "nvidia-smi").write_text(f'#!/bin/sh\nfor i in $(seq {listed}); do echo "GPU $i: X"; done\n')
     (tools / "nvidia-smi").chmod(0o755)
     made = launcher(gpu=gpu)
     make_server(container_path=[tools], visible=[tools])

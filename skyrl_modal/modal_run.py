@@ -1,0 +1,85 @@
+"""For ``modal run``: a launcher's function in an app that the modal command itself runs and shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import modal
+import platformdirs
+from attrs import evolve
+
+from skyrl_modal.backends.modal import ModalBackend
+from skyrl_modal.backends.modal_app import RunApp
+from skyrl_modal.backends.modal_execution import ModalExecution
+from skyrl_modal.display import Lines
+from skyrl_modal.launcher import Launcher
+from skyrl_modal.mount import SnapshotStore
+from skyrl_modal.run import Run, RunResult
+from skyrl_modal.secret_values import read_secrets
+
+
+class ModalRun:
+    """One run in an app that ``modal run`` starts, shows the log of, and ends.
+
+    It is made where the app's script is imported: the files are taken then, and Modal builds and uploads as it starts
+    the app. The record, the exit code and all else are those of ``Launcher.run``.
+
+    Args:
+        launcher: What to run with; its backend is not asked.
+
+    Attributes:
+        app: What ``modal run`` runs.
+
+    Raises:
+        SpecError: Something that was declared is wrong.
+        CheckoutNotFound: There is no checkout.
+    """
+
+    app: modal.App
+
+    def __init__(self, launcher: Launcher) -> None:
+        plan = evolve(launcher, backend="modal").plan("nvidia-smi")
+        self._reporter = Lines()
+        for word, text in [*plan.mount_lines(), *ModalBackend().describe(plan.job)]:
+            self._reporter.line(f"{word:>8}  {text}")
+        for note in [*plan.warnings, *ModalBackend().check(plan.job)]:
+            self._reporter.warn(note)
+        folders = [Path.cwd(), *([Path(plan.job.checkout["root"])] if plan.job.checkout else [])]
+        values = read_secrets([name for name in launcher.secrets if isinstance(name, str)], folders)
+        store = SnapshotStore(platformdirs.user_cache_path("skyrl_modal") / "snapshots")
+        snapshots = [store.take(selection) for selection in plan.selections]
+        taken = zip(plan.job.mounts, snapshots, strict=True)
+        job = evolve(plan.job, mounts=[evolve(mount, digest=snapshot.digest) for mount, snapshot in taken])
+        self._run_app = RunApp(job, snapshots, values)
+        self.app, self._function = self._run_app.define()
+
+    def run(self, command: str) -> RunResult:
+        """Run a command inside of the app's ``local_entrypoint``, to its end. Its output is shown by ``modal run``.
+
+        Args:
+            command: A shell string.
+
+        Returns:
+            How it ended. After Ctrl-C the command has had its time to save.
+        """
+        job = evolve(self._run_app.job, command=command)
+        _, links = self._run_app.arguments
+        self._reporter.line(f"run {job.id}: {command}")
+        call = self._function.spawn(job.to_json(), links)
+        self._run_app.release()
+        run = Run(job, "modal", ModalExecution(job, call_id=call.object_id))
+        run.remember()
+        presses = 0
+        while True:
+            try:
+                result = run.wait()
+                break
+            except KeyboardInterrupt:
+                presses += 1
+                self._reporter.line("Ctrl-C: stopping the run; once more ends it at once")
+                run.cancel(now=presses > 1)
+        seconds = "" if result.duration is None else f" after {result.duration:.1f} s"
+        self._reporter.line(f"{result.state}, exit code {result.returncode}{seconds}; log: {result.log_path}")
+        if result.detail:
+            self._reporter.line(result.detail)
+        return result

@@ -1,0 +1,94 @@
+"""``modal run examples/main.py`` by the real command line, on the loopback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.loopback import LoopbackModal
+
+MAIN = Path(__file__).resolve().parents[2] / "examples" / "main.py"
+MODAL_RUN = [sys.executable, "-m", "modal", "run"]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[LoopbackModal]:
+    with LoopbackModal(tmp_path, scaledown=1, client_timeout=5) as server:
+        yield server
+        assert server.unimplemented == []
+        assert server.errors == []
+
+
+@pytest.fixture
+def environment(server: LoopbackModal, tmp_path: Path) -> dict[str, str]:
+    checkout = tmp_path / "SkyRL"
+    (checkout / "skyrl-gym").mkdir(parents=True)
+    (checkout / "train.py").write_text("print('training')\n")
+    return {
+        **os.environ, **server.env(), "SKYRL_REPO_ROOT": str(checkout), "MODAL_APP_NAME": "mine", "MODAL_GPU": "A100:4"
+    }  # fmt: skip
+
+
+def modal_run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*MODAL_RUN, str(MAIN), *arguments], env=environment, check=False, capture_output=True, text=True, timeout=200
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_command_runs_with_everything_and_its_exit_code_is_modals(
+    server: LoopbackModal, environment: dict[str, str]
+) -> None:
+    command = 'python3 train.py; echo "$RAY_ADDRESS $NUM_GPUS $PWD"; exit 7'
+
+    done = modal_run(environment, "--command", command)
+
+    assert done.returncode == 7, done.stdout + done.stderr
+    assert "training\n127.0.0.1:6379 4 /root/SkyRL\n" in done.stdout
+    assert "failed, exit code 7" in done.stderr
+    [app] = server.apps  # one, not one inside another
+    assert (app.description, list(app.tags)) == ("mine", ["skyrl_run"])
+    assert server.functions[0].gpus == [("A100", 4)]
+    listed = subprocess.run(
+        [sys.executable, "-m", "skyrl_modal", "logs", app.tags["skyrl_run"]],
+        env=environment, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert listed.stdout.startswith("training\n")
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_without_a_command_it_is_nvidia_smi(server: LoopbackModal, environment: dict[str, str]) -> None:
+    done = modal_run(environment)
+
+    assert done.returncode == 127  # this machine has none
+    assert "nvidia-smi" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_ctrl_c_lets_the_command_save(server: LoopbackModal, environment: dict[str, str]) -> None:
+    command = "trap 'echo saving; exit 3' INT; echo up; sleep 600 & wait"
+    process = subprocess.Popen(
+        [*MODAL_RUN, str(MAIN), "--command", command],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        server.wait_for_text("up\n", timeout=150)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+
+    assert "saving" in out
+    assert "cancelled, exit code 3" in out
+    assert process.returncode == 3
+    server.wait_for_no_container(60)
