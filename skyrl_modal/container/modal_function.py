@@ -98,12 +98,15 @@ def run_job(record: str, links: Mapping[str, Mapping[str, str]] | None = None) -
     if job["gpus"] is None:
         job["gpus"] = _count_gpus()
 
+    early: list[threading.Thread] = []
+
     def tell(event: dict[str, Any]) -> None:
         if event["event"] == "line":
             _say(event["text"])
         elif event["event"] == "state" and writable:
             # The record is on the volume from now on, for whoever looks for the run while it goes on.
-            threading.Thread(target=_commit, args=(writable[:1], committing), daemon=True).start()
+            early.append(threading.Thread(target=_commit, args=(writable[:1], committing), daemon=True))
+            early[-1].start()
 
     supervisor = Supervisor(job, live=live.write, tell=tell, attempts=earlier.attempts_before, note=earlier.note)
     results: list[dict[str, Any]] = []
@@ -132,6 +135,8 @@ def run_job(record: str, links: Mapping[str, Mapping[str, str]] | None = None) -
     result["live"] = live.facts()
     # On the volume as well: a call that was cancelled has no value.
     write_json(run_dir / "result.json", result)
+    for thread in early:
+        thread.join()  # a commit that came after the last one could fail unseen
     failure = _commit(writable, committing)
     if failure is not None:
         _say(failure)
