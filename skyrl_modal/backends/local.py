@@ -7,6 +7,7 @@ everything that the run started is gone.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -23,8 +24,8 @@ from attrs import evolve
 
 from skyrl_modal.backends import VolumeEntry
 from skyrl_modal.backends.descriptors import Descriptors
-from skyrl_modal.backends.local_execution import CHUNK, LiveStreams, LocalExecution, run_folder
-from skyrl_modal.backends.sandbox import Layer, Sandbox, find_sandbox, remove_tree
+from skyrl_modal.backends.local_execution import CHUNK, LiveStreams, LocalExecution, is_alive, run_folder
+from skyrl_modal.backends.sandbox import TRIAL, Layer, Sandbox, find_sandbox, remove_tree
 from skyrl_modal.errors import BackendUnavailable, SpecError
 from skyrl_modal.job import Job
 from skyrl_modal.mount import Snapshot
@@ -100,20 +101,35 @@ class LocalBackend:
             BackendUnavailable: The supervisor did not start; the text has its last words.
         """
         sandbox = find_sandbox(self._scratch_root()).sandbox
-        if sandbox is not None:
-            scratch = self._scratch_root() / job.id
-            scratch.mkdir(parents=True)
-        else:
+        notes = run_folder(job.id)
+        notes.mkdir(parents=True, exist_ok=True)
+        with Descriptors() as fds:
+            # Locked before there is a scratch folder: one without such a lock is nobody's.
+            alive = fds.lock(notes / "alive")
+            scratch = self._make_scratch(job.id, sandbox)
+            try:
+                return self._launch(job, snapshots, secrets, owned=owned, sandbox=sandbox, scratch=scratch, alive=alive)
+            except BaseException:
+                remove_tree(scratch)
+                raise
+            finally:
+                for snapshot in snapshots:
+                    snapshot.release()  # the run holds them by descriptors of its own
+
+    def _make_scratch(self, run_id: str, sandbox: Sandbox | None) -> Path:
+        """A folder for the files of a run's own. Folders of callers that were killed while they started a run go."""
+        if sandbox is None:
             # Short, since Ray's sockets lie below it and a socket's path holds about 100 characters.
-            scratch = Path(tempfile.mkdtemp(prefix="skyrl-"))
-        try:
-            return self._launch(job, snapshots, secrets, owned=owned, sandbox=sandbox, scratch=scratch)
-        except BaseException:
-            remove_tree(scratch)
-            raise
-        finally:
-            for snapshot in snapshots:
-                snapshot.release()  # the run holds them by descriptors of its own
+            return Path(tempfile.mkdtemp(prefix="skyrl-"))
+        root = self._scratch_root()
+        root.mkdir(parents=True, exist_ok=True)
+        for old in root.iterdir():
+            if not _is_used(old.name):
+                with contextlib.suppress(OSError):  # another one removes it as well
+                    remove_tree(old)
+        scratch = root / run_id
+        scratch.mkdir()
+        return scratch
 
     def _launch(
         self,
@@ -124,9 +140,9 @@ class LocalBackend:
         owned: bool,
         sandbox: Sandbox | None,
         scratch: Path,
+        alive: int,
     ) -> LocalExecution:
         notes = run_folder(job.id)
-        notes.mkdir(parents=True, exist_ok=True)
         tmp = scratch / "tmp"
         tmp.mkdir(mode=0o1777)
         layers = self._layers(job, snapshots, sandbox, scratch, notes)
@@ -137,10 +153,10 @@ class LocalBackend:
 
         supervisor = Path(__file__).resolve().parents[1] / "container" / "__main__.py"
         with Descriptors() as fds:
-            alive = fds.lock(notes / "alive")
             output_r, output_w = fds.pipe(CHUNK) if owned else (None, fds.open(os.devnull, os.O_WRONLY))
             events_r, events_w = fds.pipe() if owned else (None, None)
-            info_r, info_w = fds.pipe()
+            # No pipe: bubblewrap would be ended by it where the caller is gone, and leave a process that waits for it.
+            info = fds.file(b"")
             ready_r, ready_w = fds.pipe()
             errors = fds.open(notes / "supervisor.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             record = fds.file(inner.to_json().encode())
@@ -153,8 +169,8 @@ class LocalBackend:
                     argv += [option, str(descriptor)]
                     passed.append(descriptor)
             if sandbox is not None:
-                argv = sandbox.argv(layers, tmp=tmp, env=env, extra=["--info-fd", str(info_w)]) + argv
-                passed.append(info_w)
+                argv = sandbox.argv(layers, tmp=tmp, env=env, extra=["--info-fd", str(info)]) + argv
+                passed.append(info)
             held = [snapshot.hold() for snapshot in snapshots]
             for descriptor in held:
                 fds.add(descriptor)
@@ -168,13 +184,11 @@ class LocalBackend:
                 pass_fds=[*passed, *held],
                 start_new_session=True,
             )
-            os.close(fds.take(info_w))
             os.close(fds.take(ready_w))
             try:
-                # The pid by which bubblewrap's namespace is known here; without one it is the supervisor's own.
-                said = _read_until(info_r, b"}") if sandbox is not None else b""
-                # A signal that came earlier would be lost, or end the supervisor without a result.
-                own = _read_until(ready_r, b"\n")
+                # A signal that came before would be lost, or end the supervisor without a result.
+                with open(fds.take(ready_r), "rb") as ready:
+                    own = ready.readline()
             except BaseException:  # Ctrl-C in `submit`: nobody would know of the run
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -183,7 +197,8 @@ class LocalBackend:
                 process.wait()
                 words = (notes / "supervisor.err").read_text(encoding="utf-8", errors="replace")[-2000:]
                 raise BackendUnavailable(self.name, f"the run did not start: {words.strip() or process.returncode}")
-            pid = json.loads(said)["child-pid"] if sandbox is not None else int(own)
+            # Its own pid; in a namespace it has another one here, which bubblewrap tells.
+            pid = int(own) if sandbox is None else json.loads(os.pread(info, 4096, 0))["child-pid"]
             handle = {"pid": pid, "run_dir": str(_host_run_dir(job, notes))}
             live = None
             if output_r is not None and events_r is not None:
@@ -257,15 +272,9 @@ class LocalBackend:
         return platformdirs.user_cache_path(_APP) / "scratch"
 
 
-def _read_until(descriptor: int, end: bytes) -> bytes:
-    """What a pipe tells up to its end; empty where it is closed before."""
-    said = b""
-    while not said.endswith(end):
-        part = os.read(descriptor, 1)
-        if not part:
-            return b""
-        said += part
-    return said
+def _is_used(name: str) -> bool:
+    """Whether the run, or the process that tries a sandbox, whose scratch folder has this name is still there."""
+    return Path("/proc", name.removeprefix(TRIAL)).exists() if name.startswith(TRIAL) else is_alive(name)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -29,6 +29,22 @@ def run_folder(run_id: str) -> Path:
     return platformdirs.user_state_path("skyrl_modal") / "runs" / run_id
 
 
+def is_alive(run_id: str) -> bool:
+    """Whether anything of a run on this machine still goes on, or is being started."""
+    try:
+        descriptor = os.open(run_folder(run_id) / "alive", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        # Shared, so that two who ask at once do not take each other for the run.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 class LiveStreams:
     """The streams of a run that this process started, as events."""
 
@@ -218,18 +234,7 @@ class LocalExecution:
         return lost_record(self._job, detail)
 
     def _is_alive(self) -> bool:
-        try:
-            descriptor = os.open(run_folder(self._job.id) / "alive", os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
-        try:
-            # Shared, so that two who ask at once do not take each other for the run.
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
+        return is_alive(self._job.id)
 
     def _wait_ended(self, timeout: float | None) -> bool:
         """Wait until nobody holds the run's lock any more."""

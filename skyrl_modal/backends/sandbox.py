@@ -18,6 +18,8 @@ from attrs import field, frozen
 
 #: Variables that name a folder for temporary files or the place the shell was in: the run gets its own.
 _NOT_KEPT = frozenset({"TMPDIR", "TMP", "TEMP", "PWD", "OLDPWD", "_"})
+#: What the name of a trial's folder begins with; the process's id follows.
+TRIAL = "trial-"
 
 
 @frozen

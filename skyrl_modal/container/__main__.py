@@ -20,7 +20,7 @@ from typing import Any
 if __package__ in (None, ""):  # started by its path, on whatever Python there is, without the package's dependencies
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from skyrl_modal.container.supervisor import Supervisor
+from skyrl_modal.container.supervisor import BROKEN, Supervisor
 
 
 class _Teller:
@@ -69,7 +69,10 @@ def main() -> int:
     signal.signal(signal.SIGQUIT, lambda *_: supervisor.request_stop("now"))
     signal.signal(signal.SIGCHLD, lambda *_: supervisor.child_ended())
     if options.ready is not None:
-        os.write(options.ready, b"%d\n" % os.getpid())
+        try:
+            os.write(options.ready, b"%d\n" % os.getpid())
+        except BrokenPipeError:  # the caller is gone already, and nobody knows of the run
+            return BROKEN
         os.close(options.ready)
     if options.caller is not None:
         threading.Thread(target=_watch_caller, args=(options.caller, supervisor), daemon=True).start()
