@@ -102,6 +102,13 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """216 runs with one fault each; after ``--`` the campaign's options: ``-- --seed 1 --only cancel``."""
+    install(session, "-e", ".[local]", groups=("test",))
+    session.run("python", "-m", "tests.faults.campaign", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """The benchmarks beside what they compete with; after ``--`` the name of one, and its options: ``-- local -h``."""
     install(session, "-e", ".[local]", groups=("bench",))

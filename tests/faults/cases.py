@@ -136,7 +136,8 @@ def draw(seed: int, number: int) -> Case:
         manner="ignores" if fault == "cancel a tree" else rng.choice(MANNERS),
         code=rng.choice([0, 0, 0, 1, 2, 77, 137, 255]),
         moment=0 if early else rng.randrange(1, max(2, lines if fault in ENDING else lines // 2)),
-        delay=rng.uniform(0, 2.0 if early else 0.2),
+        # A start takes a tenth of a second, or two: its steps are to be met as well as the waiting after them.
+        delay=rng.uniform(0, rng.choice([0.1, 0.3, 2.0]) if early else 0.2),
         again=again,
         times=rng.choice([1, 1, 2, 3]),
     )

@@ -122,7 +122,9 @@ def _ending(case: Case, seen: Seen) -> Iterator[str]:
     if case.fault.startswith("Ctrl-C"):
         if seen.caller != -2:
             yield f"the caller did not get KeyboardInterrupt, but ended with {seen.caller}"
-        if f"{state}, exit code {code} " not in seen.said:
+        # Killed before its container was up: only who did so knows that it was killed.
+        said = f"{state}, exit code" if case.is_early and case.backend == "modal" else f"{state}, exit code {code} "
+        if said not in seen.said:
             yield "the caller was not told of the end that others see"
     elif case.fault in ("client SIGKILL", "client SIGTERM"):
         if seen.told is not None:
