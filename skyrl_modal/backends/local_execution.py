@@ -238,6 +238,8 @@ class LocalExecution:
 
     def _wait_ended(self, timeout: float | None) -> bool:
         """Wait until nobody holds the run's lock any more."""
+        if not self._is_alive():  # told at once, also where there is no time to wait
+            return True
         with self._starting:
             if self._waiter is None:
                 self._waiter = threading.Thread(target=self._watch_lock, name="run-end", daemon=True)

@@ -162,6 +162,15 @@ def test_cancel_leaves_nothing_even_of_a_tree_that_will_not_end(launcher: Make) 
         result.check_returncode()
 
 
+def test_a_run_that_is_cancelled_at_once_is_cancelled_and_not_lost(launcher: Make) -> None:
+    run = launcher().submit("exec sleep 600")
+
+    run.cancel()  # its supervisor may not have begun
+
+    result = Run.attach(run.id).wait(60)
+    assert (result.state, result.returncode) == (RunState.CANCELLED, 130)
+
+
 def test_an_unknown_id_is_answered_with_the_nearest(launcher: Make) -> None:
     run = launcher().submit("true")
     run.wait(60)

@@ -167,6 +167,19 @@ def test_a_run_whose_volume_is_gone_says_so(made: Launcher) -> None:
     assert Run.attach(run.id).state is RunState.LOST
 
 
+def test_a_start_takes_away_what_one_that_was_killed_left(made: Launcher) -> None:
+    root = platformdirs.user_cache_path("skyrl_modal") / "scratch"
+    going = made.submit("exec sleep 600")
+    (root / "20000101-000000-000000" / "mount-0").mkdir(parents=True)
+    (root / "trial-4194305").mkdir()  # above what a process's id can be
+
+    made.run("true", quiet=True)
+
+    assert [path.name for path in root.iterdir()] == [going.id]
+    going.cancel()
+    assert going.wait(60).returncode == 130
+
+
 def test_a_full_disk_stops_the_log_and_not_the_command(made: Launcher, tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("a small file system can be mounted by root alone")
@@ -177,10 +190,12 @@ def test_a_full_disk_stops_the_log_and_not_the_command(made: Launcher, tmp_path:
     try:
         launcher = Launcher(backend="local", mounts=[], volumes=[VolumeSpec(name=folder.name)], ray=None)
         result = launcher.run("head -c 3000000 /dev/zero; echo done; exit 4", output=output, quiet=True)
+        found = Run.attach(result.run_id).result()
     finally:
         subprocess.run(["umount", folder], check=True)
 
-    assert result.returncode == 4
+    assert (result.returncode, result.state) == (found.returncode, found.state) == (4, "failed")
+    assert "No space left" in found.detail
     assert output.getvalue().endswith(b"done\n")
     assert len(output.getvalue()) == 3_000_005
 
