@@ -133,8 +133,11 @@ def run_job(record: str, links: Mapping[str, Mapping[str, str]] | None = None) -
     live.write(b"", final=True)
     result = results[0]
     result["live"] = live.facts()
-    # On the volume as well: a call that was cancelled has no value.
-    write_json(run_dir / "result.json", result)
+    try:
+        # On the volume as well: a call that was cancelled has no value.
+        write_json(run_dir / "result.json", result)
+    except OSError as error:
+        _say(f"result.json could not be written: {error}")
     for thread in early:
         thread.join()  # a commit that came after the last one could fail unseen
     failure = _commit(writable, committing)
