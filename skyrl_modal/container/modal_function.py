@@ -104,7 +104,11 @@ def run_job(record: str, links: Mapping[str, Mapping[str, str]] | None = None) -
         if event["event"] == "line":
             _say(event["text"])
         elif event["event"] == "state" and writable:
-            # The record is on the volume from now on, for whoever looks for the run while it goes on.
+            # The record is on the volume from now on, for whoever looks for the run while it goes on. The command waits
+            # for that: a container that dies before is one that has not begun it.
+            if event["state"] == "running":
+                _commit(writable[:1], committing)
+                return
             early.append(threading.Thread(target=_commit, args=(writable[:1], committing), daemon=True))
             early[-1].start()
 

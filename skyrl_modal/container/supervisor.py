@@ -214,6 +214,9 @@ class Supervisor:
 
     def _attempt(self, env: Mapping[str, str], number: int) -> tuple[str, int]:
         """Run the command once; gives the state and the exit code."""
+        # Before it starts: an attempt that nobody knows of would be made again where its container dies.
+        self._attempts = number
+        self._state("running")
         reading, writing = os.pipe()
         _enlarge(writing)
         try:
@@ -233,8 +236,6 @@ class Supervisor:
         secrets = [env[name] for name in self._job["secrets"] if name in env]
         pump = threading.Thread(target=self._output.pump, args=(reading, secrets), name="output", daemon=True)
         pump.start()
-        self._attempts = number
-        self._state("running")
         ended_by, status = self._watch(child)
         # What the command left in the background goes now: its output ends only when nobody can write to it any more.
         end_all(self._command_pids, grace=LEFTOVER_GRACE)
