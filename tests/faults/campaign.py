@@ -13,6 +13,7 @@ import queue
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -72,6 +73,8 @@ def run_all(cases: list[Case], folder: Path, *, jobs: int, patience: float) -> l
         world = free.get()
         try:
             return world.run(case)
+        except Exception as error:  # of the campaign itself: the other runs are made all the same
+            return Finding(case, "not judged", tuple(traceback.format_exception(error)))
         finally:
             free.put(world)
 

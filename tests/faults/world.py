@@ -81,7 +81,7 @@ class Caller:
 
         def is_there() -> bool:
             _, *after = self._out.split(mark)
-            return len(after) >= times and after[-1].count(b"\n") > 2
+            return len(after) == times and after[-1].count(b"\n") > 2
 
         return self._wait(is_there, seconds)
 
@@ -340,12 +340,13 @@ class World:
                 strike.struck = 0
                 for number in range(case.times):
                     # Again where it goes on, as soon as it has printed something there.
-                    if number and not caller.wait_after(MOVED, strike.struck, seconds):
+                    if number and not caller.wait_after(MOVED, number, seconds):
                         break
                     busy = [container for container in self.server.containers() if container.state == "busy"]
-                    if busy and not busy[0].retiring:
-                        self.server.preempt(busy[0])
-                        strike.struck += 1
+                    if not busy or busy[0].retiring:  # it has ended meanwhile
+                        break
+                    self.server.preempt(busy[0])
+                    strike.struck += 1
 
     # -- afterwards --------------------------------------------------------------------------------------------------
 
