@@ -120,7 +120,7 @@ def python(script: str, *arguments: str) -> list[float]:
 def wall(argv: list[str], **options: object) -> float:
     """Seconds that a process takes, from its start to its end."""
     begin = time.perf_counter()
-    subprocess.run(argv, check=True, stderr=subprocess.DEVNULL, **options)  # type: ignore[call-overload]
+    subprocess.run(argv, check=True, stderr=subprocess.DEVNULL, **options)  # type: ignore[call-overload]  # options of any kind
     return time.perf_counter() - begin
 
 
@@ -263,7 +263,7 @@ def bare_ray(*options: str) -> Measure:
         start = [str(BIN / "ray"), "start", "--head", f"--port={port}", f"--temp-dir={folder}", *options]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
         begin = time.perf_counter()
-        ray = subprocess.Popen(start, **quiet)  # type: ignore[call-overload]
+        ray = subprocess.Popen(start, **quiet)  # type: ignore[call-overload]  # options of any kind
         try:
             driver = [sys.executable, "-c", DRIVER, f"127.0.0.1:{port}"]
             subprocess.run(driver, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=180)

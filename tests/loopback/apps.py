@@ -115,7 +115,7 @@ class Apps(Service):
     async def AppGetLifecycle(self, request: Any, context: Context) -> Any:
         app = self.get(request.app_id)
         lifecycle = api_pb2.AppLifecycle(
-            app_state=app.state,  # type: ignore[arg-type]
+            app_state=app.state,  # type: ignore[arg-type]  # protobuf keeps enums as numbers
             created_at=app.created_at,
             stopped_at=app.stopped_at,
         )
@@ -156,7 +156,7 @@ class Apps(Service):
             api_pb2.AppListResponse.AppListItem(
                 app_id=app.id,
                 description=app.description,
-                state=app.state,  # type: ignore[arg-type]
+                state=app.state,  # type: ignore[arg-type]  # protobuf keeps enums as numbers
                 created_at=app.created_at,
                 stopped_at=app.stopped_at,
                 n_running_tasks=len(self.plane.scheduler.of_app(app)),

@@ -40,10 +40,10 @@ class Entry:
     def batch(self) -> api_pb2.TaskLogsBatch:
         item = api_pb2.TaskLogs(
             data=self.data,
-            task_state=self.task_state,  # type: ignore[arg-type]
+            task_state=self.task_state,  # type: ignore[arg-type]  # protobuf keeps enums as numbers
             timestamp=self.time_ns / 1e9,
             timestamp_ns=self.time_ns,
-            file_descriptor=self.descriptor,  # type: ignore[arg-type]
+            file_descriptor=self.descriptor,  # type: ignore[arg-type]  # protobuf keeps enums as numbers
             function_call_id=self.call_id,
             input_id=self.input_id,
             container_id=self.container_id,

@@ -109,7 +109,7 @@ class Scheduler(Service):
             entry.state = "waiting"
             asyncio.get_running_loop().call_later(delay / 1000, self._again, entry)
             return
-        result = item.result if item else api_pb2.GenericResult(status=status, exception=exception)  # type: ignore[arg-type]
+        result = item.result if item else api_pb2.GenericResult(status=status, exception=exception)  # type: ignore[arg-type]  # protobuf keeps enums as numbers
         entry.output = api_pb2.FunctionGetOutputsItem(
             result=result,
             idx=entry.index,

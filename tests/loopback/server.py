@@ -272,7 +272,7 @@ class LoopbackModal:
         every = self.plane.scheduler.containers
         return self.wait_until(
             lambda: next((c for c in every.values() if c.state == state), None), timeout, f"no container is {state}"
-        )  # type: ignore[return-value]
+        )  # type: ignore[return-value]  # found, or TimeoutError
 
     def wait_for_no_container(self, timeout: float = DEADLINE) -> None:
         """Wait until all containers have ended."""

@@ -39,7 +39,7 @@ class Volume:
         return self.folder / self.id
 
     def metadata(self) -> api_pb2.VolumeMetadata:
-        return api_pb2.VolumeMetadata(version=self.version, name=self.name)  # type: ignore[arg-type]
+        return api_pb2.VolumeMetadata(version=self.version, name=self.name)  # type: ignore[arg-type]  # protobuf keeps enums as numbers
 
 
 def scan(folder: Path) -> dict[str, Fingerprint]:

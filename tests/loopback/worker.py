@@ -69,7 +69,7 @@ class Worker(Service):
             input_id=entry.id,
             input=entry.payload,
             function_call_id=entry.call.id,
-            function_call_invocation_type=entry.call.invocation,  # type: ignore[arg-type]
+            function_call_invocation_type=entry.call.invocation,  # type: ignore[arg-type]  # protobuf keeps enums as numbers
             retry_count=entry.retry_count,
         )
         return api_pb2.FunctionGetInputsResponse(inputs=[item])

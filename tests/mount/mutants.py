@@ -1,6 +1,6 @@
 """Faults to plant: each is a wrong idea of git that somebody has had. ``test_mutants.py`` shows that none survives."""
 
-# ruff: noqa: E501
+# ruff: noqa: E501  patterns, trees and faults are read best a line each
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ A case is drawn from anything with the methods of ``random.Random``, so that Hyp
 without Hypothesis.
 """
 
-# ruff: noqa: E501
+# ruff: noqa: E501  patterns, trees and faults are read best a line each
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 The source distributions come from the package index by pip, or from the folder ``SKYRL_MODAL_SDISTS``.
 """
 
-# ruff: noqa: E501
+# ruff: noqa: E501  patterns, trees and faults are read best a line each
 
 from __future__ import annotations
 

@@ -460,7 +460,7 @@ def test_the_digest_is_of_paths_modes_and_contents(tree: Path) -> None:
 def test_a_selection_does_not_change(tree: Path) -> None:
     """It is a record."""
     with pytest.raises(AttributeError):
-        select(tree).files = ()  # type: ignore[misc]
+        select(tree).files = ()  # type: ignore[misc]  # that it is refused is what is shown
     assert select(tree) == select(tree)
 
 
@@ -481,7 +481,7 @@ def test_a_selection_does_not_change(tree: Path) -> None:
 def test_wrong_patterns(tree: Path, arguments: dict[str, object], field: str, remedy: str) -> None:
     """The field, the value, and what would do."""
     with pytest.raises(SpecError) as caught:
-        select(tree, **arguments)  # type: ignore[arg-type]
+        select(tree, **arguments)  # type: ignore[arg-type]  # wrong on purpose
     assert caught.value.field == field
     assert remedy in caught.value.remedy
 

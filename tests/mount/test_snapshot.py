@@ -377,4 +377,4 @@ def test_wrong_limits() -> None:
     """A limit is a number of bytes."""
     for wrong in (-1, "1 GB", True):
         with pytest.raises(SpecError, match="max_bytes"):
-            SnapshotStore(Path("x"), max_bytes=wrong)  # type: ignore[arg-type]
+            SnapshotStore(Path("x"), max_bytes=wrong)  # type: ignore[arg-type]  # wrong on purpose
