@@ -10,6 +10,7 @@ import collections
 import concurrent.futures
 import os
 import queue
+import signal
 import sys
 import tempfile
 import time
@@ -111,6 +112,7 @@ def main() -> int:
     else:
         cases = list(chosen(seed, options.runs, options.only, options.backend))
     print(f"seed {seed}, {len(cases)} runs", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that nothing is left then either
     # Short: sockets lie below it.
     with tempfile.TemporaryDirectory(prefix="skyrl-faults-", ignore_cleanup_errors=True) as folder:
         findings = run_all(cases, Path(folder), jobs=min(options.jobs, len(cases)), patience=options.patience)

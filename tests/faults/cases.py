@@ -122,7 +122,7 @@ def draw(seed: int, number: int) -> Case:
     """The case of a number."""
     fault, backend = ROUND[number % len(ROUND)]
     rng = random.Random(f"{seed}/{number}")
-    lines = rng.randrange(20, 200)
+    lines = rng.randrange(20, 200) * (3 if fault == "preemption" else 1)  # a moment's news of it comes late from Modal
     early = fault in ANYTIME and rng.random() < 0.2
     again = rng.uniform(0.2, 3.0)
     return Case(
@@ -135,7 +135,9 @@ def draw(seed: int, number: int) -> Case:
         longest=rng.choice([200, 4000, 4000, 100_000]) if fault != "full volume" else 4000,
         manner="ignores" if fault == "cancel a tree" else rng.choice(MANNERS),
         code=rng.choice([0, 0, 0, 1, 2, 77, 137, 255]),
-        moment=0 if early else rng.randrange(1, max(2, lines if fault in ENDING else lines // 2)),
+        moment=0
+        if early
+        else rng.randrange(1, lines if fault in ENDING else lines // (6 if fault == "preemption" else 2)),
         # A start takes a tenth of a second, or two: its steps are to be met as well as the waiting after them.
         delay=rng.uniform(0, rng.choice([0.1, 0.3, 2.0]) if early else 0.2),
         again=again,

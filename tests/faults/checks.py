@@ -61,7 +61,7 @@ def judge(case: Case, seen: Seen) -> Finding:
         outcome = "error"
         problems.append(f"another process could not ask: {seen.observed['error']}")
     else:
-        outcome = seen.observed["state"]
+        outcome = seen.observed["state"] if seen.struck or case.fault in ("none", "time-out") else "fault too late"
         problems += [*_ending(case, seen), *_output(case, seen)]
     if problems:
         problems.append(f"{attrs.asdict(case)}")
@@ -136,7 +136,7 @@ def _ending(case: Case, seen: Seen) -> Iterator[str]:
     if case.fault == "full volume":
         local = case.backend == "local"
         wanted = LOG_ENDS if local else "could not be committed"
-        if not local or len(seen.log or b"") < len(seen.shown):
+        if len(seen.log or b"") < len(seen.shown) if local else seen.struck:
             if wanted not in seen.said:
                 yield f"the caller was not told: {wanted!r} is not in what it was told"
             if wanted not in seen.observed["detail"]:

@@ -294,7 +294,7 @@ class World:
         else:
             caller.wait_lines(case.moment, seconds)
         time.sleep(case.delay)  # the rest of the random moment
-        strike.struck, strike.at = 1, time.monotonic()
+        strike.struck, strike.at = int(caller.process.poll() is None), time.monotonic()
         match case.fault:
             case "client SIGKILL":
                 caller.signal(signal.SIGKILL)
