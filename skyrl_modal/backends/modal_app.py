@@ -63,7 +63,7 @@ class RunApp:
         try:
             async with asyncio.timeout(PATIENCE):
                 client = await modal.Client.from_env.aio()
-                await client.hello.aio()  # type: ignore[no-untyped-call]
+                await client.hello.aio()  # type: ignore[no-untyped-call]  # the client has no types for it
         except TimeoutError:
             server = modal.config.config.get("server_url")
             reason = f"it cannot be reached: {server} gave no answer within {PATIENCE:g} s. Is this machine online?"

@@ -194,7 +194,7 @@ def _rule(line: bytes, source: str, lineno: int, ignore_case: bool) -> Rule:
     tokens = list(_tokens(pattern, has_slash, glued, ignore_case))
 
     def made(**form: object) -> Rule:
-        return Rule(line, source, lineno, negated, only_folders, **form)  # type: ignore[arg-type]
+        return Rule(line, source, lineno, negated, only_folders, **form)  # type: ignore[arg-type]  # a form of either kind
 
     if not has_slash:
         return made(**_name_form(tokens))
