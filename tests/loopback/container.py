@@ -308,5 +308,7 @@ class ContainerProcess:
 
     def clean(self) -> None:
         """Remove the files. Runs in a thread."""
+        for copy in self.volumes.values():
+            copy.close()
         self.socket.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)

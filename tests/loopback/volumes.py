@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import attrs
@@ -105,6 +106,13 @@ class WorkingCopy:
     folder: Path
     mount: api_pb2.VolumeMount
     base: dict[str, Fingerprint] = attrs.field(factory=dict)
+    lock: threading.Lock = attrs.field(factory=threading.Lock)
+    gone: bool = False
+
+    def close(self) -> None:
+        """Nothing is committed from here on: the files are about to be removed, which is no change of the volume."""
+        with self.lock:
+            self.gone = True
 
     def fetch(self) -> None:
         """Take over what is committed. Runs in a thread."""
@@ -116,8 +124,10 @@ class WorkingCopy:
 
     def publish(self) -> int:
         """Commit what changed since the last sync. Returns how many paths. Runs in a thread."""
-        if self.mount.read_only:
-            return 0
+        with self.lock:
+            return 0 if self.gone or self.mount.read_only else self._publish()
+
+    def _publish(self) -> int:
         if self.volume.fail_commits > 0:
             self.volume.fail_commits -= 1
             raise GRPCError(Status.INVALID_ARGUMENT, "The volume could not be committed (as asked for).")
