@@ -194,6 +194,10 @@ def _output(case: Case, seen: Seen) -> Iterator[str]:
             yield f"output.log is not how shown begins: {_difference(shown, logged)}"
         elif case.fault == "supervisor SIGKILL" and DAMAGED not in seen.said and seen.log is not None:
             yield "output.log has less than was shown, and nobody said so"
+    if killed and case.fault != "full volume" and not case.is_early:
+        beginning = shown.removesuffix(SAVED.decode()).rstrip("\ufffd")
+        if not _text(_whole(case)).startswith(beginning):
+            yield f"shown has a gap or a repeat: {_difference(shown, _text(_whole(case)))}"
     if case.fault == "full volume" and local and not seen.shown.startswith(log):
         yield f"output.log is not how shown begins: {_difference(seen.shown, log)}"
     # Either beside what the command printed.
