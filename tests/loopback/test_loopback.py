@@ -225,6 +225,7 @@ def test_a_cancelled_input_that_does_not_end_is_killed(loopback: LoopbackModal, 
     with running("stubborn") as stubborn:
         call = stubborn.spawn()
         container = loopback.wait_for_container("busy")
+        loopback.wait_for_text("waiting")  # one that is cancelled before it ignores the signals ends by them
         call.cancel()
         with pytest.raises(modal.exception.RemoteError):
             call.get()
