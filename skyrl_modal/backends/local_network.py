@@ -44,7 +44,7 @@ def cannot() -> str | None:
     try:
         _try()
     except OSError as error:
-        return str(error)
+        return "; ".join(str(error).splitlines())
     return None
 
 
