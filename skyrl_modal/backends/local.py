@@ -1,38 +1,35 @@
 """Runs on the machine at hand, by the same supervisor and at the same paths as in a container.
 
-A run here is a small chain of processes in a session of its own: a shell that removes the run's scratch folder at the
-end, whoever ends first; bubblewrap; and the supervisor as process 1 of its own process namespace, with whose end
-everything that the run started is gone.
+Each rank of a run here is a small chain of processes in a session of its own: a shell that removes the rank's scratch
+folder at the end, whoever ends first; bubblewrap; and the supervisor as process 1 of its own process namespace, with
+whose end everything that the rank started is gone.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
+import socket
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import platformdirs
-from attrs import evolve
 
 from skyrl_modal.backends import VolumeEntry
 from skyrl_modal.backends.descriptors import Descriptors
 from skyrl_modal.backends.local_execution import CHUNK, LiveStreams, LocalExecution, is_alive, run_folder
-from skyrl_modal.backends.sandbox import TRIAL, Layer, Sandbox, find_sandbox, remove_tree
+from skyrl_modal.backends.local_ranks import RankProcess, RankStarter, Streams, places
+from skyrl_modal.backends.sandbox import TRIAL, Sandbox, find_sandbox, remove_tree
+from skyrl_modal.container.place import Place
 from skyrl_modal.errors import BackendUnavailable, SpecError
 from skyrl_modal.job import Job
 from skyrl_modal.mount import Snapshot
 
 _APP = "skyrl_modal"
-#: What the shell around a run does: wait for it, then remove the scratch folder, whatever its permissions have become.
-_KEEPER = '"$@"; code=$?; chmod -R u+rwX "$0" 2>/dev/null; rm -rf "$0"; exit $code'
+LOOPBACK = "127.0.0.1"
 
 
 def volume_folder(name: str) -> Path:
@@ -55,12 +52,10 @@ class LocalBackend:
 
         Raises:
             BackendUnavailable: This is no POSIX system, or its folders cannot be written.
-            SpecError: The job names a Modal secret, asks for several nodes, or for a volume that may not be made.
+            SpecError: The job names a Modal secret, or asks for a volume that may not be made.
         """
         if os.name != "posix":
             raise BackendUnavailable(self.name, 'it needs Linux or macOS (on Windows: WSL), or backend="modal"')
-        if job.nodes > 1:
-            raise SpecError("nodes", job.nodes, "the local backend runs one node")
         if job.named_secrets:
             raise SpecError(
                 "secrets",
@@ -103,20 +98,58 @@ class LocalBackend:
         sandbox = find_sandbox(self._scratch_root()).sandbox
         notes = run_folder(job.id)
         notes.mkdir(parents=True, exist_ok=True)
+        ranks: list[RankProcess] = []
         with Descriptors() as fds:
             # Locked before there is a scratch folder: one without such a lock is nobody's.
             alive = fds.lock(notes / "alive")
-            scratch = self._make_scratch(job.id, sandbox)
+            starter = RankStarter(
+                job=job,
+                snapshots=snapshots,
+                env={**os.environ, **secrets},
+                sandbox=sandbox,
+                notes=notes,
+                volumes=[volume_folder(volume.name) for volume in job.volumes],
+                alive=alive,
+            )
+            output_r, output_w = fds.pipe(CHUNK) if owned else (None, fds.open(os.devnull, os.O_WRONLY))
+            events_r, events_w = fds.pipe() if owned else (None, None)
+            caller_r, caller_w = fds.caller() if owned else (None, None)
+            nothing = fds.open(os.devnull, os.O_WRONLY) if job.nodes > 1 else output_w
             try:
-                return self._launch(job, snapshots, secrets, owned=owned, sandbox=sandbox, scratch=scratch, alive=alive)
-            except BaseException:
-                remove_tree(scratch)
+                for place in self._places(job, fds):
+                    scratch = self._make_scratch(_scratch_name(job.id, place.rank), sandbox)
+                    streams = Streams(nothing) if place.rank else Streams(output_w, events_w, caller_r)
+                    try:
+                        ranks.append(starter.start(place, scratch, fds, streams, private_network=False, keep=[]))
+                    except BaseException:
+                        remove_tree(scratch)
+                        raise
+                pid, *_ = [rank.wait_ready() for rank in ranks]
+            except BaseException:  # also Ctrl-C in `submit`: nobody would know of the run
+                for rank in ranks:
+                    rank.kill()
                 raise
             finally:
                 for snapshot in snapshots:
                     snapshot.release()  # the run holds them by descriptors of its own
+            live = None
+            if output_r is not None and events_r is not None:
+                live = LiveStreams(
+                    fds.take(output_r), fds.take(events_r), None if caller_w is None else fds.take(caller_w)
+                )
+        handle = {"pid": pid, "run_dir": str(_host_run_dir(job, notes))}
+        return LocalExecution(job, handle, processes=[rank.process for rank in ranks], live=live)
 
-    def _make_scratch(self, run_id: str, sandbox: Sandbox | None) -> Path:
+    @staticmethod
+    def _places(job: Job, fds: Descriptors) -> list[Place]:
+        """Where the ranks stand: side by side on this machine's own network."""
+        if job.nodes == 1:
+            return places(1, [LOOPBACK], 0, None)
+        listener = socket.create_server((LOOPBACK, 0), backlog=job.nodes)
+        port: int = listener.getsockname()[1]
+        return places(job.nodes, [LOOPBACK] * job.nodes, port, fds.add(listener.detach()))
+
+    def _make_scratch(self, name: str, sandbox: Sandbox | None) -> Path:
         """A folder for the files of a run's own. Folders of callers that were killed while they started a run go."""
         if sandbox is None:
             # Short, since Ray's sockets lie below it and a socket's path holds about 100 characters.
@@ -127,109 +160,9 @@ class LocalBackend:
             if not _is_used(old.name):
                 with contextlib.suppress(OSError):  # another one removes it as well
                     remove_tree(old)
-        scratch = root / run_id
+        scratch = root / name
         scratch.mkdir()
         return scratch
-
-    def _launch(
-        self,
-        job: Job,
-        snapshots: Sequence[Snapshot],
-        secrets: Mapping[str, str],
-        *,
-        owned: bool,
-        sandbox: Sandbox | None,
-        scratch: Path,
-        alive: int,
-    ) -> LocalExecution:
-        notes = run_folder(job.id)
-        tmp = scratch / "tmp"
-        tmp.mkdir(mode=0o1777)
-        layers = self._layers(job, snapshots, sandbox, scratch, notes)
-        inner = job if sandbox is not None else _at_host_paths(job, layers)
-        env = {**os.environ, **secrets, "TMPDIR": str(tmp) if sandbox is None else "/tmp"}
-        # The command's `python` and `ray` are the caller's, also where its environment was not activated.
-        env["PATH"] = os.path.dirname(sys.executable) + os.pathsep + env.get("PATH", os.defpath)
-
-        supervisor = Path(__file__).resolve().parents[1] / "container" / "__main__.py"
-        with Descriptors() as fds:
-            output_r, output_w = fds.pipe(CHUNK) if owned else (None, fds.open(os.devnull, os.O_WRONLY))
-            events_r, events_w = fds.pipe() if owned else (None, None)
-            # No pipe: bubblewrap would be ended by it where the caller is gone, and leave a process that waits for it.
-            info = fds.file(b"")
-            ready_r, ready_w = fds.pipe()
-            errors = fds.open(notes / "supervisor.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            record = fds.file(inner.to_json().encode())
-            caller_r, caller_w = fds.caller() if owned else (None, None)
-
-            argv = [sys.executable, "-I", "-S", str(supervisor), "--ready", str(ready_w)]
-            passed = [alive, ready_w]
-            for option, descriptor in (("--events", events_w), ("--caller", caller_r)):
-                if descriptor is not None:
-                    argv += [option, str(descriptor)]
-                    passed.append(descriptor)
-            if sandbox is not None:
-                argv = sandbox.argv(layers, tmp=tmp, env=env, extra=["--info-fd", str(info)]) + argv
-                passed.append(info)
-            held = [snapshot.hold() for snapshot in snapshots]
-            for descriptor in held:
-                fds.add(descriptor)
-            process = subprocess.Popen(
-                ["/bin/sh", "-c", _KEEPER, str(scratch), *argv],
-                stdin=record,
-                stdout=output_w,
-                stderr=errors,
-                env=env,
-                cwd="/",
-                pass_fds=[*passed, *held],
-                start_new_session=True,
-            )
-            os.close(fds.take(ready_w))
-            try:
-                # A signal that came before would be lost, or end the supervisor without a result.
-                with open(fds.take(ready_r), "rb") as ready:
-                    own = ready.readline()
-            except BaseException:  # Ctrl-C in `submit`: nobody would know of the run
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                raise
-            if not own:
-                process.wait()
-                words = (notes / "supervisor.err").read_text(encoding="utf-8", errors="replace")[-2000:]
-                raise BackendUnavailable(self.name, f"the run did not start: {words.strip() or process.returncode}")
-            # Its own pid; in a namespace it has another one here, which bubblewrap tells.
-            pid = int(own) if sandbox is None else json.loads(os.pread(info, 4096, 0))["child-pid"]
-            handle = {"pid": pid, "run_dir": str(_host_run_dir(job, notes))}
-            live = None
-            if output_r is not None and events_r is not None:
-                live = LiveStreams(
-                    fds.take(output_r), fds.take(events_r), None if caller_w is None else fds.take(caller_w)
-                )
-        return LocalExecution(job, handle, process=process, live=live)
-
-    def _layers(
-        self, job: Job, snapshots: Sequence[Snapshot], sandbox: Sandbox | None, scratch: Path, notes: Path
-    ) -> list[Layer]:
-        layers = []
-        for number, (mount, snapshot) in enumerate(zip(job.mounts, snapshots, strict=True)):
-            if sandbox is not None and sandbox.overlays:
-                own = scratch / f"mount-{number}"
-                (own / "upper").mkdir(parents=True)
-                (own / "work").mkdir()
-                layers.append(Layer(snapshot.path, mount.remote_path, "overlay", own))
-            else:
-                # As it lies in the container: $SKYRL_REPO_ROOT/../NAME is right also where there are no namespaces.
-                copy = scratch / "mounts" / mount.remote_path.lstrip("/")
-                shutil.copytree(snapshot.path, copy, symlinks=True, dirs_exist_ok=True)
-                layers.append(Layer(copy, mount.remote_path, "rw"))
-        for volume in job.volumes:
-            folder = volume_folder(volume.name)
-            folder.mkdir(parents=True, exist_ok=True)
-            layers.append(Layer(folder, volume.mount_path, "ro" if volume.read_only else "rw"))
-        if not any(job.run_dir.startswith(f"{v.mount_path}/") for v in job.volumes if not v.read_only):
-            (notes / "run").mkdir(exist_ok=True)
-            layers.append(Layer(notes / "run", job.run_dir, "rw"))
-        return layers
 
     def attach(self, job: Job, handle: Mapping[str, Any]) -> LocalExecution:
         """Find a run that was started before, maybe by another process."""
@@ -274,7 +207,13 @@ class LocalBackend:
 
 def _is_used(name: str) -> bool:
     """Whether the run, or the process that tries a sandbox, whose scratch folder has this name is still there."""
-    return Path("/proc", name.removeprefix(TRIAL)).exists() if name.startswith(TRIAL) else is_alive(name)
+    if name.startswith(TRIAL):
+        return Path("/proc", name.removeprefix(TRIAL)).exists()
+    return is_alive(name.partition(".")[0])
+
+
+def _scratch_name(run_id: str, rank: int) -> str:
+    return f"{run_id}.{rank}" if rank else run_id
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -291,21 +230,3 @@ def _host_run_dir(job: Job, notes: Path) -> Path:
         if not volume.read_only and job.run_dir.startswith(f"{volume.mount_path}/"):
             return volume_folder(volume.name) / job.run_dir.removeprefix(f"{volume.mount_path}/")
     return notes / "run"
-
-
-def _at_host_paths(job: Job, layers: Sequence[Layer]) -> Job:
-    """The job with this machine's own paths, where there are no namespaces to have the container's."""
-
-    def moved(path: str | None) -> str | None:
-        for layer in sorted(layers, key=lambda layer: -len(layer.target)):
-            if path is not None and (path == layer.target or path.startswith(f"{layer.target}/")):
-                return str(layer.source) + path.removeprefix(layer.target)
-        return path
-
-    return evolve(
-        job,
-        workdir=moved(job.workdir) or "/",
-        repo_root=moved(job.repo_root),
-        data=moved(job.data),
-        run_dir=moved(job.run_dir) or "/",
-    )

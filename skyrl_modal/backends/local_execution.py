@@ -9,7 +9,7 @@ import queue
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +105,13 @@ class LocalExecution:
         job: Job,
         handle: Mapping[str, Any],
         *,
-        process: subprocess.Popen[bytes] | None = None,
+        processes: Sequence[subprocess.Popen[bytes]] = (),
         live: LiveStreams | None = None,
     ) -> None:
         self._job = job
         self.handle = handle
         self._run_dir = Path(handle["run_dir"])
-        self._process = process
+        self._processes = processes
         self._live = live
         self._ended = threading.Event()
         self._waiter: threading.Thread | None = None
@@ -190,8 +190,8 @@ class LocalExecution:
         """Wait for the end, the scratch folder's removal included; gives the result's record."""
         if not self._wait_ended(timeout):
             raise TimeoutError(f"run {self._job.id} has not ended within {timeout:g} s")
-        if self._process is not None:
-            self._process.wait()
+        for process in self._processes:
+            process.wait()
         return self._result() or self._lost()
 
     def cancel(self, *, now: bool = False) -> None:

@@ -1,8 +1,8 @@
-"""The supervisor as a process of its own: ``python skyrl_modal/container/__main__.py [options] < JOB.json``.
+"""One rank as a process of its own: ``python skyrl_modal/container/__main__.py [options] < RECORD.json``.
 
-The local backend starts it so, inside its namespaces. The job comes by standard input, so that no file of it need be
-visible here; the command's output goes to standard output; events for the caller go, a line of JSON each, to the
-descriptor given by ``--events``.
+The local backend starts it so, inside its namespaces. The job, and this rank's place, come by standard input, so that
+no file of them need be visible here; the command's output goes to standard output; events for the caller go, a line of
+JSON each, to the descriptor given by ``--events``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from typing import Any
 if __package__ in (None, ""):  # started by its path, on whatever Python there is, without the package's dependencies
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from skyrl_modal.container.place import Place
 from skyrl_modal.container.supervisor import BROKEN, Supervisor
+from skyrl_modal.container.worker import Worker
 
 
 class _Teller:
@@ -49,12 +51,20 @@ def _watch_caller(descriptor: int, supervisor: Supervisor) -> None:
 
 
 def main() -> int:
-    """Run one job to its end; gives the command's exit code."""
+    """Run one rank of a job to its end; gives the command's exit code."""
     parser = argparse.ArgumentParser(prog="skyrl_modal.container")
     parser.add_argument("--events", type=int, help="descriptor that gets the events")
     parser.add_argument("--caller", type=int, help="descriptor that gets readable when the caller ends")
     parser.add_argument("--ready", type=int, help="descriptor that gets this process's id once it takes signals")
     options = parser.parse_args()
+    record = json.loads(sys.stdin.read())
+    job, place = record["job"], Place.of(record["place"])
+    if place.rank:
+        worker = Worker(job, place, say=lambda text: print(text, file=sys.stderr, flush=True))
+        if _take_signals(worker, options.ready):
+            worker.run()
+        worker.leave()
+        return 0
     telling = _Teller(options.events)
 
     def show(data: bytes) -> None:
@@ -62,24 +72,30 @@ def main() -> int:
         while view:
             view = view[os.write(1, view) :]
 
-    supervisor = Supervisor(json.loads(sys.stdin.read()), live=show, tell=telling.tell)
-    signal.signal(signal.SIGINT, lambda *_: supervisor.request_stop("cancelled"))
-    signal.signal(signal.SIGTERM, lambda *_: supervisor.request_stop("cancelled"))
-    signal.signal(signal.SIGHUP, lambda *_: supervisor.request_stop("cancelled"))
-    signal.signal(signal.SIGQUIT, lambda *_: supervisor.request_stop("now"))
-    signal.signal(signal.SIGCHLD, lambda *_: supervisor.child_ended())
-    if options.ready is not None:
-        try:
-            os.write(options.ready, b"%d\n" % os.getpid())
-        except BrokenPipeError:  # the caller is gone already, and nobody knows of the run
-            return BROKEN
-        os.close(options.ready)
+    supervisor = Supervisor(job, live=show, tell=telling.tell, place=place)
+    if not _take_signals(supervisor, options.ready):
+        return BROKEN
     if options.caller is not None:
         threading.Thread(target=_watch_caller, args=(options.caller, supervisor), daemon=True).start()
     result = supervisor.run()
     telling.tell({"event": "result", "result": result})
     code: int = result["returncode"]
     return code
+
+
+def _take_signals(rank: Supervisor | Worker, ready: int | None) -> bool:
+    """Turn signals into requests, and say so; gives whether there is still somebody who knows of the run."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: rank.request_stop("cancelled"))
+    signal.signal(signal.SIGQUIT, lambda *_: rank.request_stop("now"))
+    signal.signal(signal.SIGCHLD, lambda *_: rank.child_ended())
+    if ready is not None:
+        try:
+            os.write(ready, b"%d\n" % os.getpid())
+        except BrokenPipeError:
+            return False
+        os.close(ready)
+    return True
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from typing import Any
 
 import modal
 
-from skyrl_modal.container.supervisor import BROKEN, Supervisor, local_gpus, write_json
+from skyrl_modal.container.environment import local_gpus
+from skyrl_modal.container.supervisor import BROKEN, Supervisor, write_json
 
 #: What our own lines on standard error begin with; standard output is the command's alone.
 PREFIX = "skyrl-modal | "

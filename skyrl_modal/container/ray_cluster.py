@@ -1,232 +1,331 @@
-"""A Ray of the run's own: started, asked until it is ready, watched, and ended by pid. ``ray stop`` is never called."""
+"""The cluster as rank 0 sees it: all ranks there, Ray up on every node with what was asked for, and watched."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
-import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from skyrl_modal.container.process import Child, descendants, end_all, returncode_of
+from skyrl_modal.container.control import Hub, listen
+from skyrl_modal.container.place import Place, node_name
+from skyrl_modal.container.ray_node import RayError, RayNode, claim_port
+
+Event = tuple[str, Any]
+
+#: torch's own default; where it is taken, a free port is used.
+MASTER_PORT = 29500
+#: Seconds that the other ranks get to join where the run has no Ray, and with it no ``start_timeout``.
+JOIN_TIMEOUT = 120.0
+#: Seconds that a rank gets to end its part of Ray between two attempts.
+_ENDING = 30.0
+#: Seconds that a rank gets at the end to keep its logs and commit its volumes.
+_LEAVING = 120.0
+#: How often a node that was lost is started again in one attempt, with ``on_worker_loss="wait"``.
+_RESTARTS = 3
 
 
-class RayError(Exception):
-    """Ray did not come up, or went away; the text says which, and ends with Ray's last words."""
+class Stopped(Exception):
+    """The run was asked to stop before its command had started."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
-def claim_port(wanted: int) -> tuple[int, socket.socket | None]:
-    """A port for the head: the wanted one, or a free one where somebody else listens there or was given it.
-
-    Two runs that start at the same moment would both find a port free before either listens on it. So each claims it
-    first by a name in Linux's abstract socket namespace, which ends with the process that holds it.
-
-    Returns:
-        The port and the claim, to be kept open as long as the port is used (None where the system has no such names).
-    """
-    candidate = wanted
-    while True:
-        claim = None
-        if sys.platform == "linux":
-            claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                claim.bind(f"\0skyrl_modal-ray-{candidate}")
-            except OSError:
-                claim.close()
-                candidate = _free_port()
-                continue
-        if _is_free(candidate):
-            return candidate, claim
-        if claim is not None:
-            claim.close()
-        candidate = _free_port()
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("0.0.0.0", port))
-        except OSError:
-            return False
-    return True
-
-
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("0.0.0.0", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _interpreter_of(script: str) -> str:
-    """The Python that a console script runs on, from its first line; this one's where that does not say."""
-    with open(script, "rb") as file:
-        first = file.readline(512)
-    if first.startswith(b"#!"):
-        words = first[2:].decode("utf-8", "surrogateescape").split()
-        if words and "python" in Path(words[0]).name and os.access(words[0], os.X_OK):
-            return words[0]
-    beside = Path(script).parent / "python"
-    return str(beside) if beside.exists() else sys.executable
-
-
-class RayNode:
-    """One node of the run's cluster: its ``ray start --block`` and, on the head, the probe that asks for readiness.
+class RayCluster:
+    """The nodes of a run, of which this is rank 0. A run on one node is a cluster of one, and needs no connections.
 
     Args:
-        spec: The job's ``ray`` part.
-        host: This node's own address.
-        env: The environment for Ray's processes.
-        temp_dir: Folder for Ray's session; short, since sockets lie in it.
-        log: File that gets what Ray prints.
-        on_event: Told from threads: ``("ray-ready", facts)``, ``("ray-ended", returncode)``.
-
-    Raises:
-        RayError: There is no ``ray`` on the PATH.
+        job: The job's record.
+        place: Where this node stands.
+        env: The environment for Ray's processes; gets RAY_ADDRESS, MASTER_ADDR and MASTER_PORT.
+        temp_dir: Folder for Ray's session.
+        logs: Folder for each rank's logs.
+        take: Gives the next event, ``("clock", None)`` at its deadline.
+        put: Puts an event where ``take`` finds it.
+        say: Takes a line of ours.
     """
 
     def __init__(
         self,
-        spec: Mapping[str, Any],
+        job: Mapping[str, Any],
+        place: Place,
+        env: dict[str, str],
         *,
-        host: str,
-        env: Mapping[str, str],
         temp_dir: Path,
-        log: Path,
-        on_event: Callable[[str, Any], None],
+        logs: Path,
+        take: Callable[[float | None], Event],
+        put: Callable[[Event], None],
+        say: Callable[[str], None],
     ) -> None:
-        self._spec = spec
-        self._host = host
-        self._env = dict(env)
+        self._job = job
+        self._spec: Mapping[str, Any] | None = job.get("ray")
+        self._place = place
+        self._env = env
         self._temp_dir = temp_dir
-        self._log = log
-        self._on_event = on_event
-        self._claim: socket.socket | None = None
-        self._child: Child | None = None
-        self._probe: subprocess.Popen[bytes] | None = None
-        self._probe_reader: threading.Thread | None = None
-        found = shutil.which("ray", path=env.get("PATH"))
-        if found is None:
-            raise RayError(
-                'there is no `ray` on the PATH. On this machine: pip install "skyrl-modal[local]"; in an image: '
-                "add ray to ImageSpec(pip=[...]); or run without Ray: Launcher(ray=None)"
-            )
-        self._ray = found
-        self.port = 0
+        self._logs = logs
+        self._take = take
+        self._put = put
+        self._say = say
+        self._node: RayNode | None = None
+        self._nodes: list[dict[str, Any]] = []
+        self._version = ""
+        self._restarts = dict.fromkeys(range(1, place.nodes), 0)
+        #: Ranks whose supervisor is gone: there is nobody to start them again.
+        self.lost: set[int] = set()
+        self._timeout = JOIN_TIMEOUT if self._spec is None else float(self._spec["start_timeout"])
+        master_port, self._claim = claim_port(MASTER_PORT)
+        env.update(MASTER_ADDR=place.addresses[0], MASTER_PORT=str(master_port))
+        self._hub: Hub | None = None
+        if place.nodes > 1:
+            listener = listen(place.port) if place.listener is None else socket.socket(fileno=place.listener)
+            self._hub = Hub(listener, token=place.token, nodes=place.nodes, on_event=lambda *event: put(event))
 
-    @property
-    def address(self) -> str:
-        """The head's address as HOST:PORT."""
-        return f"{self._host}:{self.port}"
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether ``ray start`` has ended, and the node with it."""
-        return self._child is None or self._child.returncode is not None
+    # -- what the supervisor asks ------------------------------------------------------------------------------------
 
     @property
     def children(self) -> set[int]:
         """The processes whose exit status is waited for here."""
-        found = {self._child.pid} if self._child is not None else set()
-        return found | {self._probe.pid} if self._probe is not None else found
+        return set() if self._node is None else self._node.children
 
     @property
     def pids(self) -> set[int]:
-        """The processes of this node."""
-        found: set[int] = set()
-        if self._child is not None and self._child.returncode is None:
-            found |= {self._child.pid} | descendants(self._child.pid)
-        if self._probe is not None and self._probe.returncode is None:
-            found.add(self._probe.pid)
-        return found
+        """Ray's processes on this node."""
+        return set() if self._node is None else self._node.pids
 
-    def start_head(self, *, gpus: int | None, nodes: int = 1) -> None:
-        """Start the head and the question whether ``nodes`` nodes are there. Returns at once."""
-        self.port, self._claim = claim_port(int(self._spec["port"]))
-        arguments = [
-            self._ray, "start", "--head", "--block", "--disable-usage-stats",
-            f"--node-ip-address={self._host}",
-            f"--port={self.port}",
-            f"--temp-dir={self._temp_dir}",
-            f"--include-dashboard={'true' if self._spec['dashboard'] else 'false'}",
-        ]  # fmt: skip
-        if self._spec.get("num_cpus") is not None:
-            arguments.append(f"--num-cpus={int(self._spec['num_cpus'])}")
-        if self._spec.get("object_store_memory") is not None:
-            arguments.append(f"--object-store-memory={int(self._spec['object_store_memory'])}")
-        if gpus is not None:
-            arguments.append(f"--num-gpus={gpus}")
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._log, "ab") as log:
-            self._child = Child(
-                arguments,
-                cwd=None,
-                env=self._env,
-                output=log.fileno(),
-                on_exit=lambda status: self._on_event("ray-ended", returncode_of(status)),
+    @property
+    def ended_words(self) -> str:
+        """What is to be said where this node's Ray has ended; empty while it lives, and for none."""
+        return "" if self._node is None or not self._node.has_ended else self._node.last_words()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is nothing to wait for before the command can start."""
+        return not self._missing_ranks() if self._spec is None else self._node is not None
+
+    def is_current(self, node: RayNode) -> bool:
+        """Whether an event is this attempt's: what an earlier Ray still had to tell is of no interest."""
+        return node is self._node
+
+    # -- the start ---------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Wait until every rank is there, and Ray on it, with what was asked for.
+
+        Raises:
+            RayError: It cannot be had; the text names the rank, what is missing, and Ray's last words.
+            Stopped: The run was asked to stop.
+        """
+        begin = time.monotonic()
+        self._check_gpus(0, self._place.gpus)
+        if self._spec is not None:
+            self._start_head(self._spec)
+        deadline = begin + self._timeout
+        while not self._is_ready():
+            kind, value = self._take(deadline)
+            if kind == "stop":
+                raise Stopped(value)
+            if kind == "clock":
+                raise RayError(self._what_is_missing())
+            if kind == "rank-joined":
+                rank, facts = value
+                self._check_gpus(rank, facts.get("gpus"))
+                self._start_worker(rank)
+            elif kind == "ray-nodes":
+                self._version, self._nodes = value["version"], value["nodes"]
+                if len(self._nodes) >= self._place.nodes and self._lacking():
+                    raise RayError(f"the cluster is up without what was asked for: {self._told(self._lacking())}")
+            else:
+                broken = self.broken_by(kind, value, starting=True)
+                if broken:
+                    raise RayError(broken)
+        self._tell_ready(time.monotonic() - begin)
+
+    def _start_head(self, spec: Mapping[str, Any]) -> None:
+        self._nodes, self._restarts = [], dict.fromkeys(self._restarts, 0)
+        self._node = node = RayNode(
+            spec,
+            self._place,
+            gpus=self._place.gpus if self._job.get("gpus") is None else int(self._job["gpus"]),
+            env={**self._env, **spec["env"]},
+            temp_dir=self._temp_dir / "ray",
+            log=self._logs / "0" / "start.log",
+            on_event=lambda kind, value: self._put((kind, (node, value))),
+        )
+        node.start_head()
+        self._env["RAY_ADDRESS"] = node.address
+        for rank in self._hub.ranks if self._hub is not None else ():
+            self._start_worker(rank)
+
+    def _start_worker(self, rank: int) -> None:
+        if self._hub is not None and self._node is not None:
+            names = ("MASTER_ADDR", "MASTER_PORT")
+            message = {"kind": "start-ray", "address": self._node.address, "env": {n: self._env[n] for n in names}}
+            self._hub.send(rank, message)
+
+    def _check_gpus(self, rank: int, seen: int | None) -> None:
+        asked = self._job.get("gpus")
+        if asked and seen is not None and seen < asked and self._spec is not None:
+            raise RayError(
+                f"{self._place.describe(rank)} has {seen} of the {asked} GPUs that were asked for, as nvidia-smi lists "
+                "them there. Start the run again; where it stays so, see the image's CUDA version, or ask Modal"
             )
-            self._probe = subprocess.Popen(
-                [_interpreter_of(self._ray), str(Path(__file__).with_name("ray_probe.py")), self._host, str(self.port),
-                 str(nodes)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=self._env,
-                cwd="/",
-                start_new_session=True,
-            )  # fmt: skip
-        self._probe_reader = threading.Thread(target=self._read_probe, name="ray-probe", daemon=True)
-        self._probe_reader.start()
 
-    def _read_probe(self) -> None:
-        probe = self._probe
-        if probe is None or probe.stdout is None:
-            return
-        line = probe.stdout.readline()
-        probe.wait()
-        if line:
-            self._on_event("ray-ready", json.loads(line))
-        else:
-            self._on_event("ray-probe-failed", probe.returncode)
+    def _missing_ranks(self) -> list[int]:
+        joined = {0} if self._hub is None else {0} | self._hub.ranks
+        return sorted(set(range(self._place.nodes)) - joined)
 
-    def last_words(self, lines: int = 12) -> str:
-        """The end of what Ray printed, and of its own error logs."""
-        parts = []
-        for path in (self._log, *sorted((self._temp_dir / "session_latest" / "logs").glob("*.err"))):
-            try:
-                data = path.read_bytes()[-65536:]
-            except OSError:
+    def _lacking(self) -> dict[int, str]:
+        """What Ray lacks, by rank."""
+        asked = {"GPU": self._job.get("gpus"), "CPU": self._spec.get("num_cpus") if self._spec else None}
+        found = {node["name"]: node["resources"] for node in self._nodes}
+        lacking = {}
+        for rank in range(self._place.nodes):
+            resources = found.get(node_name(rank))
+            if resources is None:
+                lacking[rank] = "its Ray node has not come up"
                 continue
-            text = data.decode("utf-8", "replace").splitlines()
-            # The raylet's dumps of its own counters would push out what was said before them.
-            kept = [line for line in text if line.strip() and "[state-dump]" not in line][-lines:]
-            if kept:
-                parts.append(f"{path.name}:\n" + "\n".join(f"  {line}" for line in kept))
-        return "\n".join(parts) or "(Ray printed nothing)"
+            short = [
+                f"{resources.get(name, 0):g} of {amount:g} {name}s"
+                for name, amount in asked.items()
+                if amount and resources.get(name, 0) < amount
+            ]
+            if short:
+                lacking[rank] = f"its Ray node has {' and '.join(short)}"
+        return lacking
 
-    def keep_logs(self, folder: Path) -> None:
-        """Copy the logs of Ray's session to a folder that outlives the run."""
-        source = self._temp_dir / "session_latest" / "logs"
-        if source.is_dir():
-            shutil.copytree(source, folder, symlinks=True, dirs_exist_ok=True, ignore_dangling_symlinks=True)
+    def _is_ready(self) -> bool:
+        return not self._missing_ranks() and (self._spec is None or not self._lacking())
+
+    def _what_is_missing(self) -> str:
+        within = f"within {self._timeout:g} s"
+        if self._place.nodes == 1:
+            return f"Ray was not ready {within}. Its last words:\n{self._last_words()}"
+        absent = self._missing_ranks()
+        lacking = dict.fromkeys(absent, "it has not joined")
+        if self._spec is not None:
+            lacking = {**self._lacking(), **lacking}
+        words = "" if self._node is None else f" The head's last words:\n{self._last_words()}"
+        return f"the cluster was not ready {within}: {self._told(lacking)}.{words}"
+
+    def _told(self, lacking: Mapping[int, str]) -> str:
+        return "; ".join(f"{self._place.describe(rank)}: {what}" for rank, what in sorted(lacking.items()))
+
+    def _last_words(self) -> str:
+        return "" if self._node is None else self._node.last_words()
+
+    def _tell_ready(self, seconds: float) -> None:
+        if self._node is None or self._spec is None:
+            self._say(f"{self._place.nodes} nodes are there; without Ray only rank 0 runs the command")
+            return
+        taken = f" (port {self._spec['port']} is taken)" if self._node.port != self._spec["port"] else ""
+        self._say(f"Ray {self._version} at {self._node.address}{taken}, ready after {seconds:.1f} s")
+        for node in self._nodes if self._place.nodes > 1 else ():
+            resources = ", ".join(
+                f"{node['resources'][name]:g} {name}s" for name in ("CPU", "GPU") if name in node["resources"]
+            )
+            self._say(f"{node['name']} at {node['address']}: {resources}, node id {node['id']}")
+
+    # -- while the command runs --------------------------------------------------------------------------------------
+
+    def broken_by(self, kind: str, value: Any, *, starting: bool = False) -> str:
+        """What an event breaks, in words; empty for one that breaks nothing. Lines of other ranks are said.
+
+        Args:
+            kind: The event's.
+            value: Its value.
+            starting: Whether the command has not started yet.
+        """
+        when = "" if starting else " while the command ran"
+        if kind == "ray-ended":
+            if starting:
+                return f"`ray start` ended with exit code {value}. Its last words:\n{self._last_words()}"
+            return f"Ray ended with exit code {value}{when}:\n{self._last_words()}"
+        if kind == "ray-probe-failed" and starting:
+            return f"the question whether Ray is ready ended with exit code {value}. Last words:\n{self._last_words()}"
+        if kind == "rank-gone":
+            self.lost.add(value[0])
+            return self._lost(value[0], "it is gone: its container or its supervisor ended", starting)
+        if kind != "rank-said":
+            return ""
+        rank, message = value
+        if message.get("kind") == "line":
+            self._say(f"rank {rank}: {message.get('text')}")
+        elif message.get("kind") == "ray-ended":
+            text = f"its Ray node ended with exit code {message.get('returncode')}{when}:\n{message.get('words')}"
+            return self._lost(rank, text, starting)
+        elif message.get("kind") == "failed":
+            return f"{self._place.describe(rank)}: {message.get('text')}"
+        return ""
+
+    def _lost(self, rank: int, what: str, starting: bool) -> str:
+        text = f"{self._place.describe(rank)}: {what}"
+        if starting or self._spec is None or self._spec.get("on_worker_loss") != "wait":
+            return text
+        again = self._restarts[rank] < _RESTARTS and self._hub is not None and rank in self._hub.ranks
+        self._say(f"{text}\n{'it is started again' if again else 'it stays away'}; the command goes on")
+        if again:
+            self._restarts[rank] += 1
+            self._start_worker(rank)
+        return ""
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def end_attempt(self) -> None:
+        """End Ray where the next attempt must not meet it: one that has died, and all of one on several nodes."""
+        if self._node is None or (self._place.nodes == 1 and not self._node.has_ended):
+            return
+        waited_for: set[int] = set()
+        if self._hub is not None:
+            waited_for = self._hub.ranks
+            self._hub.send_all({"kind": "end-ray"})
+        self._end_node()
+        self._await(waited_for, "ray-gone", _ENDING, "has not ended its Ray")
 
     def end(self) -> None:
-        """End this node's processes; nothing of it is left when this returns."""
-        if self._probe is not None:
-            if self._probe.stdin is not None:
-                self._probe.stdin.close()
-            if self._probe_reader is not None:
-                self._probe_reader.join()
-        if self._child is not None:
-            # At once: the command has ended, so nothing is left to drain, and Ray's own way down takes seconds. The
-            # raylet and the workers are in sessions of their own, but all of them are below the one process.
-            end_all(lambda: self.pids, grace=0)
-            self._child.join()
+        """End Ray and every rank; each has kept its logs and committed its volumes by then."""
+        waited_for: set[int] = set()
+        if self._hub is not None:
+            waited_for = self._hub.ranks
+            self._hub.send_all({"kind": "end"})
+        self._end_node()
+        self._await(waited_for, "", _LEAVING, "has not ended")
+        if self._hub is not None:
+            self._hub.close()
         if self._claim is not None:
             self._claim.close()
+
+    def _end_node(self) -> None:
+        if self._node is None:
+            return
+        self._node.end()
+        try:
+            self._node.keep_logs(self._logs / "0")
+        except (OSError, shutil.Error) as error:
+            self._say(f"Ray's logs could not be kept whole: {error}")
+        self._node = None
+
+    def _await(self, ranks: set[int], kind: str, seconds: float, otherwise: str) -> None:
+        """Wait until each of some ranks has said something, or is gone."""
+        deadline, held = time.monotonic() + seconds, []
+        while ranks:
+            event = self._take(deadline)
+            if event[0] == "clock":
+                for rank in sorted(ranks):
+                    self._say(f"{self._place.describe(rank)} {otherwise} within {seconds:g} s; it is left to itself")
+                break
+            if event[0] == "stop":
+                held.append(event)  # for whoever takes events next
+            elif event[0] == "rank-gone":
+                ranks.discard(event[1][0])
+            elif event[0] == "rank-said":
+                rank, message = event[1]
+                if message.get("kind") == "line":
+                    self._say(f"rank {rank}: {message.get('text')}")
+                elif message.get("kind") == kind:
+                    ranks.discard(rank)
+        for event in held:
+            self._put(event)

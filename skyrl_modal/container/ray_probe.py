@@ -1,8 +1,9 @@
 """Says when a driver could connect: runs on the Python that Ray is installed for, beside ``ray start``.
 
 Importing Ray takes about a second and needs no cluster, so it is done while the cluster comes up. Called as
-``python ray_probe.py HOST PORT NODES``; prints one line of JSON, ``{"nodes": [...]}``, when that many nodes are alive.
-It ends with its parent: the supervisor holds the other end of its standard input.
+``python ray_probe.py HOST PORT NODES``; prints a line of JSON, ``{"version": ..., "nodes": [...]}``, each time that
+more nodes are alive, and ends once that many are. It ends with its parent: the supervisor holds the other end of its
+standard input.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def alive_nodes(client: Any) -> list[dict[str, Any]]:
             found.append(
                 {
                     "id": node_id.hex(),
+                    "name": node.node_name,
                     "address": node.node_manager_address,
                     "resources": {name: float(amount) for name, amount in dict(node.resources_total).items()},
                 }
@@ -40,7 +42,7 @@ def alive_nodes(client: Any) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Wait for the cluster and tell what it is made of."""
+    """Wait for the cluster and tell what it is made of, as it grows."""
     host, port, expected = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import ray
@@ -55,8 +57,8 @@ def main() -> None:
         except OSError:
             time.sleep(INTERVAL)
     client = GcsClient(address=f"{host}:{port}")
-    last = ""
-    while True:
+    last, told = "", -1
+    while told < expected:
         try:
             nodes = alive_nodes(client)
         except Exception as error:  # Ray's own error types differ between versions; the supervisor holds the deadline
@@ -64,10 +66,11 @@ def main() -> None:
                 last = str(error)
                 print(last, file=sys.stderr, flush=True)
             nodes = []
-        if len(nodes) >= expected:
-            break
-        time.sleep(INTERVAL)
-    print(json.dumps({"version": ray.__version__, "nodes": nodes}), flush=True)
+        if len(nodes) != told:
+            told = len(nodes)
+            print(json.dumps({"version": ray.__version__, "nodes": nodes}), flush=True)
+        else:
+            time.sleep(INTERVAL)
     # Ray's client threads may hold up an orderly exit.
     os._exit(0)
 

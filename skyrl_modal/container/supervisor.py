@@ -1,5 +1,7 @@
 """The supervisor: prepares, starts Ray, runs the command, streams, tears down, leaves a result. Every backend runs it.
 
+It is rank 0's; the other ranks of a cluster have a Worker.
+
 It learns of everything by events in one queue: the command's end, Ray's readiness and end, a request to stop, the
 clock. It waits for nothing else while the command runs, so a stalled reader of the output cannot hold up a time-out.
 """
@@ -12,7 +14,6 @@ import fcntl
 import json
 import os
 import queue
-import shutil
 import signal
 import threading
 import time
@@ -21,7 +22,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from skyrl_modal.container.environment import environment, prepare_workdir
 from skyrl_modal.container.output import CHUNK, Output
+from skyrl_modal.container.place import Place
 from skyrl_modal.container.process import (
     Child,
     become_subreaper,
@@ -31,7 +34,8 @@ from skyrl_modal.container.process import (
     returncode_of,
     shell_argv,
 )
-from skyrl_modal.container.ray_cluster import RayError, RayNode
+from skyrl_modal.container.ray_cluster import RayCluster, Stopped
+from skyrl_modal.container.ray_node import RayError
 
 #: Exit code of a run that was ended at its time-out, as of timeout(1).
 TIMED_OUT = 124
@@ -39,6 +43,8 @@ TIMED_OUT = 124
 BROKEN = 125
 #: Seconds that processes which the command left behind get between TERM and KILL.
 LEFTOVER_GRACE = 2.0
+#: Seconds that the cause of a failed command, a node of its cluster that died, may take to be known.
+_CAUSE = 2.5
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -50,6 +56,7 @@ class Supervisor:
         job: The job's record (see skyrl_modal.job), with the paths as they are here.
         live: Takes the command's output as it comes; it may raise OSError when nobody reads any more.
         tell: Takes events for the caller: ``{"event": "line", "text": ...}``, ``{"event": "state", "state": ...}``.
+        place: Where this node stands among the run's; None for the only one.
         attempts: Attempts that were made before, in a container that is gone.
         note: A line for the output before anything else.
     """
@@ -60,17 +67,20 @@ class Supervisor:
         *,
         live: Callable[[bytes], None],
         tell: Tell,
+        place: Place | None = None,
         attempts: int = 0,
         note: str = "",
     ) -> None:
         self._job = job
         self._attempts = attempts
         self._note_first = note
+        self._place = place or Place()
         self._tell = tell
         self._events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._run_dir = Path(job["run_dir"])
+        self._logs = self._run_dir / "ray"
         self._output = Output(self._run_dir / "output.log", live, self._say)
-        self._ray: RayNode | None = None
+        self._cluster: RayCluster | None = None
         self._baseline: set[int] = set()
         self._command: Child | None = None
         self._detail = ""
@@ -102,21 +112,22 @@ class Supervisor:
             self._prepare()
             if self._note_first:
                 self._output.note(self._note_first)
-            env = self._environment()
+            env = environment(self._job, self._place)
+            self._cluster = self._make_cluster(env)
             if self._job.get("limit") is not None:
                 self._limit = begin + self._job["limit"]
             while True:
-                if self._job.get("ray") is not None and self._ray is None:
-                    self._start_ray(env)
+                if not self._cluster.is_up:
+                    self._state("preparing")
+                    self._cluster.start()
                 attempts += 1
                 self._detail = ""
                 state, returncode = self._attempt(env, attempts)
                 if not self._may_retry(state, returncode, attempts):
                     break
                 self._output.note(f"attempt {attempts} ended with exit code {returncode}; starting again")
-                if self._ray is not None and self._ray.has_ended:
-                    self._end_ray()
-        except _Stopped as stopped:
+                self._cluster.end_attempt()
+        except Stopped as stopped:
             state, returncode = "cancelled", 130
             self._detail = stopped.reason
         except (RayError, OSError) as error:
@@ -135,6 +146,7 @@ class Supervisor:
             "detail": "\n".join(filter(None, [self._detail, self._output.log_error])),
             "log_bytes": self._output.log_bytes,
             "log_error": self._output.log_error,
+            "lost_ranks": sorted(self._cluster.lost) if self._cluster is not None else [],
         }
         try:
             write_json(self._run_dir / "result.json", result, room=self._run_dir / "state.json")
@@ -144,6 +156,10 @@ class Supervisor:
 
     def _say(self, text: str) -> None:
         self._tell({"event": "line", "text": text})
+        with contextlib.suppress(OSError):  # on a full disk the caller is who hears of it
+            self._logs.joinpath("0").mkdir(parents=True, exist_ok=True)
+            with open(self._logs / "0" / "supervisor.log", "a", encoding="utf-8") as log:
+                log.write(f"{text}\n")
 
     def _may_retry(self, state: str, returncode: int, attempts: int) -> bool:
         if state not in ("failed", "timed_out") or attempts > self._job["retries"]:
@@ -151,66 +167,28 @@ class Supervisor:
         wanted = self._job.get("should_retry")
         if wanted is not None and returncode not in wanted:
             return False
+        if self._cluster is not None and self._cluster.lost:
+            return False
         return self._limit is None or time.monotonic() < self._limit
 
     def _prepare(self) -> None:
         self._run_dir.mkdir(parents=True, exist_ok=True)
         write_json(self._run_dir / "job.json", dict(self._job))
-        root, workdir = self._job.get("repo_root"), Path(self._job["workdir"])
-        if not workdir.is_dir():
-            raise NotADirectoryError(f"workdir {workdir} is not there")
-        # SkyRL's older layout: uv resolves the editable skyrl-gym only inside the folder that the command runs in.
-        if root and workdir == Path(root) / "skyrl-train" and not (workdir / "skyrl-gym").exists():
-            shutil.copytree(Path(root) / "skyrl-gym", workdir / "skyrl-gym", symlinks=True)
-            self._say(f"copied {root}/skyrl-gym into {workdir}, where uv looks for it")
+        said = prepare_workdir(self._job)
+        if said:
+            self._say(said)
 
-    def _environment(self) -> dict[str, str]:
-        job, env = self._job, dict(os.environ)
-        env.update(job["env"])
-        gpus = job.get("gpus")
-        env.update(
-            SKYRL_RUN_ID=job["id"],
-            NUM_NODES=str(job["nodes"]),
-            NUM_GPUS=str(local_gpus() if gpus is None else gpus),
-            PYTHONUNBUFFERED="1",
+    def _make_cluster(self, env: dict[str, str]) -> RayCluster:
+        return RayCluster(
+            self._job,
+            self._place,
+            env,
+            temp_dir=self._temp_dir,
+            logs=self._logs,
+            take=self._next_event,
+            put=self._events.put,
+            say=self._say,
         )
-        for name, key in (("SKYRL_REPO_ROOT", "repo_root"), ("SKYRL_DATA", "data")):
-            if job.get(key):
-                env[name] = job[key]
-            else:
-                env.pop(name, None)
-        return env
-
-    def _start_ray(self, env: dict[str, str]) -> None:
-        spec, begin = self._job["ray"], time.monotonic()
-        self._state("preparing")
-        node = RayNode(
-            spec,
-            host="127.0.0.1",
-            env={**env, **spec["env"]},
-            temp_dir=self._temp_dir / "ray",
-            log=self._run_dir / "ray" / "0" / "start.log",
-            on_event=lambda kind, value: self._events.put((kind, (node, value))),
-        )
-        self._ray = node
-        node.start_head(gpus=None if self._job.get("gpus") is None else int(self._job["gpus"]))
-        deadline = begin + spec["start_timeout"]
-        while True:
-            kind, value = self._next_event(deadline)
-            if kind == "ray-ready":
-                break
-            if kind == "stop":
-                raise _Stopped(value)
-            said = {
-                "clock": f"Ray was not ready within {spec['start_timeout']:g} s",
-                "ray-ended": f"`ray start` ended with exit code {value}",
-                "ray-probe-failed": f"the question whether Ray is ready ended with exit code {value}",
-            }
-            if kind in said:
-                raise RayError(f"{said[kind]}. Its last words:\n{node.last_words()}")
-        env["RAY_ADDRESS"] = node.address
-        wanted = f" (port {spec['port']} is taken)" if node.port != spec["port"] else ""
-        self._say(f"Ray {value['version']} at {node.address}{wanted}, ready after {time.monotonic() - begin:.1f} s")
 
     def _attempt(self, env: Mapping[str, str], number: int) -> tuple[str, int]:
         """Run the command once; gives the state and the exit code."""
@@ -241,8 +219,10 @@ class Supervisor:
         end_all(self._command_pids, grace=LEFTOVER_GRACE)
         pump.join()
         returncode = returncode_of(status)
-        if ended_by == "itself" and returncode and self._ray is not None and self._ray.has_ended:
-            self._detail = f"Ray ended before the command did:\n{self._ray.last_words()}"
+        if ended_by == "itself" and returncode:
+            self._detail = self._find_cause()
+        elif ended_by == "broken":
+            self._output.note(self._detail)
         if ended_by == "timed_out":
             return "timed_out", TIMED_OUT
         if ended_by == "cancelled":
@@ -276,10 +256,9 @@ class Supervisor:
             elif kind == "stop":
                 ended_by, steps, self._detail = "cancelled", self._ladder(signal.SIGINT), value
                 self._say(f"stopping the command ({value}): it has {self._job['grace']:g} s to save and end")
-            elif kind == "ray-ended" and self._ray is not None:
-                ended_by, steps = "broken", self._ladder(signal.SIGTERM)
-                self._detail = f"Ray ended with exit code {value} while the command ran:\n{self._ray.last_words()}"
-                self._say(self._detail)
+            elif self._cluster is not None and (broken := self._cluster.broken_by(kind, value)):
+                ended_by, steps, self._detail = "broken", self._ladder(signal.SIGTERM), broken
+                self._say(f"{broken.splitlines()[0].rstrip(':')}; ending the command")
             else:
                 continue
             number, patience = steps.pop(0)
@@ -287,6 +266,29 @@ class Supervisor:
             if number == signal.SIGKILL:
                 end_all(self._command_pids, grace=0)
             deadline = None if patience is None else time.monotonic() + patience
+
+    def _find_cause(self) -> str:
+        """Why a command failed, where it is that Ray, or a node of the cluster, ended beneath it; else empty."""
+        cluster = self._cluster
+        if cluster is None:
+            return ""
+        if cluster.ended_words:
+            return f"Ray ended before the command did:\n{cluster.ended_words}"
+        if self._place.nodes == 1:
+            return ""
+        # The command may see a node's death sooner than that node's supervisor, which polls its Ray.
+        deadline, held, cause = time.monotonic() + _CAUSE, [], ""
+        while not cause:
+            kind, value = self._next_event(deadline)
+            if kind == "clock":
+                break
+            if kind == "stop":
+                held.append((kind, value))
+            else:
+                cause = cluster.broken_by(kind, value)
+        for event in held:
+            self._events.put(event)
+        return cause
 
     def _ladder(self, first: int) -> list[tuple[int, float | None]]:
         grace = float(self._job["grace"])
@@ -306,37 +308,28 @@ class Supervisor:
                 reap_orphans(self._waited_for())
             elif not kind.startswith("ray-"):
                 return kind, value
-            elif value[0] is self._ray:  # what an earlier attempt's Ray still had to tell is of no interest
+            elif self._cluster is not None and self._cluster.is_current(value[0]):
                 return kind, value[1]
 
     def _waited_for(self) -> set[int]:
         """Children whose exit status somebody waits for."""
         found = {self._command.pid} if self._command is not None else set()
-        return found | self._ray.children if self._ray is not None else found
+        return found | self._cluster.children if self._cluster is not None else found
 
     def _command_pids(self) -> set[int]:
         """The command's processes, wherever they have put themselves: all below this one that are not Ray's."""
-        ray = self._ray.pids if self._ray is not None else set()
+        ray = self._cluster.pids if self._cluster is not None else set()
         return descendants(os.getpid()) - self._baseline - ray
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def _tear_down(self) -> None:
-        self._end_ray()
+        if self._cluster is not None:
+            self._cluster.end()
         refused = end_all(lambda: descendants(os.getpid()) - self._baseline, grace=0)
         if refused:
             self._say(f"processes of other users are left, which may not be ended from here: {sorted(refused)}")
         reap_orphans(self._waited_for())
-
-    def _end_ray(self) -> None:
-        if self._ray is None:
-            return
-        self._ray.end()
-        try:
-            self._ray.keep_logs(self._run_dir / "ray" / "0")
-        except (OSError, shutil.Error) as error:
-            self._say(f"Ray's logs could not be kept whole: {error}")
-        self._ray = None
 
     def _state(self, state: str) -> None:
         try:
@@ -344,23 +337,6 @@ class Supervisor:
         except OSError as error:
             self._say(f"state.json could not be written: {error}")
         self._tell({"event": "state", "state": state})
-
-
-class _Stopped(Exception):
-    """The run was asked to stop before its command had started."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-def local_gpus() -> int:
-    """How many GPUs this machine shows: those of ``$CUDA_VISIBLE_DEVICES``, else all that the driver lists."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([device for device in visible.split(",") if device.strip() not in ("", "-1", "NoDevFiles")])
-    devices = Path("/proc/driver/nvidia/gpus")
-    return sum(1 for _ in devices.iterdir()) if devices.is_dir() else 0
 
 
 def write_json(path: Path, record: Mapping[str, Any], *, room: Path | None = None) -> None:
