@@ -34,6 +34,7 @@ def _launcher_options(function: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option("--backend", help='"modal" or "local"; default: $SKYRL_MODAL_BACKEND, else modal.'),
         click.option("--gpu", help='Such as A100-80GB:4, or "none"; default: $MODAL_GPU, else L4:1.'),
+        click.option("--nodes", type=int, help="Containers in the Ray cluster; default: 1."),
         click.option("--timeout", help="Such as 90m or 24h; default: 1h."),
         click.option("--retries", type=int, help="Further attempts after a failure or a time-out."),
         click.option("--workdir", help="Folder in the checkout to run in."),
@@ -56,6 +57,7 @@ def _launcher_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def _launcher(
     backend: str | None,
     gpu: str | None,
+    nodes: int | None,
     timeout: str | None,
     retries: int | None,
     workdir: str | None,
@@ -70,6 +72,7 @@ def _launcher(
 ) -> Launcher:
     given: dict[str, Any] = {
         "backend": backend,
+        "nodes": nodes,
         "timeout": timeout,
         "retries": retries,
         "workdir": workdir,
@@ -148,10 +151,11 @@ def submit(command: Sequence[str], **options: Any) -> None:
 @cli.command()
 @click.option("--follow", "-f", is_flag=True, help="Go on until the run has ended.")
 @click.option("--tail", type=int, help="Only so many of the lines that are there.")
+@click.option("--rank", type=int, help="What this rank's supervisor and Ray left, instead of the command's output.")
 @click.argument("run_id")
-def logs(follow: bool, tail: int | None, run_id: str) -> None:
+def logs(follow: bool, tail: int | None, rank: int | None, run_id: str) -> None:
     """Print a run's output. Ctrl-C only stops looking."""
-    for line in Run.attach(run_id).logs(follow=follow, tail=tail):
+    for line in Run.attach(run_id).logs(follow=follow, tail=tail, rank=rank):
         click.echo(line)
 
 

@@ -84,6 +84,7 @@ class Declaration:
         factory=lambda: os.environ.get("MODAL_GPU", "L4:1"), converter=check_gpu_names
     )
     nodes: int = field(default=1)
+    rdma: bool = field(default=False)
     ray: RaySpec | None = field(factory=RaySpec)
     timeout: float = field(default=3600.0, converter=_timeout)
     retries: int = field(default=0)
@@ -104,6 +105,13 @@ class Declaration:
     def _check_nodes(self, attribute: Attribute[int], value: object) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise SpecError("nodes", value, "give a whole number of at least 1")
+
+    @rdma.validator
+    def _check_rdma(self, attribute: Attribute[bool], value: object) -> None:
+        if not isinstance(value, bool):
+            raise SpecError("rdma", value, "give True or False")
+        if value and self.nodes == 1:
+            raise SpecError("rdma", value, "it is the network between nodes: give nodes=2 or more, or leave it out")
 
     @retries.validator
     def _check_retries(self, attribute: Attribute[int], value: object) -> None:

@@ -106,6 +106,7 @@ class Job:
         gpu: Requests in order of preference, such as ``("A100:4",)``.
         gpus: GPUs in each container as asked for; None to count what the machine has.
         nodes: Containers in the cluster.
+        rdma: Whether the cluster's network is to be Modal's fast one.
         ray: The fields of RaySpec; None for no Ray.
         timeout: Seconds for each attempt.
         grace: Seconds that a command which is stopped gets to save and end.
@@ -137,6 +138,7 @@ class Job:
     gpu: Sequence[str] = ()
     gpus: int | None = None
     nodes: int = 1
+    rdma: bool = False
     ray: Mapping[str, Any] | None = field(default=None, converter=_plain_or_none)
     timeout: float = 3600.0
     grace: float = 6.0

@@ -38,7 +38,8 @@ class Launcher(Declaration):
         volumes: Persistent volumes; the first is ``$SKYRL_DATA``.
         mounts: Folders that go: the checkout, and any other of the caller's own.
         gpu: ``"A100-80GB:4"``, several in order of preference, or None. Locally there is what the machine has.
-        nodes: Containers in the cluster.
+        nodes: Containers in the cluster; rank 0 runs the command, all of them are in its Ray.
+        rdma: Whether the nodes are placed where Modal has its fast network for GPUs (nodes above 1).
         ray: The Ray that is up when the command starts; None for no Ray.
         timeout: For each attempt: seconds, a ``timedelta``, or text such as ``"90m"`` or ``"24h"``; kept as seconds.
         retries: Further attempts after a failure or a time-out.

@@ -63,9 +63,8 @@ class ModalRun:
             How it ended. After Ctrl-C the command has had its time to save.
         """
         job = evolve(self._run_app.job, command=command)
-        _, links = self._run_app.arguments
         self._reporter.line(f"run {job.id}: {command}")
-        call = self._function.spawn(job.to_json(), links)
+        call = self._function.spawn(*self._run_app.arguments(job))
         self._run_app.release()
         run = Run(job, "modal", ModalExecution(job, call_id=call.object_id))
         run.remember()

@@ -112,6 +112,7 @@ def make_plan(launcher: Declaration, command: str, backend: str) -> Plan:
         # Of requests that differ in their count, the container sees which it got.
         gpus=None if backend == "local" or len(counts) > 1 else counts.pop(),
         nodes=launcher.nodes,
+        rdma=launcher.rdma,
         ray=None if launcher.ray is None else asdict(launcher.ray),
         timeout=launcher.timeout,
         grace=launcher.grace,

@@ -32,6 +32,7 @@ def launcher_fields(job: Job) -> dict[str, Any]:
         ],
         "gpu": job.gpu or None,
         "nodes": job.nodes,
+        "rdma": job.rdma,
         "ray": None if job.ray is None else RaySpec(**job.ray),
         "timeout": job.timeout,
         "retries": job.retries,

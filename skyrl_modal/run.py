@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import enum
+import itertools
+from collections import deque
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -11,7 +13,7 @@ from typing import Any, Protocol
 from attrs import field, frozen
 
 from skyrl_modal.backends import Event, Execution, backend_named
-from skyrl_modal.errors import CommandFailed, RunCancelled, RunLost, RunTimeout
+from skyrl_modal.errors import CommandFailed, RunCancelled, RunLost, RunTimeout, SpecError
 from skyrl_modal.job import Job
 from skyrl_modal.run_index import IndexRecord, RunIndex
 
@@ -19,6 +21,8 @@ from skyrl_modal.run_index import IndexRecord, RunIndex
 TAIL_LINES = 30
 #: Bytes of the output that these lines are taken from.
 TAIL_BYTES = 1 << 16
+#: What of a rank's logs comes first: ours, and what ``ray start`` printed.
+OWN_LOGS = ("supervisor.log", "start.log")
 #: How far back the log of a call that was started elsewhere is looked for.
 CALLS_KEPT = timedelta(days=7)
 
@@ -177,16 +181,23 @@ class Run:
         """Where the whole output is kept."""
         return self._execution.log_path
 
-    def logs(self, follow: bool = False, tail: int | None = None) -> Iterator[str]:
+    def logs(self, follow: bool = False, tail: int | None = None, *, rank: int | None = None) -> Iterator[str]:
         """The output's lines, without their newline; bytes that are no UTF-8 are shown as U+FFFD.
 
         Args:
             follow: Whether to go on until the run has ended.
             tail: Only so many of the lines that are there now; what is followed comes all the same.
+            rank: What this rank's supervisor and Ray wrote, instead of the command's output: the files of the run's
+                folder ``ray/RANK``, each below a line with its name. Ray's own are kept when the rank ends.
 
         Raises:
             RunLost: The run has ended, and what kept its output, such as its volume, is gone.
+            SpecError: There is no such rank, or it is to be followed.
+            FileNotFoundError: The rank has left nothing, or not yet.
         """
+        if rank is not None:
+            yield from self._rank_logs(rank, follow, tail)
+            return
         try:
             size = self._execution.log_size()
         except FileNotFoundError as error:
@@ -197,6 +208,18 @@ class Run:
             yield from _lines(self._stored(0, size))
         if follow:
             yield from _lines(self._followed(0 if tail is None else size))
+
+    def _rank_logs(self, rank: int, follow: bool, tail: int | None) -> Iterator[str]:
+        if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank < self.job.nodes:
+            raise SpecError("rank", rank, f"the run has {self.job.nodes} node(s): give 0 to {self.job.nodes - 1}")
+        if follow:
+            raise SpecError("follow", follow, "a rank's logs are kept when it ends: leave it out, or leave out rank")
+        files = list(self._execution.read_files(f"ray/{rank}"))
+        files.sort(key=lambda item: (OWN_LOGS.index(item[0]) if item[0] in OWN_LOGS else len(OWN_LOGS), item[0]))
+        lines = itertools.chain.from_iterable(
+            (f"==> {name} <==", *_lines(iter([content]))) for name, content in files if content
+        )
+        yield from lines if tail is None else deque(lines, maxlen=max(0, tail))
 
     def _followed(self, skip: int) -> Iterator[bytes]:
         for kind, value in self._execution.events():

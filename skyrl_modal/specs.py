@@ -360,12 +360,14 @@ class RaySpec:
     """The Ray cluster that is up when the command starts.
 
     Attributes:
-        port: The head's port; where it is taken on this machine, a free one is used.
+        port: The head's port; where it is taken, a free one is used.
         dashboard: Whether Ray's dashboard runs; it makes the start about three times as long.
-        num_cpus: CPUs that Ray may hand out on each node; None: all there are.
+        num_cpus: CPUs that Ray may hand out on each node; None: all (which several nodes on one machine share).
         object_store_memory: Bytes of the object store on each node; None: Ray's default. At least 75 MiB.
-        start_timeout: Seconds until Ray must be ready, a ``timedelta``, or text such as ``"2m"``.
-        env: Variables for Ray's own processes.
+        start_timeout: Seconds until every node must be there with Ray ready, a ``timedelta``, or text such as ``"2m"``.
+        env: Variables for Ray's own processes, on every node before it starts.
+        on_worker_loss: What becomes of the command where a node other than the first is lost: ``"fail"`` ends it and
+            the attempt at once; ``"wait"`` lets it go on, for commands that survive it, and starts the node again.
 
     Example:
         >>> RaySpec(start_timeout="2m").start_timeout
@@ -378,6 +380,12 @@ class RaySpec:
     object_store_memory: int | None = field(default=None, validator=at_least(75 * 1024 * 1024))
     start_timeout: float = field(default=120.0, converter=_start_timeout)
     env: Mapping[str, str] = field(factory=dict, converter=to_env)
+    on_worker_loss: str = field(default="fail")
+
+    @on_worker_loss.validator
+    def _check_on_worker_loss(self, attribute: Attribute[str], value: object) -> None:
+        if value not in ("fail", "wait"):
+            raise SpecError("on_worker_loss", value, 'give "fail" or "wait"')
 
     @port.validator
     def _check_port(self, attribute: Attribute[int], value: object) -> None:

@@ -73,6 +73,13 @@ class Execution(Protocol):
     def read_log(self, offset: int) -> bytes:
         """A part of output.log from an offset on; empty at its end."""
 
+    def read_files(self, folder: str) -> Iterator[tuple[str, bytes]]:
+        """The files below a folder of the run's own, each with its path there and its content.
+
+        Raises:
+            FileNotFoundError: There is no such folder, or not yet.
+        """
+
     def state(self) -> str:
         """The run's state now."""
 

@@ -21,6 +21,7 @@ import platformdirs
 from skyrl_modal.backends import VolumeEntry
 from skyrl_modal.backends.descriptors import Descriptors
 from skyrl_modal.backends.local_execution import CHUNK, LiveStreams, LocalExecution, is_alive, run_folder
+from skyrl_modal.backends.local_network import ClusterNetwork, cannot
 from skyrl_modal.backends.local_ranks import RankProcess, RankStarter, Streams, places
 from skyrl_modal.backends.sandbox import TRIAL, Sandbox, find_sandbox, remove_tree
 from skyrl_modal.container.place import Place
@@ -30,6 +31,8 @@ from skyrl_modal.mount import Snapshot
 
 _APP = "skyrl_modal"
 LOOPBACK = "127.0.0.1"
+#: The variable by which the nodes of a run share this machine's own network, for tasks that need the internet.
+NETWORK = "SKYRL_MODAL_LOCAL_NETWORK"
 
 
 def volume_folder(name: str) -> Path:
@@ -85,7 +88,12 @@ class LocalBackend:
         sandbox = find_sandbox(self._scratch_root()).sandbox
         where = "this machine, in namespaces of its own" if sandbox else "this machine, without isolation"
         volumes = [("volume", f"{v.mount_path} is {volume_folder(v.name)}") for v in job.volumes]
-        return [("where", where), *volumes]
+        if job.nodes == 1:
+            return [("where", where), *volumes]
+        reason = _why_side_by_side(sandbox)
+        how = f"side by side on its network ({reason})" if reason else "each with an address of its own"
+        nodes = f"{job.nodes} on this machine, {how}"
+        return [("where", where), ("nodes", nodes), *volumes]
 
     def start(
         self, job: Job, snapshots: Sequence[Snapshot], secrets: Mapping[str, str], *, owned: bool
@@ -115,21 +123,31 @@ class LocalBackend:
             events_r, events_w = fds.pipe() if owned else (None, None)
             caller_r, caller_w = fds.caller() if owned else (None, None)
             nothing = fds.open(os.devnull, os.O_WRONLY) if job.nodes > 1 else output_w
+            is_apart = job.nodes > 1 and not _why_side_by_side(sandbox)
+            network = ClusterNetwork.create(job.nodes) if is_apart else None
             try:
-                for place in self._places(job, fds):
+                for place in _places(job, network, fds):
                     scratch = self._make_scratch(_scratch_name(job.id, place.rank), sandbox)
                     streams = Streams(nothing) if place.rank else Streams(output_w, events_w, caller_r)
+                    # The network is there for as long as rank 0.
+                    keep = [network.descriptor] if network is not None and place.rank == 0 else []
+                    private = network is not None and place.rank > 0
                     try:
-                        ranks.append(starter.start(place, scratch, fds, streams, private_network=False, keep=[]))
+                        ranks.append(starter.start(place, scratch, fds, streams, private_network=private, keep=keep))
                     except BaseException:
                         remove_tree(scratch)
                         raise
-                pid, *_ = [rank.wait_ready() for rank in ranks]
+                pids = [rank.wait_ready() for rank in ranks]
+                for number, rank_pid in enumerate(pids):
+                    if network is not None and number > 0:
+                        network.join(number, rank_pid)
             except BaseException:  # also Ctrl-C in `submit`: nobody would know of the run
                 for rank in ranks:
                     rank.kill()
                 raise
             finally:
+                if network is not None:
+                    network.close()  # rank 0 holds it
                 for snapshot in snapshots:
                     snapshot.release()  # the run holds them by descriptors of its own
             live = None
@@ -137,17 +155,8 @@ class LocalBackend:
                 live = LiveStreams(
                     fds.take(output_r), fds.take(events_r), None if caller_w is None else fds.take(caller_w)
                 )
-        handle = {"pid": pid, "run_dir": str(_host_run_dir(job, notes))}
+        handle = {"pid": pids[0], "run_dir": str(_host_run_dir(job, notes))}
         return LocalExecution(job, handle, processes=[rank.process for rank in ranks], live=live)
-
-    @staticmethod
-    def _places(job: Job, fds: Descriptors) -> list[Place]:
-        """Where the ranks stand: side by side on this machine's own network."""
-        if job.nodes == 1:
-            return places(1, [LOOPBACK], 0, None)
-        listener = socket.create_server((LOOPBACK, 0), backlog=job.nodes)
-        port: int = listener.getsockname()[1]
-        return places(job.nodes, [LOOPBACK] * job.nodes, port, fds.add(listener.detach()))
 
     def _make_scratch(self, name: str, sandbox: Sandbox | None) -> Path:
         """A folder for the files of a run's own. Folders of callers that were killed while they started a run go."""
@@ -210,6 +219,23 @@ def _is_used(name: str) -> bool:
     if name.startswith(TRIAL):
         return Path("/proc", name.removeprefix(TRIAL)).exists()
     return is_alive(name.partition(".")[0])
+
+
+def _why_side_by_side(sandbox: Sandbox | None) -> str | None:
+    """Why the ranks get no addresses of their own; None where they do."""
+    if os.environ.get(NETWORK) == "host":
+        return f"${NETWORK} is host"
+    return "there are no namespaces" if sandbox is None else cannot()
+
+
+def _places(job: Job, network: ClusterNetwork | None, fds: Descriptors) -> list[Place]:
+    """Where the ranks stand: each at an address of its own, or side by side on this machine's network."""
+    addresses = [LOOPBACK] * job.nodes if network is None else network.addresses
+    if job.nodes == 1:
+        return places(1, addresses, 0, None)
+    listener = socket.create_server((addresses[0], 0), backlog=job.nodes)
+    port: int = listener.getsockname()[1]
+    return places(job.nodes, addresses, port, fds.add(listener.detach()))
 
 
 def _scratch_name(run_id: str, rank: int) -> str:

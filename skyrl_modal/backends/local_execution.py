@@ -173,6 +173,14 @@ class LocalExecution:
         except FileNotFoundError:
             return b""
 
+    def read_files(self, folder: str) -> Iterator[tuple[str, bytes]]:
+        """The files below a folder of the run's own."""
+        root = self._run_dir / folder
+        if not root.is_dir():
+            raise FileNotFoundError(f"{root} is not there")
+        for path in sorted(path for path in root.rglob("*") if path.is_file()):
+            yield path.relative_to(root).as_posix(), path.read_bytes()
+
     def state(self) -> str:
         """The run's state now."""
         result = self._result()

@@ -18,6 +18,11 @@ from skyrl_modal.errors import BackendUnavailable, SpecError
 from skyrl_modal.job import Job
 from skyrl_modal.mount import Snapshot
 
+#: GPUs of a whole host on Modal (https://modal.com/docs/guide/gpu), and the types that differ.
+WHOLE_HOST = 8
+WHOLE_HOSTS = {"A10": 4, "A10G": 4}
+#: Nodes of Modal's largest cluster (https://modal.com/docs/guide/multi-node-clusters).
+MOST_NODES = 32
 #: Modal's words for what an entry of a volume is, and ours.
 _KINDS = {"FILE": "file", "DIRECTORY": "dir"}
 
@@ -48,7 +53,7 @@ class ModalBackend:
             remedy = "Modal ends a function after 24 h. Let the command save and resume, and start it again"
             raise SpecError("timeout", job.timeout, remedy)
         if job.nodes > 1:
-            raise SpecError("nodes", job.nodes, "this version runs one node")
+            _check_cluster(job)
         limit = limit_of(job)
         if limit is None:
             return []
@@ -60,6 +65,8 @@ class ModalBackend:
         """What runs where, for the header."""
         volumes = [("volume", f"{v.mount_path} is Modal's {v.name}") for v in job.volumes]
         gpu = " or ".join(job.gpu) or "no GPU"
+        if job.nodes > 1:
+            gpu = f"{job.nodes} nodes of {gpu}"
         return [("where", f"Modal, app {job.app_name}, {gpu}"), ("image", str(job.image["base"])), *volumes]
 
     def start(
@@ -108,3 +115,21 @@ class ModalBackend:
                 batch.put_directory(local, f"/{path}")
             else:
                 batch.put_file(local, f"/{path}")
+
+
+def _check_cluster(job: Job) -> None:
+    """See that Modal would make a cluster of this."""
+    if not job.gpu:
+        remedy = (
+            'Modal\'s clusters are of containers that take all GPUs of their hosts: give gpu="H100:8" or the like; '
+            'backend="local" has nodes without GPUs'
+        )
+        raise SpecError("gpu", None, remedy)
+    for request in job.gpu:
+        name, _, count = request.partition(":")
+        whole = WHOLE_HOSTS.get(name.upper(), WHOLE_HOST)
+        if int(count or 1) != whole:
+            remedy = f'with nodes={job.nodes} each node takes all GPUs of its host: give "{name}:{whole}", or nodes=1'
+            raise SpecError("gpu", request, remedy)
+    if job.nodes > MOST_NODES:
+        raise SpecError("nodes", job.nodes, f"Modal's clusters have up to {MOST_NODES} nodes")

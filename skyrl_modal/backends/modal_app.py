@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from secrets import token_hex
 from typing import Any
 
 import modal
@@ -40,6 +41,7 @@ class RunApp:
     def __init__(self, job: Job, snapshots: Sequence[Snapshot], secrets: Mapping[str, str]) -> None:
         self.job = evolve(job, limit=limit_of(job), gpus=_gpus(job))
         self._snapshots = snapshots
+        self._token = token_hex(16)
         self.warnings: list[str] = []
         self._links: dict[str, dict[str, str]] = {}
         self._volumes: dict[str | PurePosixPath, modal.Volume | modal.CloudBucketMount] = {
@@ -88,6 +90,9 @@ class RunApp:
             ]
             image = image.add_local_dir(snapshot.path, mount.remote_path, ignore=_ignoring({*links, *unnamed}))
         app = modal.App(job.app_name, tags={"skyrl_run": job.id})
+        run_job: Any = modal_function.run_job
+        if job.nodes > 1:
+            run_job = modal.clustered(size=job.nodes, rdma=job.rdma)(run_job)
         function = app.function(
             image=image,
             gpu=list(job.gpu) if len(job.gpu) > 1 else (job.gpu[0] if job.gpu else None),
@@ -100,13 +105,12 @@ class RunApp:
             timeout=math.ceil(container_seconds(job)),
             # Attempts are counted by the supervisor, in one container and one log.
             retries=0,
-        )(modal_function.run_job)
+        )(run_job)
         return app, function
 
-    @property
-    def arguments(self) -> tuple[str, dict[str, dict[str, str]]]:
-        """What the function is called with: the job, and the links that Modal's upload would lose."""
-        return self.job.to_json(), self._links
+    def arguments(self, job: Job) -> tuple[str, dict[str, dict[str, str]], str]:
+        """What the function is called with: the job, the links that Modal's upload would lose, and the ranks' token."""
+        return job.to_json(), self._links, self._token
 
     def release(self) -> None:
         """The files have gone, or never will: others may remove them."""

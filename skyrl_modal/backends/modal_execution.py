@@ -21,6 +21,7 @@ from skyrl_modal.backends import Event
 from skyrl_modal.backends.modal_app import RunApp, carried
 from skyrl_modal.backends.modal_errors import TRANSIENT, translated, words_of
 from skyrl_modal.backends.modal_log import Channel, LogView, facts_of
+from skyrl_modal.backends.modal_record import RecordFolder
 from skyrl_modal.job import Job
 
 T = TypeVar("T")
@@ -85,7 +86,7 @@ class ModalExecution:
         self._started: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._life: concurrent.futures.Future[None] | None = None
         self._record: concurrent.futures.Future[Mapping[str, Any]] | None = None
-        self._volume: modal.Volume | None = None
+        self._folder = RecordFolder(job)
         self._stored: bytes | None = None
         if call_id is not None:
             self._set_call(modal.FunctionCall.from_id(call_id), call_id)
@@ -114,10 +115,9 @@ class ModalExecution:
     @property
     def log_path(self) -> str:
         """Where output.log is on its volume."""
-        volume = self._record_volume()
-        if volume is None:
+        if not self._folder.volume:
             return "Modal's own log (no writable volume keeps output.log)"
-        return f"{self._job.run_dir}/output.log on the volume {volume[0]}"
+        return f"{self._job.run_dir}/output.log on the volume {self._folder.volume}"
 
     def wait_started(self) -> None:
         """Wait until the run is handed over to Modal.
@@ -151,6 +151,13 @@ class ModalExecution:
         stored = self._stored or b""
         return stored[offset:]
 
+    def read_files(self, folder: str) -> Iterator[tuple[str, bytes]]:
+        """The files below a folder of the run's own, as the volume has them."""
+        for name in self._submit(self._folder.names(folder)).result():
+            content = self._submit(self._folder.read(f"{folder}/{name}")).result()
+            if content is not None:
+                yield name, content
+
     def state(self) -> str:
         """The run's state now."""
         if self._call is None:
@@ -158,7 +165,7 @@ class ModalExecution:
         if self._record is None or not self._record.done():
             is_over = self._submit(self._is_over()).result()
             if not is_over:
-                content = self._submit(self._read_file("state.json")).result()
+                content = self._submit(self._folder.read("state.json")).result()
                 return "pending" if content is None else str(json.loads(content)["state"])
         return str(self.wait()["state"])
 
@@ -205,7 +212,7 @@ class ModalExecution:
                 async with self._aloud(what) as seconds:
                     await stack.enter_async_context(app.run(detach=not self._owned))
                     self._url = await app.get_dashboard_url.aio()
-                    call = await function.spawn.aio(*run_app.arguments)
+                    call = await function.spawn.aio(*run_app.arguments(self._job))
                 run_app.release()
                 self._set_call(call, call.object_id)
                 if self._owned:
@@ -347,11 +354,11 @@ class ModalExecution:
         return "".join(parts)
 
     async def _read_text(self) -> str | None:
-        content = await self._read_file("output.log")
+        content = await self._folder.read("output.log")
         return None if content is None else content.decode("utf-8", "replace")
 
     async def _read_output(self) -> bytes:
-        content = await self._read_file("output.log") if await self._is_over() else None
+        content = await self._folder.read("output.log") if await self._is_over() else None
         if content is None:
             content = (await self._fetch_text() or "").encode()
         return content
@@ -366,7 +373,7 @@ class ModalExecution:
         except TimeoutError:
             return False
         except TRANSIENT:
-            return await self._read_file("result.json") is not None
+            return await self._folder.read("result.json") is not None
         except modal.exception.AuthError as error:
             raise await translated(error, self._job) from error
         except modal.exception.Error:
@@ -406,12 +413,12 @@ class ModalExecution:
         begin, begun = self._loop.time(), False
         # Also where nobody here cancelled it: the end of its app, or of its caller, stops a run in the same way.
         patience = self._job.grace + (RECORD if self._cancelled else RECORD / 3)
-        while self._record_volume() is not None:
-            content = await self._read_file("result.json")
+        while self._folder.volume:
+            content = await self._folder.read("result.json")
             if content is not None:
                 record: Mapping[str, Any] = json.loads(content)
                 return record
-            begun = begun or await self._read_file("state.json") is not None
+            begun = begun or await self._folder.read("state.json") is not None
             # One that never began leaves no record, however long it is waited for.
             if self._killed.is_set() or self._loop.time() >= begin + (patience if begun else min(patience, BEGUN)):
                 break
@@ -431,30 +438,3 @@ class ModalExecution:
             "duration": (datetime.now(UTC) - datetime.fromisoformat(self._job.created_at)).total_seconds(),
             "detail": detail,
         }
-
-    # -- the volume --------------------------------------------------------------------------------------------------
-
-    def _record_volume(self) -> tuple[str, str] | None:
-        """The volume that has the run's folder, and the folder's path on it."""
-        for volume in self._job.volumes:
-            if not volume.read_only and self._job.run_dir.startswith(f"{volume.mount_path}/"):
-                return volume.name, self._job.run_dir.removeprefix(volume.mount_path)
-        return None
-
-    async def _read_file(self, name: str) -> bytes | None:
-        place = self._record_volume()
-        if place is None:
-            return None
-        if self._volume is None:
-            self._volume = modal.Volume.from_name(place[0])
-        parts: list[bytes] = []
-        while True:
-            try:
-                async for part in self._volume.read_file.aio(f"{place[1]}/{name}"):
-                    parts.append(part)
-                return b"".join(parts)
-            except (FileNotFoundError, modal.exception.NotFoundError):
-                return None
-            except TRANSIENT:
-                parts.clear()
-                await asyncio.sleep(INTERVAL)

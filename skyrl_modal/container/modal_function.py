@@ -15,20 +15,26 @@ import platform
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import modal
 
 from skyrl_modal.container.environment import local_gpus
+from skyrl_modal.container.place import Place
 from skyrl_modal.container.supervisor import BROKEN, Supervisor, write_json
+from skyrl_modal.container.worker import Worker
+
+T = TypeVar("T")
 
 #: What our own lines on standard error begin with; standard output is the command's alone.
 PREFIX = "skyrl-modal | "
 
 
+#: On which rank 0 of a cluster listens for the others.
+CONTROL_PORT = 6378
 #: The detail of a run that was stopped because its container ends: preempted, or its app is over.
 ENDS = "the container ends"
 #: What is said of a container that died while the command ran, and of which nothing else is known.
@@ -67,22 +73,32 @@ def _say(text: str) -> None:
         print(f"{PREFIX}{line}", file=sys.stderr, flush=True)
 
 
-def run_job(record: str, links: Mapping[str, Mapping[str, str]] | None = None) -> dict[str, Any]:
-    """Run one job to its end; gives the result's record.
+def run_job(
+    record: str, links: Mapping[str, Mapping[str, str]] | None = None, token: str = ""
+) -> dict[str, Any] | None:
+    """Run one job to its end; gives the result's record, on ranks other than 0 None.
 
     Modal calls it again on the same input where a container was preempted or died. Then it goes on in the same record.
 
     Args:
         record: The job as JSON.
         links: For each mount's path the symbolic links in it, which Modal's upload does not carry, with their targets.
+        token: By which the ranks of a cluster know each other.
     """
     job = json.loads(record)
     volumes = {item["name"]: modal.Volume.from_name(item["name"]) for item in job["volumes"]}
     for volume in volumes.values():
         volume.reload()
-    writable = [volumes[item["name"]] for item in job["volumes"] if not item["read_only"]]
+    writable = [volumes[name] for name in _writable(job)]
     run_dir, live, committing = Path(job["run_dir"]), _LiveText(), threading.Lock()
-    _say(f"the container is up: Python {platform.python_version()}, {os.environ.get('MODAL_TASK_ID', 'no task')}")
+    place = _place(job, token)
+    which = f", rank {place.rank} of {place.nodes}" if place.nodes > 1 else ""
+    task = os.environ.get("MODAL_TASK_ID", "no task")
+    _say(f"the container is up: Python {platform.python_version()}, {task}{which}")
+    if place.rank:
+        _make_all_links(links)
+        _run_worker(job, place, [volumes[name] for name in _writable(job)])
+        return None
     earlier = _Earlier(run_dir)
     for chunk in earlier.output():
         live.count(chunk)
@@ -94,10 +110,9 @@ def run_job(record: str, links: Mapping[str, Mapping[str, str]] | None = None) -
         write_json(run_dir / "result.json", lost)
         _commit(writable, committing)
         return lost
-    for folder, targets in (links or {}).items():
-        _make_links(Path(folder), targets)
+    _make_all_links(links)
     if job["gpus"] is None:
-        job["gpus"] = _count_gpus()
+        job["gpus"] = place.gpus if place.gpus is not None else _count_gpus()
 
     early: list[threading.Thread] = []
 
@@ -113,30 +128,11 @@ def run_job(record: str, links: Mapping[str, Mapping[str, str]] | None = None) -
             early.append(threading.Thread(target=_commit, args=(writable[:1], committing), daemon=True))
             early[-1].start()
 
-    supervisor = Supervisor(job, live=live.write, tell=tell, attempts=earlier.attempts_before, note=earlier.note)
-    results: list[dict[str, Any]] = []
-    done = threading.Event()
-
-    def supervise() -> None:
-        try:
-            results.append(supervisor.run())
-        finally:
-            done.set()
-
-    threading.Thread(target=supervise, name="supervisor").start()
-    stopped: BaseException | None = None
-    # Not Thread.join: interrupted by an exception it may take a running thread for ended (CPython 3.12 and before).
-    while not done.is_set():
-        try:
-            done.wait()
-        except BaseException as error:  # modal's InputCancellation, KeyboardInterrupt: any of them asks to stop
-            reason = ENDS if isinstance(error, KeyboardInterrupt) else "cancelled"
-            supervisor.request_stop("now" if stopped is not None else reason)
-            stopped = error
-    if not results:
-        raise RuntimeError("the supervisor itself failed; its traceback is above")
+    supervisor = Supervisor(
+        job, live=live.write, tell=tell, place=place, attempts=earlier.attempts_before, note=earlier.note
+    )
+    result, stopped = _beside(supervisor.run, supervisor.request_stop)
     live.write(b"", final=True)
-    result = results[0]
     result["live"] = live.facts()
     try:
         # On the volume as well: a call that was cancelled has no value.
@@ -155,6 +151,62 @@ def run_job(record: str, links: Mapping[str, Mapping[str, str]] | None = None) -
     if stopped is not None:
         raise stopped
     return result
+
+
+def _run_worker(job: Mapping[str, Any], place: Place, writable: list[modal.Volume]) -> None:
+    """Run a rank other than 0 to its end; rank 0 waits until its volumes are committed."""
+    worker = Worker(job, place, say=lambda text: _say(f"rank {place.rank}: {text}"))
+    try:
+        _, stopped = _beside(worker.run, worker.request_stop)
+        failure = _commit(writable, threading.Lock())
+        if failure is not None:
+            worker.say(failure)
+    finally:
+        worker.leave()
+    if stopped is not None:
+        raise stopped
+
+
+def _beside(run: Callable[[], T], request_stop: Callable[[str], None]) -> tuple[T, BaseException | None]:
+    """Run something in a thread of its own, and turn what Modal raises in this one into requests to stop.
+
+    Returns:
+        What it gave, and the last exception that asked it to stop.
+    """
+    results: list[T] = []
+    done = threading.Event()
+
+    def work() -> None:
+        try:
+            results.append(run())
+        finally:
+            done.set()
+
+    threading.Thread(target=work, name="supervisor").start()
+    stopped: BaseException | None = None
+    # Not Thread.join: interrupted by an exception it may take a running thread for ended (CPython 3.12 and before).
+    while not done.is_set():
+        try:
+            done.wait()
+        except BaseException as error:  # modal's InputCancellation, KeyboardInterrupt: any of them asks to stop
+            reason = ENDS if isinstance(error, KeyboardInterrupt) else "cancelled"
+            request_stop("now" if stopped is not None else reason)
+            stopped = error
+    if not results:
+        raise RuntimeError("the supervisor itself failed; its traceback is above")
+    return results[0], stopped
+
+
+def _place(job: Mapping[str, Any], token: str) -> Place:
+    """Where this container stands in the run's cluster."""
+    gpus = _count_gpus() if job["ray"] is not None and job["gpus"] != 0 else None
+    if job["nodes"] == 1:
+        return Place(gpus=gpus)
+    cluster = modal.Cluster.from_context()
+    addresses = tuple(cluster.container_ips(family="ipv4"))
+    # Beside Ray's own port, wherever that one is.
+    port = CONTROL_PORT if job["ray"] is None or job["ray"]["port"] != CONTROL_PORT else CONTROL_PORT - 1
+    return Place(rank=cluster.container_rank(), addresses=addresses, port=port, token=token, gpus=gpus)
 
 
 class _Earlier:
@@ -213,12 +265,18 @@ def _read_json(path: Path) -> dict[str, Any]:
     return record
 
 
-def _make_links(folder: Path, targets: Mapping[str, str]) -> None:
-    for name, target in targets.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        path.symlink_to(target)
+def _writable(job: Mapping[str, Any]) -> list[str]:
+    """The names of the volumes that are to be committed."""
+    return [item["name"] for item in job["volumes"] if not item["read_only"]]
+
+
+def _make_all_links(links: Mapping[str, Mapping[str, str]] | None) -> None:
+    for folder, targets in (links or {}).items():
+        for name, target in targets.items():
+            path = Path(folder) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            path.symlink_to(target)
 
 
 def _count_gpus() -> int:

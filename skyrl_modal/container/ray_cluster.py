@@ -223,7 +223,7 @@ class RayCluster:
             return
         taken = f" (port {self._spec['port']} is taken)" if self._node.port != self._spec["port"] else ""
         self._say(f"Ray {self._version} at {self._node.address}{taken}, ready after {seconds:.1f} s")
-        for node in self._nodes if self._place.nodes > 1 else ():
+        for node in sorted(self._nodes, key=lambda node: str(node["name"])) if self._place.nodes > 1 else ():
             resources = ", ".join(
                 f"{node['resources'][name]:g} {name}s" for name in ("CPU", "GPU") if name in node["resources"]
             )

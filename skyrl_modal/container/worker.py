@@ -68,7 +68,7 @@ class Worker:
             self._join()
             self._follow()
         except OSError as error:
-            self._say(f"it failed: {error}")
+            self.say(f"it failed: {error}")
             self._tell({"kind": "failed", "text": str(error)})
         finally:
             self._end_ray()
@@ -96,7 +96,7 @@ class Worker:
             try:
                 kind, value = self._events.get(timeout=timeout)
             except queue.Empty:
-                self._say("rank 0 has not ended in time")
+                self.say("rank 0 has not ended in time")
                 return
             if kind == "child":
                 reap_orphans(set() if self._node is None else self._node.children)
@@ -107,11 +107,11 @@ class Worker:
             elif kind == "head-gone":
                 self.leave()
                 self._head = None
-                self._say("rank 0 is gone; ending")
+                self.say("rank 0 is gone; ending")
                 return
             elif kind == "ray-ended" and value[0] is self._node:
                 node, returncode = value
-                self._say(f"its Ray node ended with exit code {returncode}")
+                self.say(f"its Ray node ended with exit code {returncode}")
                 self._tell({"kind": "ray-ended", "returncode": returncode, "words": node.last_words()})
             elif kind == "head-said":
                 if value["kind"] == "end":
@@ -150,14 +150,15 @@ class Worker:
         try:
             self._node.keep_logs(self._logs)
         except (OSError, shutil.Error) as error:
-            self._say(f"Ray's logs could not be kept whole: {error}")
+            self.say(f"Ray's logs could not be kept whole: {error}")
         self._node = None
 
     def _tell(self, message: Mapping[str, Any]) -> None:
         if self._head is not None:
             self._head.send(message)
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Say a line of ours: to rank 0 where it is there, and to this rank's own log."""
         if self._head is None:
             self._say_here(text)
         self._tell({"kind": "line", "text": text})

@@ -2,9 +2,10 @@
 
 Assumed of Modal: the working directory and HOME are /root; what is mounted lies at its remote path; the volumes' files
 lie in /__modal/volumes/ID with symlinks from where they were asked for; the variables of the image, then of the
-secrets, are set, with PYTHONUNBUFFERED and MODAL_*; a signal reaches the entrypoint's process alone; when it ends, all
-other processes of the container end with it. A container sees this machine's programs (/usr and the like, read-only),
-the chosen Python, and nothing else of it: neither homes nor checkouts nor /tmp.
+secrets, are set, with PYTHONUNBUFFERED and MODAL_*; one with GPUs has the driver's nvidia-smi; a signal reaches the
+entrypoint's process alone; when it ends, all other processes of the container end with it. A container sees this
+machine's programs (/usr and the like, read-only), the chosen Python, and nothing else of it: neither homes nor
+checkouts nor /tmp.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 SYSTEM_FOLDERS = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "etc", "opt")
 SOCKET, ARGUMENTS = "/__modal/modal.sock", "/__modal/arguments"
+DRIVER = "/__driver"
 HEARTBEAT = 5
 
 
@@ -109,9 +111,22 @@ class ContainerProcess:
             link.symlink_to(f"/__modal/volumes/{volume.id}")
         if image and image.workdir:
             (root / image.workdir.strip("/")).mkdir(parents=True, exist_ok=True)
+        self._stage_driver(root, definition.resources.gpu_config.count)
         (self.folder / "arguments").write_bytes(self.plane.functions.arguments(self.container).SerializeToString())
         (self.folder / "hosts").write_text(network.hosts(self.names))
         (self.folder / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
+
+    def _stage_driver(self, root: Path, gpus: int) -> None:
+        """Put the driver's own tool where a container has GPUs; it lists as many as were asked for and are not lost."""
+        if not gpus:
+            return
+        gang = self.container.gang
+        rank = 0 if gang is None else gang.members.index(self.container)
+        count = max(0, gpus - self.plane.faults.lost_gpus.get(rank, 0))
+        tool = root / DRIVER.strip("/") / "nvidia-smi"
+        tool.parent.mkdir(parents=True)
+        tool.write_text(f'#!/bin/sh\nfor i in $(seq 0 {count - 1}); do echo "GPU $i: loopback"; done\n')
+        tool.chmod(0o755)
 
     def environment(self) -> dict[str, str]:
         """The variables that the container starts with."""
@@ -137,7 +152,7 @@ class ContainerProcess:
             env |= image.env
         env |= plane.secrets.env(list(definition.secret_ids))
         env |= plane.container_env
-        folders = [*plane.container_path, str(Path(plane.python.path).parent), env["PATH"]]
+        folders = [*plane.container_path, str(Path(plane.python.path).parent), env["PATH"], DRIVER]
         env["PATH"] = ":".join(folders)
         # By this the tests find what a session left behind.
         env |= {name: value for name, value in os.environ.items() if name == "SKYRL_MODAL_TEST_SESSION"}

@@ -66,6 +66,7 @@ class Faults:
         self.logs_silent_until = 0.0
         self.log_delay = 0.0
         self.offline = False
+        self.lost_gpus: dict[int, int] = {}  # rank: how many GPUs its container lacks
         self.refused = 0  # how many RPCs were refused
 
     # -- asked for by tests ------------------------------------------------------------------------------------------
