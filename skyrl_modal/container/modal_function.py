@@ -37,6 +37,8 @@ PREFIX = "skyrl-modal | "
 CONTROL_PORT = 6378
 #: The detail of a run that was stopped because its container ends: preempted, or its app is over.
 ENDS = "the container ends"
+#: Seconds that Modal gets to end what is left of a cluster that it starts anew.
+RESTART = 60.0
 #: What is said of a container that died while the command ran, and of which nothing else is known.
 DIED = "the container died while the command ran (out of memory, or its machine failed), and left no result"
 
@@ -148,9 +150,25 @@ def run_job(
         result["detail"] = "\n".join(filter(None, [result.get("detail"), failure]))
         if result["state"] == "succeeded":
             result.update(state="failed", returncode=BROKEN)
+    if stopped is None and (result["restart"] or _was_preempted(result)):
+        # A container of the cluster is gone, or is about to. Modal ends the others as well, and starts all anew.
+        stopped = _await_end(RESTART)
     if stopped is not None:
         raise stopped
     return result
+
+
+def _was_preempted(result: Mapping[str, Any]) -> bool:
+    return result.get("detail") == ENDS and result.get("state") == "cancelled"
+
+
+def _await_end(seconds: float) -> BaseException | None:
+    """Wait until Modal ends this container; gives what it raised, None where it does not."""
+    try:
+        threading.Event().wait(seconds)
+    except BaseException as error:
+        return error
+    return None
 
 
 def _run_worker(job: Mapping[str, Any], place: Place, writable: list[modal.Volume]) -> None:
@@ -217,17 +235,21 @@ class _Earlier:
         state, result = _read_json(run_dir / "state.json"), _read_json(run_dir / "result.json")
         #: Attempts that were begun.
         self.attempts = int(state.get("attempt", 0))
-        was_preempted = result.get("detail") == ENDS and result.get("state") == "cancelled"
+        was_preempted, wants_restart = _was_preempted(result), bool(result.get("restart"))
         #: The result, where the earlier container had come to one and only could not tell it.
-        self.result = result if result and not was_preempted else None
-        self.has_died = self.attempts > 0 and not result
+        self.result = result if result and not was_preempted and not wants_restart else None
+        self.has_died = wants_restart or (self.attempts > 0 and not result)
         self.note = ""
         if was_preempted:
             self.note = "Modal has moved the run to another container; starting again"
-            # It is not over: nobody may take it for ended.
-            (run_dir / "result.json").unlink()
+        elif wants_restart:
+            cause = result["detail"].partition("\n")[0]
+            self.note = f"attempt {self.attempts} ended with exit code {result['returncode']}: {cause}; starting again"
         elif self.has_died:
             self.note = f"attempt {self.attempts} ended: {DIED}; starting again"
+        if was_preempted or wants_restart:
+            # It is not over: nobody may take it for ended.
+            (run_dir / "result.json").unlink()
 
     @property
     def attempts_before(self) -> int:

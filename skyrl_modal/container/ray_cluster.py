@@ -82,7 +82,14 @@ class RayCluster:
         self._hub: Hub | None = None
         if place.nodes > 1:
             listener = listen(place.port) if place.listener is None else socket.socket(fileno=place.listener)
-            self._hub = Hub(listener, token=place.token, nodes=place.nodes, on_event=lambda *event: put(event))
+            self._hub = Hub(listener, token=place.token, nodes=place.nodes, on_event=self._hear)
+
+    def _hear(self, kind: str, value: Any) -> None:
+        """Take what comes from the other ranks; a stop that one was asked for is the run's."""
+        if kind == "rank-said" and value[1].get("kind") == "stop":
+            self._put(("stop", value[1].get("reason")))
+        else:
+            self._put((kind, value))
 
     # -- what the supervisor asks ------------------------------------------------------------------------------------
 

@@ -85,6 +85,7 @@ class Supervisor:
         self._command: Child | None = None
         self._detail = ""
         self._limit: float | None = None
+        self._restart = False
         self._temp_dir = Path(os.environ.get("TMPDIR", "/tmp"))
 
     # -- from outside ------------------------------------------------------------------------------------------------
@@ -146,7 +147,7 @@ class Supervisor:
             "detail": "\n".join(filter(None, [self._detail, self._output.log_error])),
             "log_bytes": self._output.log_bytes,
             "log_error": self._output.log_error,
-            "lost_ranks": sorted(self._cluster.lost) if self._cluster is not None else [],
+            "restart": self._restart,
         }
         try:
             write_json(self._run_dir / "result.json", result, room=self._run_dir / "state.json")
@@ -167,9 +168,11 @@ class Supervisor:
         wanted = self._job.get("should_retry")
         if wanted is not None and returncode not in wanted:
             return False
-        if self._cluster is not None and self._cluster.lost:
+        if self._limit is not None and time.monotonic() >= self._limit:
             return False
-        return self._limit is None or time.monotonic() < self._limit
+        # A rank that is gone cannot be started again from here; where the whole cluster can be, its starter does so.
+        self._restart = self._cluster is not None and bool(self._cluster.lost)
+        return not self._restart
 
     def _prepare(self) -> None:
         self._run_dir.mkdir(parents=True, exist_ok=True)

@@ -103,6 +103,8 @@ class Worker:
             elif kind == "stop":
                 if value == "now":
                     return
+                # Modal may move one container alone, and rank 0 would hear of it when this one is gone.
+                self._tell({"kind": "stop", "reason": value})
                 deadline = deadline or time.monotonic() + float(self._job["grace"]) + _PATIENCE
             elif kind == "head-gone":
                 self.leave()

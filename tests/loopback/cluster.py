@@ -38,6 +38,7 @@ class Gang:
     served: set[str] = attrs.field(factory=set)
     alive: int = 0
     over: asyncio.Event = attrs.field(factory=asyncio.Event)  # the input has its outcome
+    ending: asyncio.Event = attrs.field(factory=asyncio.Event)  # it has, or a member is gone: nothing more comes
     doom: str = ""
     code: int = 0
     result: api_pb2.GenericResult | None = None
@@ -95,7 +96,7 @@ class Clusters(Service):
         if container.id not in gang.served:
             gang.served.add(container.id)
             return gang.entry
-        await asyncio.wait_for(gang.over.wait(), HOLD)
+        await asyncio.wait_for(gang.ending.wait(), HOLD)
         return None
 
     def put_output(self, container: Container, entry: Input, item: Any) -> None:
@@ -116,12 +117,14 @@ class Clusters(Service):
     def settle(gang: Gang) -> None:
         """The input has its outcome; the members shall go."""
         gang.over.set()
+        gang.ending.set()
         for member in gang.members:
             member.retiring = True
 
     def ended(self, container: Container, code: int) -> None:
         gang: Gang = container.gang
         gang.alive -= 1
+        gang.ending.set()
         scheduler, entry = self.plane.scheduler, gang.entry
         if not gang.over.is_set() and not gang.doom:
             gang.doom, gang.code, gang.result = container.doom or "crash", code, container.result
