@@ -149,7 +149,7 @@ def _ray_notes(job: Job, selections: Sequence[Selection]) -> list[str]:
         calls = {match[1] for match in _OWN_RAY.finditer(text)}
         if "start" in calls and job.ray is not None:
             notes.append(
-                f"{where} calls `ray start`, but a Ray is up already on every node, at $RAY_ADDRESS: take the call out, "
+                f"{where} calls `ray start`, but a Ray is up on every node, at $RAY_ADDRESS: take the call out, "
                 "or give ray=None"
             )
         if "stop" in calls:

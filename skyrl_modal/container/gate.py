@@ -98,9 +98,7 @@ async def _copy(reader: StreamReader, writer: StreamWriter, length: _Length) -> 
             length -= len(data)
             writer.write(data)
             await writer.drain()
-        if 0 < length < math.inf:
-            raise EOFError("the body ends early")
-        return
+        return  # what breaks off here, breaks off there: the connection ends with it
     size = -1
     while size:
         match = _CHUNK.fullmatch(await reader.readuntil(b"\r\n"))
@@ -125,7 +123,7 @@ async def _discard(reader: StreamReader) -> None:
 
 async def _up(reader: StreamReader, onward: StreamWriter, length: _Length, switched: asyncio.Event | None) -> None:
     """Pass on what the caller sends; returns when the caller has gone."""
-    with contextlib.suppress(OSError):  # the dashboard may answer without reading all, and what it answers is wanted
+    with contextlib.suppress(OSError):  # where the dashboard takes no more, its answer is still to come, or ours
         await _copy(reader, onward, length)
     if switched is not None:
         await switched.wait()
@@ -213,11 +211,7 @@ class Gate:
         ready.set()
         server = await asyncio.start_server(self._connected, sock=listener, limit=LIMIT)
         await self._closing.wait()
-        server.close()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        server.close()  # asyncio.run then cancels the tasks of the connections
 
     def _connected(self, reader: StreamReader, writer: StreamWriter) -> None:
         if self._closing.is_set() or len(self._tasks) >= CONNECTIONS:
@@ -229,7 +223,7 @@ class Gate:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
-        writer.transport.set_write_buffer_limits(0)  # drain() then waits until all is written
+        writer.transport.set_write_buffer_limits(0)  # drain() then waits until all is sent
         try:
             await self._serve_one(reader, writer)
             writer.write_eof()
@@ -286,7 +280,6 @@ class Gate:
         except OSError:
             text = b"The dashboard is not up (yet). It takes up to a minute from the start of Ray.\n"
             raise _Answer(b"502 Bad Gateway", text) from None
-        onward.transport.set_write_buffer_limits(0)
         upgrades = [value.lower() for value in _values(fields, b"upgrade")]
         switched = asyncio.Event() if (request[1], length, upgrades) == (b"GET", 0, [b"websocket"]) else None
         kept = [field for field in fields if field[0].lower() not in _OF_ONE_CONNECTION]
