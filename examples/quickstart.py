@@ -140,6 +140,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--backend", choices=("local", "modal"), default="local")
     parser.add_argument("--checkout", type=Path, help="a SkyRL checkout; without it, one is made from PyPI")
+    parser.add_argument("--nodes", type=int, default=1, help="nodes of the Ray cluster (1); on Modal with 8 GPUs each")
     parser.add_argument("--steps", type=int, default=60, help="training steps of both runs together (60)")
     parser.add_argument("--volume", default="skyrl-data", help="name of the volume (skyrl-data)")
     args = parser.parse_args()
@@ -157,7 +158,9 @@ def main() -> None:
     launcher = Launcher(
         backend=args.backend,
         checkout=args.checkout or published_checkout(),
-        gpu=None,
+        nodes=args.nodes,
+        # Modal clusters whole GPU hosts only; the training itself needs no GPU.
+        gpu="H100:8" if args.nodes > 1 else None,
         image=ImageSpec(pip=PACKAGES),
         volumes=[VolumeSpec(name=args.volume)],
         mounts=[MountSpec(), MountSpec(local_path=TRAINER, remote_path=f"/root/{TRAINER.name}")],

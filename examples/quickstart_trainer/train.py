@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
@@ -48,6 +49,11 @@ class Rollout:
         import skyrl_gym
 
         self.make = skyrl_gym.make
+
+    def node(self) -> str:
+        """The node that it is on."""
+        node_id: str = ray.get_runtime_context().get_node_id()
+        return node_id
 
     def sample(self, weights: Array, rows: list[tuple[int, Row]], seed: tuple[int, int]) -> list[Group]:
         """Answer each prompt SAMPLES times; the seed and the row's own index decide all there is to decide."""
@@ -162,6 +168,9 @@ def train(run_dir: Path, steps: int, seed: int) -> int:
     learner = Learner.remote(state)
     nodes = sum(node["Alive"] for node in ray.nodes())
     print(f"Ray at {os.environ['RAY_ADDRESS']}: {nodes} node(s), {len(actors)} rollout actor(s), 1 learner", flush=True)
+    if nodes > 1:
+        for node, count in Counter(ray.get([actor.node.remote() for actor in actors])).items():
+            print(f"node {node}: {count} rollout actor(s)", flush=True)
 
     def evaluate() -> float:
         shards = zip(actors, _shards(validation, len(actors)), strict=True)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.loopback import LoopbackModal
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 MAKE_CHECKOUT = "import quickstart; print(quickstart.published_checkout())"
 
@@ -43,6 +45,27 @@ def test_the_reward_rises_and_the_second_run_resumes(tmp_path: Path, checkout: P
     assert (path.parent / "ckpts" / "global_step_60" / "policy.npz").is_file()
     for log in re.findall(r"^run \d: .*, log (.*)$", done.stdout, re.MULTILINE):
         assert "validation reward at step" in Path(log).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(290)
+@pytest.mark.parametrize("backend", ["local", "modal"])
+def test_it_trains_on_two_nodes(tmp_path: Path, checkout: Path, backend: str) -> None:
+    arguments = ("--checkout", str(checkout), "--nodes", "2", "--steps", "20", "--backend", backend)
+    if backend == "local":
+        done = quickstart(*arguments, XDG_DATA_HOME=str(tmp_path))
+    else:
+        with LoopbackModal(tmp_path, scaledown=1) as server:
+            done = quickstart(*arguments, **server.env())
+            assert server.unimplemented == []
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = re.findall(r"^node (\w{56}): (\d+) rollout actor", done.stdout, re.MULTILINE)
+    assert len(told) == 4  # two nodes in each of the two runs
+    assert len({node for node, _ in told}) == 4
+    assert all(int(count) > 0 for _, count in told)
+    assert "run 2: resumed from global_step_10, steps 11-20" in done.stdout
 
 
 @pytest.mark.slow
