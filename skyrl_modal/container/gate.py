@@ -7,7 +7,6 @@ may put requests of different people on one connection, so a connection carries 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import hmac
 import math
@@ -122,9 +121,8 @@ async def _discard(reader: StreamReader) -> None:
 
 
 async def _up(reader: StreamReader, onward: StreamWriter, length: _Length, switched: asyncio.Event | None) -> None:
-    """Pass on what the caller sends; returns when the caller has gone."""
-    with contextlib.suppress(OSError):  # where the dashboard takes no more, its answer is still to come, or ours
-        await _copy(reader, onward, length)
+    """Pass on what the caller sends; returns when the caller has gone, and one that ends its sending counts as gone."""
+    await _copy(reader, onward, length)
     if switched is not None:
         await switched.wait()
         await _copy(reader, onward, math.inf)
@@ -283,7 +281,11 @@ class Gate:
         upgrades = [value.lower() for value in _values(fields, b"upgrade")]
         switched = asyncio.Event() if (request[1], length, upgrades) == (b"GET", 0, [b"websocket"]) else None
         kept = [field for field in fields if field[0].lower() not in _OF_ONE_CONNECTION]
-        kept += [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")] if switched else [(b"Connection", b"close")]
+        kept += (
+            [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
+            if switched is not None
+            else [(b"Connection", b"close")]
+        )
         onward.write(_joined(request[0], kept))
         down = asyncio.create_task(_down(back, writer, request[1], switched))
         up = asyncio.create_task(_up(reader, onward, length, switched))
