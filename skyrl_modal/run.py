@@ -173,7 +173,10 @@ class Run:
 
     @property
     def url(self) -> str | None:
-        """A page about the run, where there is one."""
+        """Ray's dashboard while a run with ``RaySpec(dashboard=True)`` goes on; else the app's page on Modal, if known.
+
+        Whoever has the dashboard's URL can run code in the run's containers.
+        """
         return self._execution.url
 
     @property

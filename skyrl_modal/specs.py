@@ -361,7 +361,8 @@ class RaySpec:
 
     Attributes:
         port: The head's port; where it is taken, a free one is used.
-        dashboard: Whether Ray's dashboard runs; it makes the start about three times as long.
+        dashboard: Whether Ray's dashboard runs, at ``Run.url``; it makes the start about three times as long, and needs
+            ``ray[default]`` where Ray runs.
         num_cpus: CPUs that Ray may hand out on each node; None: all (which several nodes on one machine share).
         object_store_memory: Bytes of the object store on each node; None: Ray's default. At least 75 MiB.
         start_timeout: Seconds until every node must be there with Ray ready, a ``timedelta``, or text such as ``"2m"``.

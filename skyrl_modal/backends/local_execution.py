@@ -98,8 +98,6 @@ class LiveStreams:
 class LocalExecution:
     """A run on this machine."""
 
-    url: str | None = None
-
     def __init__(
         self,
         job: Job,
@@ -116,6 +114,15 @@ class LocalExecution:
         self._ended = threading.Event()
         self._waiter: threading.Thread | None = None
         self._starting = threading.Lock()
+
+    @property
+    def url(self) -> str | None:
+        """Ray's dashboard, where the run has one and goes on."""
+        try:
+            state = json.loads((self._run_dir / "state.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return state.get("url") or None if self._is_alive() else None
 
     @property
     def log_path(self) -> str:

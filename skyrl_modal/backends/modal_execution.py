@@ -109,7 +109,12 @@ class ModalExecution:
 
     @property
     def url(self) -> str | None:
-        """The app's page."""
+        """Ray's dashboard, where the run has one and goes on; else the app's page, where it is known here."""
+        if self._call is not None and self._job.ray is not None and self._job.ray.get("dashboard"):
+            content = self._submit(self._folder.read("state.json")).result()
+            url = json.loads(content).get("url") if content is not None else None
+            if url and not self._submit(self._is_over()).result():
+                return str(url)
         return self._url
 
     @property

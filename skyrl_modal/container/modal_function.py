@@ -8,10 +8,12 @@ app ends). So the supervisor has a thread of its own, and the main thread only w
 from __future__ import annotations
 
 import codecs
+import contextlib
 import hashlib
 import json
 import os
 import platform
+import secrets
 import subprocess
 import sys
 import threading
@@ -23,6 +25,7 @@ from typing import Any, TypeVar
 import modal
 
 from skyrl_modal.container.environment import local_gpus
+from skyrl_modal.container.gate import Gate
 from skyrl_modal.container.place import Place
 from skyrl_modal.container.supervisor import BROKEN, Supervisor, write_json
 from skyrl_modal.container.worker import Worker
@@ -130,10 +133,17 @@ def run_job(
             early.append(threading.Thread(target=_commit, args=(writable[:1], committing), daemon=True))
             early[-1].start()
 
-    supervisor = Supervisor(
-        job, live=live.write, tell=tell, place=place, attempts=earlier.attempts_before, note=earlier.note
-    )
-    result, stopped = _beside(supervisor.run, supervisor.request_stop)
+    with contextlib.ExitStack() as tunnels:
+        supervisor = Supervisor(
+            job,
+            live=live.write,
+            tell=tell,
+            place=place,
+            open_url=lambda port: _open_url(port, tunnels),
+            attempts=earlier.attempts_before,
+            note=earlier.note,
+        )
+        result, stopped = _beside(supervisor.run, supervisor.request_stop)
     live.write(b"", final=True)
     result["live"] = live.facts()
     try:
@@ -156,6 +166,15 @@ def run_job(
     if stopped is not None:
         raise stopped
     return result
+
+
+def _open_url(port: int, tunnels: contextlib.ExitStack) -> str:
+    """A public URL of a port here. Whoever knows it gets in: its token is what a stranger does not know."""
+    gate = Gate(port, token=secrets.token_urlsafe(24), https=True)
+    gate.start()
+    tunnels.callback(gate.close)
+    tunnel = tunnels.enter_context(modal.forward(gate.port))
+    return f"{tunnel.url}/{gate.query}"
 
 
 def _was_preempted(result: Mapping[str, Any]) -> bool:

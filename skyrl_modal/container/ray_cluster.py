@@ -27,6 +27,12 @@ _LEAVING = 120.0
 _RESTARTS = 3
 
 
+_NO_DASHBOARD = (
+    'The dashboard is not installed there. On this machine: pip install "ray[default]"; in an image: add it to '
+    "ImageSpec(pip=[...]) with the version of its Ray; or leave out RaySpec(dashboard=True)"
+)
+
+
 class Stopped(Exception):
     """The run was asked to stop before its command had started."""
 
@@ -47,6 +53,11 @@ class RayCluster:
         take: Gives the next event, ``("clock", None)`` at its deadline.
         put: Puts an event where ``take`` finds it.
         say: Takes a line of ours.
+        open_url: Gives the URL by which a port of this node's 127.0.0.1 is reached from outside.
+
+    Attributes:
+        url: Ray's dashboard; empty for none.
+        lost: Ranks whose supervisor is gone: there is nobody to start them again.
     """
 
     def __init__(
@@ -60,6 +71,7 @@ class RayCluster:
         take: Callable[[float | None], Event],
         put: Callable[[Event], None],
         say: Callable[[str], None],
+        open_url: Callable[[int], str],
     ) -> None:
         self._job = job
         self._spec: Mapping[str, Any] | None = job.get("ray")
@@ -70,11 +82,12 @@ class RayCluster:
         self._take = take
         self._put = put
         self._say = say
+        self._open_url = open_url
+        self.url = ""
         self._node: RayNode | None = None
         self._nodes: list[dict[str, Any]] = []
         self._version = ""
         self._restarts = dict.fromkeys(range(1, place.nodes), 0)
-        #: Ranks whose supervisor is gone: there is nobody to start them again.
         self.lost: set[int] = set()
         self._timeout = JOIN_TIMEOUT if self._spec is None else float(self._spec["start_timeout"])
         master_port, self._claim = claim_port(MASTER_PORT)
@@ -230,6 +243,9 @@ class RayCluster:
             return
         taken = f" (port {self._spec['port']} is taken)" if self._node.port != self._spec["port"] else ""
         self._say(f"Ray {self._version} at {self._node.address}{taken}, ready after {seconds:.1f} s")
+        if self._node.dashboard_port:
+            self.url = self._open_url(self._node.dashboard_port)
+            self._say(f"Ray's dashboard: {self.url}")
         for node in sorted(self._nodes, key=lambda node: str(node["name"])) if self._place.nodes > 1 else ():
             resources = ", ".join(
                 f"{node['resources'][name]:g} {name}s" for name in ("CPU", "GPU") if name in node["resources"]
@@ -249,7 +265,10 @@ class RayCluster:
         when = "" if starting else " while the command ran"
         if kind == "ray-ended":
             if starting:
-                return f"`ray start` ended with exit code {value}. Its last words:\n{self._last_words()}"
+                words = self._last_words()
+                if self._spec is not None and self._spec["dashboard"] and "missing packages" in words:
+                    words += f"\n{_NO_DASHBOARD}"
+                return f"`ray start` ended with exit code {value}. Its last words:\n{words}"
             return f"Ray ended with exit code {value}{when}:\n{self._last_words()}"
         if kind == "ray-probe-failed" and starting:
             return f"the question whether Ray is ready ended with exit code {value}. Last words:\n{self._last_words()}"

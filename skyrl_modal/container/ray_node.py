@@ -16,6 +16,9 @@ from typing import Any
 from skyrl_modal.container.place import Place
 from skyrl_modal.container.process import Child, descendants, end_all, returncode_of
 
+#: Ray's own default for its dashboard; where it is taken, a free port is used.
+DASHBOARD_PORT = 8265
+
 
 class RayError(Exception):
     """Ray did not come up, or went away; the text says which, and ends with Ray's last words."""
@@ -112,7 +115,7 @@ class RayNode:
         self._temp_dir = temp_dir
         self._log = log
         self._on_event = on_event
-        self._claim: socket.socket | None = None
+        self._claims: list[socket.socket] = []
         self._child: Child | None = None
         self._probe: subprocess.Popen[bytes] | None = None
         self._probe_reader: threading.Thread | None = None
@@ -123,7 +126,7 @@ class RayNode:
                 "add ray to ImageSpec(pip=[...]); or run without Ray: Launcher(ray=None)"
             )
         self._ray = found
-        self.port = 0
+        self.port = self.dashboard_port = 0
 
     @property
     def address(self) -> str:
@@ -153,9 +156,12 @@ class RayNode:
 
     def start_head(self) -> None:
         """Start the head, and the question which nodes are there. Returns at once."""
-        self.port, self._claim = claim_port(int(self._spec["port"]))
-        dashboard = "true" if self._spec["dashboard"] else "false"
-        self._start("--head", f"--port={self.port}", f"--temp-dir={self._temp_dir}", f"--include-dashboard={dashboard}")
+        self.port = self._claim(int(self._spec["port"]))
+        options = ["--include-dashboard=false"]
+        if self._spec["dashboard"]:
+            self.dashboard_port = self._claim(DASHBOARD_PORT)
+            options = ["--include-dashboard=true", f"--dashboard-port={self.dashboard_port}"]
+        self._start("--head", f"--port={self.port}", f"--temp-dir={self._temp_dir}", *options)
         host, nodes = self._place.addresses[0], self._place.nodes
         with open(self._log, "ab") as log:
             self._probe = subprocess.Popen(
@@ -174,6 +180,12 @@ class RayNode:
     def start_worker(self, head: str) -> None:
         """Start a node that joins the head at HOST:PORT, also where that one only comes up. Returns at once."""
         self._start(f"--address={head}")
+
+    def _claim(self, wanted: int) -> int:
+        port, claim = claim_port(wanted)
+        if claim is not None:
+            self._claims.append(claim)
+        return port
 
     def _start(self, *arguments: str) -> None:
         spec, place = self._spec, self._place
@@ -238,5 +250,5 @@ class RayNode:
             # raylet and the workers are in sessions of their own, but all of them are below the one process.
             end_all(lambda: self.pids, grace=0)
             self._child.join()
-        if self._claim is not None:
-            self._claim.close()
+        for claim in self._claims:
+            claim.close()

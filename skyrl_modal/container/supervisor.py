@@ -57,6 +57,7 @@ class Supervisor:
         live: Takes the command's output as it comes; it may raise OSError when nobody reads any more.
         tell: Takes events for the caller: ``{"event": "line", "text": ...}``, ``{"event": "state", "state": ...}``.
         place: Where this node stands among the run's; None for the only one.
+        open_url: Gives the URL by which a port of this machine's 127.0.0.1 is reached from outside.
         attempts: Attempts that were made before, in a container that is gone.
         note: A line for the output before anything else.
     """
@@ -68,6 +69,7 @@ class Supervisor:
         live: Callable[[bytes], None],
         tell: Tell,
         place: Place | None = None,
+        open_url: Callable[[int], str] = "http://127.0.0.1:{}".format,
         attempts: int = 0,
         note: str = "",
     ) -> None:
@@ -75,6 +77,7 @@ class Supervisor:
         self._attempts = attempts
         self._note_first = note
         self._place = place or Place()
+        self._open_url = open_url
         self._tell = tell
         self._events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._run_dir = Path(job["run_dir"])
@@ -191,6 +194,7 @@ class Supervisor:
             take=self._next_event,
             put=self._events.put,
             say=self._say,
+            open_url=self._open_url,
         )
 
     def _attempt(self, env: Mapping[str, str], number: int) -> tuple[str, int]:
@@ -336,7 +340,9 @@ class Supervisor:
 
     def _state(self, state: str) -> None:
         try:
-            write_json(self._run_dir / "state.json", {"version": 1, "state": state, "attempt": self._attempts})
+            url = self._cluster.url if self._cluster is not None else ""
+            record = {"version": 1, "state": state, "attempt": self._attempts, "url": url}
+            write_json(self._run_dir / "state.json", record)
         except OSError as error:
             self._say(f"state.json could not be written: {error}")
         self._tell({"event": "state", "state": state})

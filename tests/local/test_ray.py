@@ -168,3 +168,11 @@ def test_rays_logs_are_kept_with_the_run(checkout: Path, tmp_path: Path) -> None
     folder = made.pull(f"/root/data/.skyrl_modal/runs/{result.run_id}/ray/0", tmp_path / "logs")
     assert (folder / "start.log").read_text()
     assert list(folder.glob("raylet*"))
+
+
+def test_a_dashboard_that_is_not_installed_is_told_with_the_remedy(checkout: Path) -> None:
+    # These tests' own environment has ray without its extra.
+    result = make(checkout, "ray-dashboard", ray=RaySpec(dashboard=True)).run("echo never", quiet=True)
+
+    assert (result.state, result.returncode) == (RunState.FAILED, 125)
+    assert 'pip install "ray[default]"' in result.detail
