@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 from skyrl_modal.container.control import Hub, listen
 from skyrl_modal.container.place import Place, node_name
-from skyrl_modal.container.ray_node import RayError, RayNode, claim_port
+from skyrl_modal.container.ray_node import RayError, RayNode, claim_port, claim_turns
 
 Event = tuple[str, Any]
 
@@ -23,6 +24,8 @@ JOIN_TIMEOUT = 120.0
 _ENDING = 30.0
 #: Seconds that a rank gets at the end to keep its logs and commit its volumes.
 _LEAVING = 120.0
+#: Seconds between two looks whether it is this run's turn to start its Ray. There is no event for it.
+_TURN_INTERVAL = 0.1
 #: How often a node that was lost is started again in one attempt, with ``on_worker_loss="wait"``.
 _RESTARTS = 3
 
@@ -88,6 +91,7 @@ class RayCluster:
         self._nodes: list[dict[str, Any]] = []
         self._version = ""
         self._restarts = dict.fromkeys(range(1, place.nodes), 0)
+        self._started: set[int] = set()
         self.lost: set[int] = set()
         self._timeout = JOIN_TIMEOUT if self._spec is None else float(self._spec["start_timeout"])
         master_port, self._claim = claim_port(MASTER_PORT)
@@ -139,11 +143,34 @@ class RayCluster:
             RayError: It cannot be had; the text names the rank, what is missing, and Ray's last words.
             Stopped: The run was asked to stop.
         """
-        begin = time.monotonic()
         self._check_gpus(0, self._place.gpus)
-        if self._spec is not None:
-            self._start_head(self._spec)
-        deadline = begin + self._timeout
+        with contextlib.ExitStack() as turns:
+            if self._spec is not None:
+                for turn in self._await_turn():
+                    turns.enter_context(turn)
+                self._start_head(self._spec)
+            begin = time.monotonic()
+            self._await_ready(begin + self._timeout)
+            self._tell_ready(time.monotonic() - begin)
+
+    def _await_turn(self) -> list[socket.socket]:
+        """Wait until not too many others start their Ray on this machine."""
+        held: list[Event] = []
+        is_told = False
+        while (turns := claim_turns(self._place.nodes)) is None:
+            if not is_told:
+                is_told = True
+                self._say("waiting while other runs on this machine start their Ray")
+            kind, value = self._take(time.monotonic() + _TURN_INTERVAL)
+            if kind == "stop":
+                raise Stopped(value)
+            if kind != "clock":
+                held.append((kind, value))
+        for event in held:
+            self._put(event)
+        return turns
+
+    def _await_ready(self, deadline: float) -> None:
         while not self._is_ready():
             kind, value = self._take(deadline)
             if kind == "stop":
@@ -153,7 +180,8 @@ class RayCluster:
             if kind == "rank-joined":
                 rank, facts = value
                 self._check_gpus(rank, facts.get("gpus"))
-                self._start_worker(rank)
+                if rank not in self._started:
+                    self._start_worker(rank)
             elif kind == "ray-nodes":
                 self._version, self._nodes = value["version"], value["nodes"]
                 if len(self._nodes) >= self._place.nodes and self._lacking():
@@ -162,10 +190,9 @@ class RayCluster:
                 broken = self.broken_by(kind, value, starting=True)
                 if broken:
                     raise RayError(broken)
-        self._tell_ready(time.monotonic() - begin)
 
     def _start_head(self, spec: Mapping[str, Any]) -> None:
-        self._nodes, self._restarts = [], dict.fromkeys(self._restarts, 0)
+        self._nodes, self._restarts, self._started = [], dict.fromkeys(self._restarts, 0), set()
         self._node = node = RayNode(
             spec,
             self._place,
@@ -185,6 +212,7 @@ class RayCluster:
             names = ("MASTER_ADDR", "MASTER_PORT")
             message = {"kind": "start-ray", "address": self._node.address, "env": {n: self._env[n] for n in names}}
             self._hub.send(rank, message)
+            self._started.add(rank)
 
     def _check_gpus(self, rank: int, seen: int | None) -> None:
         asked = self._job.get("gpus")

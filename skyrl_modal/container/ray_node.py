@@ -51,6 +51,36 @@ def claim_port(wanted: int) -> tuple[int, socket.socket | None]:
         candidate = _free_port()
 
 
+def claim_turns(wanted: int) -> list[socket.socket] | None:
+    """Turns to start nodes of Ray on this machine, of which there are as many as CPUs, and two at least.
+
+    A node that is not up after 30 s ends itself (ray/_private/node.py), and many that start at once take that long.
+
+    Args:
+        wanted: How many nodes start; more than there are turns get all of them.
+
+    Returns:
+        The claims, to be closed once the nodes are up; None where others have their turn now.
+    """
+    if sys.platform != "linux":
+        return []
+    total = max(2, os.cpu_count() or 1)
+    claims: list[socket.socket] = []
+    for number in range(total):
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            claim.bind(f"\0skyrl_modal-turn-{number}")
+        except OSError:
+            claim.close()
+            continue
+        claims.append(claim)
+        if len(claims) == min(wanted, total):
+            return claims
+    for claim in claims:
+        claim.close()
+    return None
+
+
 def _is_free(port: int) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -88,6 +88,25 @@ def test_two_runs_and_the_users_own_ray_do_not_meet(checkout: Path, users_ray: s
     assert alive.returncode == 0
 
 
+@pytest.mark.slow
+def test_eight_runs_at_once_each_have_a_ray_of_their_own(checkout: Path) -> None:
+    outputs = [io.BytesIO() for _ in range(8)]
+    launchers = [
+        make(checkout, f"eight-{os.getpid()}-{number}", ray=RaySpec(num_cpus=1, start_timeout=240))
+        for number in range(8)
+    ]
+    threads = [
+        threading.Thread(target=launcher.run, args=(DRIVER,), kwargs={"output": output, "quiet": True})
+        for launcher, output in zip(launchers, outputs, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert [output.getvalue().decode().split()[:4] for output in outputs] == [["nodes", "1", "task", "True"]] * 8
+
+
 def test_a_taken_port_is_left_to_whoever_has_it(checkout: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
