@@ -355,6 +355,10 @@ def _start_timeout(value: float | str | timedelta) -> float:
     return parse_duration(value, name="start_timeout")
 
 
+#: Ports that Ray gives its workers by default, and refuses for anything else (ray start --help).
+WORKER_PORTS = range(10002, 20000)
+
+
 @frozen(kw_only=True)
 class RaySpec:
     """The Ray cluster that is up when the command starts.
@@ -392,6 +396,8 @@ class RaySpec:
     def _check_port(self, attribute: Attribute[int], value: object) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or not 1024 <= value <= 65535:
             raise SpecError("port", value, "give a port from 1024 to 65535")
+        if value in WORKER_PORTS:
+            raise SpecError("port", value, "Ray keeps 10002 to 19999 for its workers: give one outside of these")
 
 
 @frozen

@@ -88,6 +88,7 @@ def test_a_wrong_field_of_the_launcher(fields: dict[str, Any], named: str) -> No
         (lambda: ImageSpec(python="3"), "python='3'"),
         (lambda: ImageSpec(pip=3), "pip=3"),
         (lambda: RaySpec(port=80), "port=80"),
+        (lambda: RaySpec(port=16379), "port=16379.*workers"),
         (lambda: RaySpec(num_cpus=0), "num_cpus=0"),
         (lambda: RaySpec(object_store_memory=1), "object_store_memory=1"),
         (lambda: RaySpec(start_timeout="never"), "start_timeout='never'"),
