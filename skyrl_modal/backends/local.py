@@ -232,10 +232,10 @@ def _places(job: Job, network: ClusterNetwork | None, fds: Descriptors) -> list[
     """Where the ranks stand: each at an address of its own, or side by side on this machine's network."""
     addresses = [LOOPBACK] * job.nodes if network is None else network.addresses
     if job.nodes == 1:
-        return places(1, addresses, 0, None)
+        return places(1, addresses, 0, None, is_apart=False)
     listener = socket.create_server((addresses[0], 0), backlog=job.nodes)
     port: int = listener.getsockname()[1]
-    return places(job.nodes, addresses, port, fds.add(listener.detach()))
+    return places(job.nodes, addresses, port, fds.add(listener.detach()), is_apart=network is not None)
 
 
 def _scratch_name(run_id: str, rank: int) -> str:

@@ -31,7 +31,7 @@ _STORE_SHARE = 0.3
 _LEAST_STORE = 75 * 1024 * 1024
 
 
-def places(nodes: int, addresses: Sequence[str], port: int, listener: int | None) -> list[Place]:
+def places(nodes: int, addresses: Sequence[str], port: int, listener: int | None, *, is_apart: bool) -> list[Place]:
     """What each rank gets of this machine.
 
     Args:
@@ -39,6 +39,7 @@ def places(nodes: int, addresses: Sequence[str], port: int, listener: int | None
         addresses: The address of each.
         port: Where rank 0 listens.
         listener: Its descriptor for that.
+        is_apart: Whether the others have networks of their own, with no way to the internet.
     """
     if nodes == 1:
         return [Place()]
@@ -57,6 +58,7 @@ def places(nodes: int, addresses: Sequence[str], port: int, listener: int | None
             cpus=cpus,
             gpus=gpus,
             object_store_memory=max(_LEAST_STORE, int(free * _STORE_SHARE / nodes)) if free else None,
+            is_offline=is_apart and rank > 0,
             env={"CUDA_VISIBLE_DEVICES": ",".join(devices[rank * gpus : (rank + 1) * gpus])} if devices else {},
         )
         for rank in range(nodes)

@@ -10,6 +10,15 @@ from typing import Any
 
 from skyrl_modal.container.place import Place
 
+#: For workers that start through `uv run`, as SkyRL's do (docs/uv.md has the reasons and their sources).
+FOR_UV = {
+    # The first environment of a node may take longer than the 60 s after which Ray ends the worker and starts anew.
+    "RAY_worker_register_timeout_seconds": "600",
+    "UV_LOCK_TIMEOUT": "600",
+    # A new uv looks for the project beside the script, which is Ray's own.
+    "UV_PROJECT": ".",
+}
+
 
 def environment(job: Mapping[str, Any], place: Place) -> dict[str, str]:
     """What the command and Ray's processes get of a job, on top of this process's own variables."""
@@ -29,6 +38,15 @@ def environment(job: Mapping[str, Any], place: Place) -> dict[str, str]:
             env.pop(name, None)
     env.pop("RAY_ADDRESS", None)  # the caller's own Ray is none of the run's business
     return env
+
+
+def ray_environment(env: Mapping[str, str], spec: Mapping[str, Any], place: Place) -> dict[str, str]:
+    """What Ray's processes get beyond the command: what its workers' ``uv run`` needs, and what RaySpec says.
+
+    Nothing that is set already is changed.
+    """
+    offline = {"UV_OFFLINE": "1"} if place.is_offline else {}
+    return {**FOR_UV, **offline, **env, **spec["env"]}
 
 
 def local_gpus() -> int:

@@ -21,6 +21,7 @@ class Place:
         gpus: GPUs that this node has; None where nobody has counted.
         object_store_memory: Bytes of this node's object store; None for Ray's default.
         env: Variables of this node's own.
+        is_offline: Whether this node reaches the other ranks only.
     """
 
     rank: int = 0
@@ -32,6 +33,7 @@ class Place:
     gpus: int | None = None
     object_store_memory: int | None = None
     env: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    is_offline: bool = False
 
     @property
     def address(self) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from skyrl_modal.container.control import Hub, listen
+from skyrl_modal.container.environment import ray_environment
 from skyrl_modal.container.place import Place, node_name
 from skyrl_modal.container.ray_node import RayError, RayNode, claim_port, claim_turns
 
@@ -197,7 +198,7 @@ class RayCluster:
             spec,
             self._place,
             gpus=self._place.gpus if self._job.get("gpus") is None else int(self._job["gpus"]),
-            env={**self._env, **spec["env"]},
+            env=ray_environment(self._env, spec, self._place),
             temp_dir=self._temp_dir / "ray",
             log=self._logs / "0" / "start.log",
             on_event=lambda kind, value: self._put((kind, (node, value))),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from skyrl_modal.container import control
-from skyrl_modal.container.environment import environment, prepare_workdir
+from skyrl_modal.container.environment import environment, prepare_workdir, ray_environment
 from skyrl_modal.container.place import Place
 from skyrl_modal.container.process import become_subreaper, descendants, end_all, reap_orphans
 from skyrl_modal.container.ray_cluster import JOIN_TIMEOUT
@@ -137,7 +137,7 @@ class Worker:
             spec,
             self._place,
             gpus=self._place.gpus if gpus is None else int(gpus),
-            env={**environment(self._job, self._place), **message["env"], **spec["env"]},
+            env=ray_environment({**environment(self._job, self._place), **message["env"]}, spec, self._place),
             temp_dir=self._temp_dir,
             log=self._logs / "start.log",
             on_event=lambda kind, value: self._events.put((kind, (node, value))),

@@ -10,7 +10,18 @@ import time
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-SHOWN = ("NODE_RANK", "NUM_NODES", "NUM_GPUS", "MASTER_ADDR", "MASTER_PORT", "SKYRL_RUN_ID", "OF_RAY", "OF_COMMAND")
+SHOWN = (
+    "NODE_RANK",
+    "NUM_NODES",
+    "NUM_GPUS",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "SKYRL_RUN_ID",
+    "OF_RAY",
+    "OF_COMMAND",
+    "UV_PROJECT",
+    "UV_LOCK_TIMEOUT",
+)
 
 
 def facts(data: str) -> dict[str, object]:

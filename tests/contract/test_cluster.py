@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,9 @@ def test_a_command_has_every_node(
     cluster: Callable[..., Launcher], volume: VolumeSpec, tmp_path: Path, nodes: int, backend: str
 ) -> None:
     output = io.BytesIO()
-    made = cluster(nodes=nodes, env={"OF_COMMAND": "1"}, ray=RaySpec(num_cpus=1, env={"OF_RAY": "2"}))
+    made = cluster(
+        nodes=nodes, env={"OF_COMMAND": "1", "UV_LOCK_TIMEOUT": "7"}, ray=RaySpec(num_cpus=1, env={"OF_RAY": "2"})
+    )
 
     result = made.run(f"{DRIVER} facts", output=output, quiet=True, check=True)
 
@@ -53,6 +56,8 @@ def test_a_command_has_every_node(
     assert (count, gpus, run_id) == (str(nodes), "8" if backend == "modal" else gpus, result.run_id)
     assert (of_ray, of_command) == ("2", "1")
     assert int(port) > 0
+    # What the workers' `uv run` needs is set, but for what the user set.
+    assert {(item["UV_PROJECT"], item["UV_LOCK_TIMEOUT"]) for item in facts} == {(".", "7")}
     [head] = [item for item in facts if item["NODE_RANK"] == "0"]
     assert host in (head["address"], "127.0.0.1")
     # What every rank wrote on the volume is there, and so is what it and its Ray had to say.
@@ -114,6 +119,22 @@ def test_a_stopped_command_saves_while_its_cluster_is_whole(cluster: Callable[..
     result = run.wait(120)
     assert (result.state, result.returncode) == (RunState.CANCELLED, 5)
     assert "saved on 1" in list(run.logs())
+
+
+def test_a_driver_below_uv_run_has_workers_below_uv_run_on_every_node(
+    cluster: Callable[..., Launcher], checkout: Path
+) -> None:
+    (checkout / "pyproject.toml").write_text('[project]\nname = "skyrl"\nversion = "0"\nrequires-python = ">=3.10"\n')
+    output = io.BytesIO()
+    # The tests' own environment for all: nothing need be downloaded, which a node without the internet could not.
+    made = cluster(env={"UV_PROJECT_ENVIRONMENT": sys.prefix, "UV_NO_CONFIG": "1"})
+
+    result = made.run("uv run --no-sync python cluster_driver.py facts", output=output, quiet=True)
+
+    assert result.succeeded, result.log_tail + result.detail
+    facts = json.loads(output.getvalue().splitlines()[-1])
+    assert len({item["id"] for item in facts}) == 2
+    assert all("/working_dir_files/" in item["here"] for item in facts), facts
 
 
 def test_without_ray_only_rank_0_runs_the_command(
