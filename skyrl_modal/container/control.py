@@ -157,8 +157,10 @@ def listen(port: int) -> socket.socket:
     return listener
 
 
-def join(address: str, port: int, hello: Mapping[str, Any], *, timeout: float, on_event: OnEvent) -> Peer:
-    """Connect to rank 0.
+def join(
+    address: str, port: int, hello: Mapping[str, Any], *, timeout: float, on_event: OnEvent, give_up: threading.Event
+) -> Peer | None:
+    """Connect to rank 0; None where that was given up.
 
     Args:
         address: Rank 0's.
@@ -166,6 +168,7 @@ def join(address: str, port: int, hello: Mapping[str, Any], *, timeout: float, o
         hello: Who this is: token, rank, and what rank 0 should know.
         timeout: Seconds until it must be there.
         on_event: Told from a thread: ``("head-said", message)``, ``("head-gone", None)``.
+        give_up: Set when nobody wants it any more.
 
     Raises:
         OSError: It could not be reached in time.
@@ -178,7 +181,8 @@ def join(address: str, port: int, hello: Mapping[str, Any], *, timeout: float, o
         except OSError:
             if time.monotonic() >= deadline:
                 raise
-            time.sleep(_INTERVAL)
+            if give_up.wait(_INTERVAL):
+                return None
     connection.settimeout(None)
     peer = Peer(connection)
     peer.send(hello)

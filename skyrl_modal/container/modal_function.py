@@ -13,10 +13,12 @@ import hashlib
 import json
 import os
 import platform
+import queue
 import secrets
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +26,7 @@ from typing import Any, TypeVar
 
 import modal
 
+from skyrl_modal.container.control import Hub, listen
 from skyrl_modal.container.environment import local_gpus
 from skyrl_modal.container.gate import Gate
 from skyrl_modal.container.place import Place
@@ -42,6 +45,8 @@ CONTROL_PORT = 6378
 ENDS = "the container ends"
 #: Seconds that Modal gets to end what is left of a cluster that it starts anew.
 RESTART = 60.0
+#: Seconds that the other ranks get to join, and to end, where rank 0 has nothing to do but tell that a run is lost.
+DISMISSED = 15.0
 #: What is said of a container that died while the command ran, and of which nothing else is known.
 DIED = "the container died while the command ran (out of memory, or its machine failed), and left no result"
 
@@ -101,8 +106,10 @@ def run_job(
     task = os.environ.get("MODAL_TASK_ID", "no task")
     _say(f"the container is up: Python {platform.python_version()}, {task}{which}")
     if place.rank:
-        _make_all_links(links)
-        _run_worker(job, place, [volumes[name] for name in _writable(job)])
+        # Where the run is over already, rank 0 only tells so, and is nobody to join.
+        if not _is_over(_read_json(Path(job["run_dir"]) / "result.json")):
+            _make_all_links(links)
+            _run_worker(job, place, [volumes[name] for name in _writable(job)])
         return None
     earlier = _Earlier(run_dir)
     for chunk in earlier.output():
@@ -114,6 +121,7 @@ def run_job(
         lost = {**earlier.lost(job["id"]), "live": live.facts()}
         write_json(run_dir / "result.json", lost)
         _commit(writable, committing)
+        _dismiss(place)
         return lost
     _make_all_links(links)
     if job["gpus"] is None:
@@ -179,6 +187,27 @@ def _open_url(port: int, tunnels: contextlib.ExitStack) -> str:
 
 def _was_preempted(result: Mapping[str, Any]) -> bool:
     return result.get("detail") == ENDS and result.get("state") == "cancelled"
+
+
+def _dismiss(place: Place) -> None:
+    """Tell the other ranks of a run that is not gone on with to end; they may have seen that by themselves."""
+    if place.nodes == 1:
+        return
+    told: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+    hub = Hub(listen(place.port), token=place.token, nodes=place.nodes, on_event=lambda *event: told.put(event))
+    deadline, left = time.monotonic() + DISMISSED, place.nodes - 1
+    while left and (patience := deadline - time.monotonic()) > 0:
+        with contextlib.suppress(queue.Empty):
+            kind, value = told.get(timeout=patience)
+            if kind == "rank-joined":
+                hub.send(value[0], {"kind": "end"})
+            left -= kind == "rank-gone"
+    hub.close()
+
+
+def _is_over(result: Mapping[str, Any]) -> bool:
+    """Whether an earlier container's result is the run's, and not one that another container goes on from."""
+    return bool(result) and not _was_preempted(result) and not result.get("restart")
 
 
 def _await_end(seconds: float) -> BaseException | None:
@@ -256,7 +285,7 @@ class _Earlier:
         self.attempts = int(state.get("attempt", 0))
         was_preempted, wants_restart = _was_preempted(result), bool(result.get("restart"))
         #: The result, where the earlier container had come to one and only could not tell it.
-        self.result = result if result and not was_preempted and not wants_restart else None
+        self.result = result if _is_over(result) else None
         self.has_died = wants_restart or (self.attempts > 0 and not result)
         self.note = ""
         if was_preempted:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import queue
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,11 +42,13 @@ class Worker:
         self._node: RayNode | None = None
         self._head: control.Peer | None = None
         self._baseline: set[int] = set()
+        self._stopping = threading.Event()
 
     # -- from outside ------------------------------------------------------------------------------------------------
 
     def request_stop(self, reason: str) -> None:
         """Ask the rank to end, ``"now"`` at once; else it waits for rank 0, whose command may still save something."""
+        self._stopping.set()
         self._events.put(("stop", reason))
 
     def child_ended(self) -> None:
@@ -65,8 +68,8 @@ class Worker:
         self._baseline = descendants(os.getpid())
         try:
             self._logs.mkdir(parents=True, exist_ok=True)
-            self._join()
-            self._follow()
+            if self._join():
+                self._follow()
         except OSError as error:
             self.say(f"it failed: {error}")
             self._tell({"kind": "failed", "text": str(error)})
@@ -74,20 +77,30 @@ class Worker:
             self._end_ray()
             end_all(lambda: descendants(os.getpid()) - self._baseline, grace=0)
 
-    def _join(self) -> None:
+    def _join(self) -> bool:
+        """Connect to rank 0; gives whether it is there, and wanted."""
         place, spec = self._place, self._job.get("ray")
         timeout = JOIN_TIMEOUT if spec is None else float(spec["start_timeout"])
         hello = {"token": place.token, "rank": place.rank, "gpus": place.gpus}
         try:
             self._head = control.join(
-                place.addresses[0], place.port, hello, timeout=timeout, on_event=lambda *event: self._events.put(event)
+                place.addresses[0],
+                place.port,
+                hello,
+                timeout=timeout,
+                on_event=lambda *event: self._events.put(event),
+                give_up=self._stopping,
             )
         except OSError as error:
             raise OSError(f"{place.describe(0)} could not be reached within {timeout:g} s: {error}") from error
+        if self._head is None:
+            self.say("stopped before rank 0 was there")
+            return False
         self._note(f"joined {place.describe(0)} as {place.describe(place.rank)}")
         said = prepare_workdir(self._job)
         if said:
             self._note(said)
+        return True
 
     def _follow(self) -> None:
         deadline: float | None = None

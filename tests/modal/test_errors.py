@@ -168,10 +168,3 @@ def test_a_day_is_possible_and_tells_when_it_is_stopped(
     assert result.returncode == 0
     assert server.functions[0].definition.timeout_secs == 86400
     assert "whatever still runs after 86094 s is stopped so that it can save" in capfd.readouterr().err
-
-
-def test_more_nodes_than_one_are_refused_before_any_work(server: LoopbackModal, launcher: Make) -> None:
-    with pytest.raises(SpecError, match="nodes=2"):
-        launcher(nodes=2, gpu="H100:8").run("true", quiet=True)
-
-    assert server.names() == []
