@@ -18,7 +18,7 @@ import threading
 import time
 from pathlib import Path
 
-from local import BIN, Group, Measure, end_by_argument, free_port, make_checkout
+from local import BIN, Group, Measure, end_by_argument, free_port, own_folders
 
 from skyrl_modal import Launcher, RaySpec, VolumeSpec
 
@@ -150,13 +150,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         scratch = Path(name)
-        for variable in ("XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"):
-            os.environ[variable] = str(scratch / variable)
-        for variable in ("SKYRL_REPO_ROOT", "SKYRL_MODAL_BACKEND", "RAY_ADDRESS"):
-            os.environ.pop(variable, None)
+        checkout = own_folders(scratch)
         # Named by the environment: the run sees of /tmp only what that names.
         os.environ["BENCH_CHECKOUT"] = str(scratch / "SkyRL")
-        checkout = make_checkout(scratch / "SkyRL")
         (checkout / "driver.py").write_text(DRIVER)
         (checkout / "memory.py").write_text(MEMORY)
         groups = clusters(checkout, options.rounds) if options.only != "runs" else []
