@@ -118,7 +118,7 @@ class Job:
         memory: MiB, as Modal takes it.
         region: As Modal takes it.
         cloud: As Modal takes it.
-        checkout: What git says of the checkout: root, commit, changed.
+        checkout: What is known of the checkout: root, commit, changed, and the version of Ray that it pins.
         created_at: When the job was made, ISO 8601 in UTC.
         version: Of this record's form.
     """

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from attrs import asdict, frozen
 
@@ -130,14 +131,19 @@ def make_plan(launcher: Declaration, command: str, backend: str) -> Plan:
         memory=launcher.memory,
         region=launcher.region,
         cloud=launcher.cloud,
-        checkout={"root": str(checkout.root), "commit": checkout.commit, "changed": checkout.changed}
-        if checkout
-        else {},
+        checkout=_checkout_facts(checkout),
     )
     _check_workdir(job, launcher.workdir, selections)
     notes += _ray_notes(job, selections)
     notes += [warning for selection in selections for warning in selection.warnings]
     return Plan(job=job, selections=tuple(selections), warnings=tuple(notes), backend=backend)
+
+
+def _checkout_facts(checkout: Checkout | None) -> dict[str, Any]:
+    if checkout is None:
+        return {}
+    facts = {"commit": checkout.commit, "changed": checkout.changed, "ray": checkout.ray_version}
+    return {"root": str(checkout.root), **facts}
 
 
 def _ray_notes(job: Job, selections: Sequence[Selection]) -> list[str]:

@@ -272,6 +272,12 @@ class RayCluster:
             return
         taken = f" (port {self._spec['port']} is taken)" if self._node.port != self._spec["port"] else ""
         self._say(f"Ray {self._version} at {self._node.address}{taken}, ready after {seconds:.1f} s")
+        pinned = self._job.get("checkout", {}).get("ray")
+        if pinned and pinned != self._version:
+            self._say(
+                f"the checkout pins ray=={pinned}: a driver with that one, as below `uv run`, is refused here with "
+                "`Version mismatch`; choose the image by ImageSpec(base=...), on this machine the Ray that is installed"
+            )
         if self._node.dashboard_port:
             self.url = self._open_url(self._node.dashboard_port)
             self._say(f"Ray's dashboard: {self.url}")

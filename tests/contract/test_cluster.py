@@ -137,6 +137,20 @@ def test_a_driver_below_uv_run_has_workers_below_uv_run_on_every_node(
     assert all("/working_dir_files/" in item["here"] for item in facts), facts
 
 
+def test_a_driver_of_another_ray_is_warned_of_and_refused_in_rays_words(
+    cluster: Callable[..., Launcher], capfd: pytest.CaptureFixture[str]
+) -> None:
+    output = io.BytesIO()
+    # The tests' checkout pins a Ray that is not the one here; a driver of that one:
+    driver = "python -c 'import ray; ray.__version__ = \"2.57.0\"; ray.init()'"
+
+    result = cluster(nodes=1, gpu=None).run(driver, output=output)
+
+    assert (result.state, result.returncode) == (RunState.FAILED, 1)
+    assert "Version mismatch" in output.getvalue().decode()
+    assert "the checkout pins ray==2.57.0" in capfd.readouterr().err
+
+
 def test_without_ray_only_rank_0_runs_the_command(
     cluster: Callable[..., Launcher], capfd: pytest.CaptureFixture[str]
 ) -> None:
