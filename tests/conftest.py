@@ -58,6 +58,17 @@ def wait_for_none(value: str, seconds: float) -> dict[int, str]:
     return {}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests that start a real Ray a second try, of which the summary tells.
+
+    Ray has time limits of its own (30 s for a node, 10 s for an answer), which it misses now and then where two CPUs
+    have a dozen of its processes to start. A fault of ours fails twice.
+    """
+    for item in items:
+        if item.get_closest_marker("ray") is not None:
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Point everything that is kept to a folder of this session's, and fail it where something is left behind."""

@@ -223,7 +223,8 @@ def _run_worker(job: Mapping[str, Any], place: Place, writable: list[modal.Volum
     """Run a rank other than 0 to its end; rank 0 waits until its volumes are committed."""
     worker = Worker(job, place, say=lambda text: _say(f"rank {place.rank}: {text}"))
     try:
-        _, stopped = _beside(worker.run, worker.request_stop)
+        # However often Modal says so: rank 0, which hears of it as well, decides how long its command may save.
+        _, stopped = _beside(worker.run, lambda reason: None if reason == "now" else worker.request_stop(reason))
         failure = _commit(writable, threading.Lock())
         if failure is not None:
             worker.say(failure)
@@ -251,9 +252,11 @@ def _beside(run: Callable[[], T], request_stop: Callable[[str], None]) -> tuple[
     threading.Thread(target=work, name="supervisor").start()
     stopped: BaseException | None = None
     # Not Thread.join: interrupted by an exception it may take a running thread for ended (CPython 3.12 and before).
-    while not done.is_set():
+    while True:
         try:
-            done.wait()
+            while not done.is_set():
+                done.wait()
+            break
         except BaseException as error:  # modal's InputCancellation, KeyboardInterrupt: any of them asks to stop
             reason = ENDS if isinstance(error, KeyboardInterrupt) else "cancelled"
             request_stop("now" if stopped is not None else reason)

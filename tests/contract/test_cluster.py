@@ -117,7 +117,7 @@ def test_a_stopped_command_saves_while_its_cluster_is_whole(cluster: Callable[..
     run.cancel()
 
     result = run.wait(120)
-    assert (result.state, result.returncode) == (RunState.CANCELLED, 5)
+    assert (result.state, result.returncode) == (RunState.CANCELLED, 5), result.log_tail
     assert "saved on 1" in list(run.logs())
 
 
