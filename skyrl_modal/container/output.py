@@ -44,9 +44,9 @@ class Output:
         self._close()
 
     def note(self, text: str) -> None:
-        """Put a line of ours into the output itself."""
+        """Put lines of ours into the output itself."""
         self._open()
-        self._emit(f"skyrl-modal | {text}\n".encode())
+        self._emit("".join(f"skyrl-modal | {line}\n" for line in text.splitlines()).encode())
         self._close()
 
     def _open(self) -> None:

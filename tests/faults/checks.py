@@ -11,6 +11,7 @@ from .cases import Case
 from .stream import SAVED, SAVED_CODE, pieces
 
 #: The line that stands where a preempted run goes on.
+LOST_RAY = b"skyrl-modal | Ray ended with exit code "
 MOVED = b"skyrl-modal | Modal has moved the run to another container; starting again\n"
 #: What is said where the live view is known not to be whole.
 DAMAGED = "damaged or not whole"
@@ -213,6 +214,8 @@ def _output(case: Case, seen: Seen) -> Iterator[str]:
             yield "an attempt before a preemption has a gap or a repeat"
     elif not case.is_early:
         anywhere = case.fault in ("supervisor SIGKILL", "Ctrl-C twice", "time-out") or case.manner != "saves"
+        if case.fault == "raylet SIGKILL":
+            log = log.partition(LOST_RAY)[0]  # what Ray said last follows the output, as lines of ours
         if not _is_beginning(log, case, anywhere=anywhere):
             yield f"output.log has a gap or a repeat: {_difference(logged, _text(_whole(case)))}"
     # What others can read of it.
