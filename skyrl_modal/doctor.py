@@ -11,7 +11,7 @@ from pathlib import Path
 import platformdirs
 from attrs import frozen
 
-from skyrl_modal.backends.local_network import cannot
+from skyrl_modal.backends.local import why_side_by_side
 from skyrl_modal.backends.sandbox import find_sandbox
 from skyrl_modal.checkout import find_checkout, read_checkout
 from skyrl_modal.errors import SkyRLModalError
@@ -47,8 +47,8 @@ def examine() -> Iterator[Finding]:
     else:
         layers = "with overlays" if search.sandbox.overlays else "without overlays: each run copies its mounts"
         yield Finding("namespaces", True, f"{search.sandbox.binary}, {layers}")
-    apart = cannot() if search.sandbox else "there are no namespaces"
-    nodes = f"side by side on this machine's network: {apart}" if apart else "each with an address of its own"
+    reason = why_side_by_side(search.sandbox)
+    nodes = f"side by side on this machine's network: {reason}" if reason else "each with an address of its own"
     yield Finding("nodes", True, nodes, optional=True)
     yield _ray()
     yield _modal()

@@ -90,7 +90,7 @@ class LocalBackend:
         volumes = [("volume", f"{v.mount_path} is {volume_folder(v.name)}") for v in job.volumes]
         if job.nodes == 1:
             return [("where", where), *volumes]
-        reason = _why_side_by_side(sandbox)
+        reason = why_side_by_side(sandbox)
         how = f"side by side on its network ({reason})" if reason else "each with an address of its own"
         nodes = f"{job.nodes} on this machine, {how}"
         return [("where", where), ("nodes", nodes), *volumes]
@@ -123,7 +123,7 @@ class LocalBackend:
             events_r, events_w = fds.pipe() if owned else (None, None)
             caller_r, caller_w = fds.caller() if owned else (None, None)
             nothing = fds.open(os.devnull, os.O_WRONLY) if job.nodes > 1 else output_w
-            is_apart = job.nodes > 1 and not _why_side_by_side(sandbox)
+            is_apart = job.nodes > 1 and not why_side_by_side(sandbox)
             network = ClusterNetwork.create(job.nodes) if is_apart else None
             try:
                 for place in _places(job, network, fds):
@@ -221,7 +221,7 @@ def _is_used(name: str) -> bool:
     return is_alive(name.partition(".")[0])
 
 
-def _why_side_by_side(sandbox: Sandbox | None) -> str | None:
+def why_side_by_side(sandbox: Sandbox | None) -> str | None:
     """Why the ranks get no addresses of their own; None where they do."""
     if os.environ.get(NETWORK) == "host":
         return f"${NETWORK} is host"

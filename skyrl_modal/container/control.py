@@ -146,15 +146,7 @@ class Hub:
 
 def listen(port: int) -> socket.socket:
     """A socket that listens for the other ranks on every address of this node."""
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("0.0.0.0", port))
-        listener.listen(128)
-    except OSError:
-        listener.close()
-        raise
-    return listener
+    return socket.create_server(("0.0.0.0", port), backlog=128)
 
 
 def join(

@@ -23,7 +23,7 @@ FOR_UV = {
 def environment(job: Mapping[str, Any], place: Place) -> dict[str, str]:
     """What the command and Ray's processes get of a job, on top of this process's own variables."""
     env = {**os.environ, **job["env"], **place.env}
-    gpus = job.get("gpus") if job.get("gpus") is not None else place.gpus
+    gpus = gpus_of(job, place)
     env.update(
         SKYRL_RUN_ID=job["id"],
         NUM_NODES=str(job["nodes"]),
@@ -38,6 +38,11 @@ def environment(job: Mapping[str, Any], place: Place) -> dict[str, str]:
             env.pop(name, None)
     env.pop("RAY_ADDRESS", None)  # the caller's own Ray is none of the run's business
     return env
+
+
+def gpus_of(job: Mapping[str, Any], place: Place) -> int | None:
+    """GPUs of a node: as asked for, else as counted there; None where neither is known."""
+    return place.gpus if job.get("gpus") is None else int(job["gpus"])
 
 
 def ray_environment(env: Mapping[str, str], spec: Mapping[str, Any], place: Place) -> dict[str, str]:

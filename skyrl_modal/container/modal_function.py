@@ -99,7 +99,7 @@ def run_job(
     volumes = {item["name"]: modal.Volume.from_name(item["name"]) for item in job["volumes"]}
     for volume in volumes.values():
         volume.reload()
-    writable = [volumes[name] for name in _writable(job)]
+    writable = [volumes[item["name"]] for item in job["volumes"] if not item["read_only"]]
     run_dir, live, committing = Path(job["run_dir"]), _LiveText(), threading.Lock()
     place = _place(job, token)
     which = f", rank {place.rank} of {place.nodes}" if place.nodes > 1 else ""
@@ -107,9 +107,9 @@ def run_job(
     _say(f"the container is up: Python {platform.python_version()}, {task}{which}")
     if place.rank:
         # Where the run is over already, rank 0 only tells so, and is nobody to join.
-        if not _is_over(_read_json(Path(job["run_dir"]) / "result.json")):
+        if not _is_over(_read_json(run_dir / "result.json")):
             _make_all_links(links)
-            _run_worker(job, place, [volumes[name] for name in _writable(job)])
+            _run_worker(job, place, writable)
         return None
     earlier = _Earlier(run_dir)
     for chunk in earlier.output():
@@ -336,11 +336,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record
-
-
-def _writable(job: Mapping[str, Any]) -> list[str]:
-    """The names of the volumes that are to be committed."""
-    return [item["name"] for item in job["volumes"] if not item["read_only"]]
 
 
 def _make_all_links(links: Mapping[str, Mapping[str, str]] | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from skyrl_modal.container.control import Hub, listen
-from skyrl_modal.container.environment import ray_environment
+from skyrl_modal.container.environment import gpus_of, ray_environment
 from skyrl_modal.container.place import Place, node_name
 from skyrl_modal.container.ray_node import RayError, RayNode, claim_port, claim_turns
 
@@ -35,6 +34,11 @@ _NO_DASHBOARD = (
     'The dashboard is not installed there. On this machine: pip install "ray[default]"; in an image: add it to '
     "ImageSpec(pip=[...]) with the version of its Ray; or leave out RaySpec(dashboard=True)"
 )
+
+
+def join_timeout(job: Mapping[str, Any]) -> float:
+    """Seconds that the ranks of a run get to come together."""
+    return JOIN_TIMEOUT if job.get("ray") is None else float(job["ray"]["start_timeout"])
 
 
 class Stopped(Exception):
@@ -94,7 +98,7 @@ class RayCluster:
         self._restarts = dict.fromkeys(range(1, place.nodes), 0)
         self._started: set[int] = set()
         self.lost: set[int] = set()
-        self._timeout = JOIN_TIMEOUT if self._spec is None else float(self._spec["start_timeout"])
+        self._timeout = join_timeout(job)
         master_port, self._claim = claim_port(MASTER_PORT)
         env.update(MASTER_ADDR=place.addresses[0], MASTER_PORT=str(master_port))
         self._hub: Hub | None = None
@@ -103,8 +107,11 @@ class RayCluster:
             self._hub = Hub(listener, token=place.token, nodes=place.nodes, on_event=self._hear)
 
     def _hear(self, kind: str, value: Any) -> None:
-        """Take what comes from the other ranks; a stop that one was asked for is the run's."""
-        if kind == "rank-said" and value[1].get("kind") == "stop":
+        """Take what comes from the other ranks: a line is said, and a stop that one was asked for is the run's."""
+        said = value[1].get("kind") if kind == "rank-said" else ""
+        if said == "line":
+            self._say(f"rank {value[0]}: {value[1].get('text')}")
+        elif said == "stop":
             self._put(("stop", value[1].get("reason")))
         else:
             self._put((kind, value))
@@ -197,7 +204,7 @@ class RayCluster:
         self._node = node = RayNode(
             spec,
             self._place,
-            gpus=self._place.gpus if self._job.get("gpus") is None else int(self._job["gpus"]),
+            gpus=gpus_of(self._job, self._place),
             env=ray_environment(self._env, spec, self._place),
             temp_dir=self._temp_dir / "ray",
             log=self._logs / "0" / "start.log",
@@ -290,7 +297,7 @@ class RayCluster:
     # -- while the command runs --------------------------------------------------------------------------------------
 
     def broken_by(self, kind: str, value: Any, *, starting: bool = False) -> str:
-        """What an event breaks, in words; empty for one that breaks nothing. Lines of other ranks are said.
+        """What an event breaks, in words; empty for one that breaks nothing.
 
         Args:
             kind: The event's.
@@ -313,12 +320,10 @@ class RayCluster:
         if kind != "rank-said":
             return ""
         rank, message = value
-        if message.get("kind") == "line":
-            self._say(f"rank {rank}: {message.get('text')}")
-        elif message.get("kind") == "ray-ended":
+        if message.get("kind") == "ray-ended":
             text = f"its Ray node ended with exit code {message.get('returncode')}{when}:\n{message.get('words')}"
             return self._lost(rank, text, starting)
-        elif message.get("kind") == "failed":
+        if message.get("kind") == "failed":
             return f"{self._place.describe(rank)}: {message.get('text')}"
         return ""
 
@@ -339,35 +344,26 @@ class RayCluster:
         """End Ray where the next attempt must not meet it: one that has died, and all of one on several nodes."""
         if self._node is None or (self._place.nodes == 1 and not self._node.has_ended):
             return
-        waited_for: set[int] = set()
-        if self._hub is not None:
-            waited_for = self._hub.ranks
-            self._hub.send_all({"kind": "end-ray"})
-        self._end_node()
-        self._await(waited_for, "ray-gone", _ENDING, "has not ended its Ray")
+        self._end_all("end-ray", "ray-gone", _ENDING, "has not ended its Ray")
 
     def end(self) -> None:
         """End Ray and every rank; each has kept its logs and committed its volumes by then."""
-        waited_for: set[int] = set()
-        if self._hub is not None:
-            waited_for = self._hub.ranks
-            self._hub.send_all({"kind": "end"})
-        self._end_node()
-        self._await(waited_for, "", _LEAVING, "has not ended")
+        self._end_all("end", "", _LEAVING, "has not ended")
         if self._hub is not None:
             self._hub.close()
         if self._claim is not None:
             self._claim.close()
 
-    def _end_node(self) -> None:
-        if self._node is None:
-            return
-        self._node.end()
-        try:
-            self._node.keep_logs(self._logs / "0")
-        except (OSError, shutil.Error) as error:
-            self._say(f"Ray's logs could not be kept whole: {error}")
-        self._node = None
+    def _end_all(self, word: str, answer: str, seconds: float, otherwise: str) -> None:
+        """Tell the other ranks to end, end this node beside them, and wait until each has answered or is gone."""
+        ranks: set[int] = set()
+        if self._hub is not None:
+            ranks = self._hub.ranks
+            self._hub.send_all({"kind": word})
+        if self._node is not None:
+            self._node.end(self._say)
+            self._node = None
+        self._await(ranks, answer, seconds, otherwise)
 
     def _await(self, ranks: set[int], kind: str, seconds: float, otherwise: str) -> None:
         """Wait until each of some ranks has said something, or is gone."""
@@ -384,9 +380,7 @@ class RayCluster:
                 ranks.discard(event[1][0])
             elif event[0] == "rank-said":
                 rank, message = event[1]
-                if message.get("kind") == "line":
-                    self._say(f"rank {rank}: {message.get('text')}")
-                elif message.get("kind") == kind:
+                if message.get("kind") == kind:
                     ranks.discard(rank)
         for event in held:
             self._put(event)

@@ -262,14 +262,12 @@ class RayNode:
                 parts.append(f"{path.name}:\n" + "\n".join(f"  {line}" for line in kept))
         return "\n".join(parts) or "(Ray printed nothing)"
 
-    def keep_logs(self, folder: Path) -> None:
-        """Copy the logs of Ray's session to a folder that outlives the run."""
-        source = self._temp_dir / "session_latest" / "logs"
-        if source.is_dir():
-            shutil.copytree(source, folder, symlinks=True, dirs_exist_ok=True, ignore_dangling_symlinks=True)
+    def end(self, say: Callable[[str], None]) -> None:
+        """End this node's processes, and keep its logs beside what it printed; nothing else of it is left.
 
-    def end(self) -> None:
-        """End this node's processes; nothing of it is left when this returns."""
+        Args:
+            say: Takes a line of ours where the logs cannot be kept.
+        """
         if self._probe is not None:
             if self._probe.stdin is not None:
                 self._probe.stdin.close()
@@ -282,3 +280,11 @@ class RayNode:
             self._child.join()
         for claim in self._claims:
             claim.close()
+        source = self._temp_dir / "session_latest" / "logs"
+        try:
+            if source.is_dir():
+                shutil.copytree(
+                    source, self._log.parent, symlinks=True, dirs_exist_ok=True, ignore_dangling_symlinks=True
+                )
+        except (OSError, shutil.Error) as error:
+            say(f"Ray's logs could not be kept whole: {error}")

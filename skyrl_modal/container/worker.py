@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -13,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from skyrl_modal.container import control
-from skyrl_modal.container.environment import environment, prepare_workdir, ray_environment
+from skyrl_modal.container.environment import environment, gpus_of, prepare_workdir, ray_environment
 from skyrl_modal.container.place import Place
 from skyrl_modal.container.process import become_subreaper, descendants, end_all, reap_orphans
-from skyrl_modal.container.ray_cluster import JOIN_TIMEOUT
+from skyrl_modal.container.ray_cluster import join_timeout
 from skyrl_modal.container.ray_node import RayError, RayNode
 
 #: Seconds, beyond the command's grace, after which a rank that was asked to stop ends also without a word of rank 0's.
@@ -79,8 +78,7 @@ class Worker:
 
     def _join(self) -> bool:
         """Connect to rank 0; gives whether it is there, and wanted."""
-        place, spec = self._place, self._job.get("ray")
-        timeout = JOIN_TIMEOUT if spec is None else float(spec["start_timeout"])
+        place, timeout = self._place, join_timeout(self._job)
         hello = {"token": place.token, "rank": place.rank, "gpus": place.gpus}
         try:
             self._head = control.join(
@@ -145,11 +143,11 @@ class Worker:
             self._tell({"kind": "ray-gone"})
 
     def _start_ray(self, message: Mapping[str, Any]) -> None:
-        spec, gpus = self._job["ray"], self._job.get("gpus")
+        spec = self._job["ray"]
         self._node = node = RayNode(
             spec,
             self._place,
-            gpus=self._place.gpus if gpus is None else int(gpus),
+            gpus=gpus_of(self._job, self._place),
             env=ray_environment({**environment(self._job, self._place), **message["env"]}, spec, self._place),
             temp_dir=self._temp_dir,
             log=self._logs / "start.log",
@@ -159,14 +157,9 @@ class Worker:
         node.start_worker(message["address"])
 
     def _end_ray(self) -> None:
-        if self._node is None:
-            return
-        self._node.end()
-        try:
-            self._node.keep_logs(self._logs)
-        except (OSError, shutil.Error) as error:
-            self.say(f"Ray's logs could not be kept whole: {error}")
-        self._node = None
+        if self._node is not None:
+            self._node.end(self.say)
+            self._node = None
 
     def _tell(self, message: Mapping[str, Any]) -> None:
         if self._head is not None:
