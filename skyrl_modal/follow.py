@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import contextvars
-import queue
 import signal
 import sys
 import threading
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
 
+from skyrl_modal.container.events import Events
 from skyrl_modal.errors import SpecError
 from skyrl_modal.run import TAIL_BYTES, Reporter, Run, RunResult
 
@@ -32,7 +32,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.count = 0
-        self.events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self.events: Events[tuple[str, Any]] = Events()
 
     def press(self, *_: object) -> None:
         """Take one press; a handler of SIGINT."""
@@ -143,7 +143,7 @@ def follow(run: Run, output: Output, reporter: Reporter, interrupts: Interrupts)
     record: Mapping[str, Any] = {}
     tail, failure = b"", None
     while True:
-        kind, value = events.get()
+        kind, value = events.next()
         if kind == "end":
             break
         if kind == "broken":

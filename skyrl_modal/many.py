@@ -111,7 +111,7 @@ def run_many(
             future.add_done_callback(lambda _: interrupts.events.put(("ended", None)))
         left = len(ended)
         while left:
-            kind, value = interrupts.events.get()
+            kind, value = interrupts.events.next()
             if kind == "ended":
                 left -= 1
                 continue

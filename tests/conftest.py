@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import select
 import subprocess
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,48 +12,7 @@ import platformdirs
 import pytest
 
 from skyrl_modal import Launcher
-
-#: A variable that every process started by these tests inherits, with a value of this session's own.
-MARK = "SKYRL_MODAL_TEST_SESSION"
-
-
-def marked_processes(value: str) -> dict[int, str]:
-    """Living processes, other than this one and those it was started by, that carry this session's mark."""
-    me, found = os.getpid(), {}
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit() or int(entry.name) == me:
-            continue
-        try:
-            environment = Path(entry.path, "environ").read_bytes()
-            command = Path(entry.path, "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-        except OSError:
-            continue
-        if f"{MARK}={value}".encode() in environment.split(b"\0"):
-            found[int(entry.name)] = command
-    return found
-
-
-def wait_for_none(value: str, seconds: float) -> dict[int, str]:
-    """Wait until no marked process lives; gives those that still do."""
-    deadline = time.monotonic() + seconds
-    while left := marked_processes(value):
-        handles = []
-        for pid in left:
-            try:
-                handles.append(os.pidfd_open(pid))
-            except ProcessLookupError:
-                continue
-        poller = select.poll()
-        for handle in handles:
-            poller.register(handle, select.POLLIN)
-        remaining = deadline - time.monotonic()
-        if handles and remaining > 0:
-            poller.poll(remaining * 1000)
-        for handle in handles:
-            os.close(handle)
-        if remaining <= 0:
-            return left
-    return {}
+from tests.processes import MARK, wait_for_none
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

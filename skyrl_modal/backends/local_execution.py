@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import queue
 import signal
 import subprocess
 import threading
@@ -16,6 +15,7 @@ from typing import Any
 import platformdirs
 
 from skyrl_modal.backends import Event, lost_record
+from skyrl_modal.container.events import Events, wait_for
 from skyrl_modal.job import Job
 
 #: Chunks of output that may wait between the reader and whoever takes the events.
@@ -49,7 +49,7 @@ class LiveStreams:
     """The streams of a run that this process started, as events."""
 
     def __init__(self, output: int, events: int, caller: int | None) -> None:
-        self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._queue: Events[Event | None] = Events()
         self._room = threading.BoundedSemaphore(_AHEAD)
         self._caller = caller
         self._threads = [
@@ -79,7 +79,7 @@ class LiveStreams:
         result: Event | None = None
         open_streams = len(self._threads)
         while open_streams:
-            event = self._queue.get()
+            event = self._queue.next()
             if event is None:
                 open_streams -= 1
             elif event[0] == "result":
@@ -259,7 +259,7 @@ class LocalExecution:
             if self._waiter is None:
                 self._waiter = threading.Thread(target=self._watch_lock, name="run-end", daemon=True)
                 self._waiter.start()
-        return self._ended.wait(timeout)
+        return wait_for(self._ended.wait, timeout)
 
     def _watch_lock(self) -> None:
         try:

@@ -22,6 +22,7 @@ from skyrl_modal.backends.modal_app import RunApp, carried
 from skyrl_modal.backends.modal_errors import TRANSIENT, translated, words_of
 from skyrl_modal.backends.modal_log import Channel, LogView, facts_of
 from skyrl_modal.backends.modal_record import RecordFolder
+from skyrl_modal.container.events import wait_for
 from skyrl_modal.job import Job
 
 T = TypeVar("T")
@@ -65,6 +66,16 @@ def _says_cancelled(error: modal.exception.Error) -> bool:
     The container's client and the server then give no reason, which they do for a call that failed.
     """
     return type(error) is modal.exception.RemoteError and not str(error)
+
+
+def _result_of(future: concurrent.futures.Future[T], timeout: float | None = None) -> T:
+    """What a future gives.
+
+    Raises:
+        TimeoutError: It has not given anything within so many seconds.
+    """
+    wait_for(lambda seconds: future in concurrent.futures.wait([future], seconds).done, timeout)
+    return future.result(timeout=0)
 
 
 class ModalExecution:
@@ -130,7 +141,7 @@ class ModalExecution:
         Raises:
             SkyRLModalError: Modal would not have it.
         """
-        self._started.result()
+        _result_of(self._started)
 
     def events(self) -> Iterator[Event]:
         """What happens, live: of a run of ours once, of another one from its beginning each time."""
@@ -181,7 +192,7 @@ class ModalExecution:
             self._record = self._submit(self._await_record())
         try:
             # A question with no time to wait still needs the time that an answer takes.
-            return self._record.result(None if timeout is None else max(timeout, 2.0))
+            return _result_of(self._record, None if timeout is None else max(timeout, 2.0))
         except concurrent.futures.TimeoutError:
             raise TimeoutError(f"run {self._job.id} has not ended within {timeout:g} s") from None
 

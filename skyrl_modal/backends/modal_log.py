@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import queue
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from skyrl_modal.backends import Event
+from skyrl_modal.container.events import Events
 from skyrl_modal.container.modal_function import PREFIX
 
 #: Events that may wait for whoever takes them: memory stays flat where the output comes faster than it goes.
@@ -20,7 +20,7 @@ class Channel:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
+        self._events: Events[Event | BaseException | None] = Events()
         self._taken = asyncio.Event()
         self._is_full = False
         #: Nobody takes any more.
@@ -53,7 +53,7 @@ class Channel:
         self._taken.set()
 
     def __iter__(self) -> Iterator[Event]:
-        while (event := self._events.get()) is not None:
+        while (event := self._events.next()) is not None:
             if self._is_full:
                 self._loop.call_soon_threadsafe(self._taken.set)
             if isinstance(event, BaseException):

@@ -28,6 +28,7 @@ import modal
 
 from skyrl_modal.container.control import Hub, listen
 from skyrl_modal.container.environment import local_gpus
+from skyrl_modal.container.events import Events, wait_for
 from skyrl_modal.container.gate import Gate
 from skyrl_modal.container.place import Place
 from skyrl_modal.container.supervisor import BROKEN, Supervisor, write_json
@@ -193,12 +194,12 @@ def _dismiss(place: Place) -> None:
     """Tell the other ranks of a run that is not gone on with to end; they may have seen that by themselves."""
     if place.nodes == 1:
         return
-    told: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+    told: Events[tuple[str, Any]] = Events()
     hub = Hub(listen(place.port), token=place.token, nodes=place.nodes, on_event=lambda *event: told.put(event))
     deadline, left = time.monotonic() + DISMISSED, place.nodes - 1
-    while left and (patience := deadline - time.monotonic()) > 0:
-        with contextlib.suppress(queue.Empty):
-            kind, value = told.get(timeout=patience)
+    with contextlib.suppress(queue.Empty):
+        while left:
+            kind, value = told.next(deadline)
             if kind == "rank-joined":
                 hub.send(value[0], {"kind": "end"})
             left -= kind == "rank-gone"
@@ -213,7 +214,7 @@ def _is_over(result: Mapping[str, Any]) -> bool:
 def _await_end(seconds: float) -> BaseException | None:
     """Wait until Modal ends this container; gives what it raised, None where it does not."""
     try:
-        threading.Event().wait(seconds)
+        wait_for(threading.Event().wait, seconds)
     except BaseException as error:
         return error
     return None
@@ -254,8 +255,7 @@ def _beside(run: Callable[[], T], request_stop: Callable[[str], None]) -> tuple[
     # Not Thread.join: interrupted by an exception it may take a running thread for ended (CPython 3.12 and before).
     while True:
         try:
-            while not done.is_set():
-                done.wait()
+            wait_for(done.wait)
             break
         except BaseException as error:  # modal's InputCancellation, KeyboardInterrupt: any of them asks to stop
             reason = ENDS if isinstance(error, KeyboardInterrupt) else "cancelled"

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from skyrl_modal.container.environment import environment, prepare_workdir
+from skyrl_modal.container.events import Events
 from skyrl_modal.container.output import CHUNK, Output
 from skyrl_modal.container.place import Place
 from skyrl_modal.container.process import (
@@ -79,7 +80,7 @@ class Supervisor:
         self._place = place or Place()
         self._open_url = open_url
         self._tell = tell
-        self._events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._events: Events[tuple[str, Any]] = Events()
         self._run_dir = Path(job["run_dir"])
         self._logs = self._run_dir / "ray"
         self._output = Output(self._run_dir / "output.log", live, self._say)
@@ -306,9 +307,8 @@ class Supervisor:
     def _next_event(self, deadline: float | None) -> tuple[str, Any]:
         """The next thing that happened; ``("clock", None)`` at the deadline."""
         while True:
-            timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
-                kind, value = self._events.get(timeout=timeout)
+                kind, value = self._events.next(deadline)
             except queue.Empty:
                 return "clock", None
             if kind == "child":

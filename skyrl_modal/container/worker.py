@@ -13,6 +13,7 @@ from typing import Any
 
 from skyrl_modal.container import control
 from skyrl_modal.container.environment import environment, gpus_of, prepare_workdir, ray_environment
+from skyrl_modal.container.events import Events
 from skyrl_modal.container.place import Place
 from skyrl_modal.container.process import become_subreaper, descendants, end_all, reap_orphans
 from skyrl_modal.container.ray_cluster import join_timeout
@@ -35,7 +36,7 @@ class Worker:
         self._job = job
         self._place = place
         self._say_here = say
-        self._events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._events: Events[tuple[str, Any]] = Events()
         self._logs = Path(job["run_dir"]) / "ray" / str(place.rank)
         self._temp_dir = Path(os.environ.get("TMPDIR", "/tmp")) / "ray"
         self._node: RayNode | None = None
@@ -103,9 +104,8 @@ class Worker:
     def _follow(self) -> None:
         deadline: float | None = None
         while True:
-            timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
-                kind, value = self._events.get(timeout=timeout)
+                kind, value = self._events.next(deadline)
             except queue.Empty:
                 self.say("rank 0 has not ended in time")
                 return

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from skyrl_modal import Launcher, Run, RunCancelled, RunNotFound, RunState, RunTimeout
+from tests.processes import to_another_thread
 
 Make = Callable[..., Launcher]
 
@@ -92,6 +93,17 @@ def test_ctrl_c_lets_the_command_save_and_reaches_the_caller(
     assert "stopping the run" in err
     assert "cancelled, exit code 3" in err
     assert saved(launcher(), tmp_path) == "yes\n"
+
+
+def test_ctrl_c_is_seen_also_where_the_main_thread_is_not_the_one_that_gets_it(call: Callable[..., Caller]) -> None:
+    caller = call(SAVES)
+    caller.wait_for("up")
+
+    to_another_thread(caller.process.pid, signal.SIGINT)
+    _, out, err = caller.end()
+
+    assert out.splitlines() == ["saving", "interrupted"]
+    assert "cancelled, exit code 3" in err
 
 
 def test_a_second_ctrl_c_ends_it_at_once(call: Callable[..., Caller]) -> None:

@@ -21,8 +21,8 @@ from typing import IO, Any
 import attrs
 from modal_proto import api_pb2
 
-from tests.conftest import MARK, marked_processes, wait_for_none
 from tests.loopback import LoopbackModal
+from tests.processes import MARK, marked_processes, wait_for_none
 
 from .cases import Case
 from .checks import MOVED, Finding, Seen, judge

@@ -20,7 +20,7 @@ import pytest
 
 from skyrl_modal import Launcher, RaySpec, RunResult, RunState, VolumeSpec
 from skyrl_modal.backends.local_network import cannot
-from tests.conftest import wait_for_none
+from tests.processes import supervisors, wait_for_none
 
 pytestmark = pytest.mark.timeout(250)
 
@@ -41,24 +41,6 @@ def cluster(checkout: Path) -> Callable[..., Launcher]:
         )
 
     return make
-
-
-def supervisors() -> dict[int, list[int]]:
-    """The pids of the supervisors that this test's runs have, by their rank (0, or 1 for any other)."""
-    found: dict[int, list[int]] = {0: [], 1: []}
-    mark = f"SKYRL_MODAL_TEST_SESSION={os.environ['SKYRL_MODAL_TEST_SESSION']}".encode()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            mine = mark in (entry / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        # Not bubblewrap and the shell around them, which have the same words further back.
-        if mine and len(words) > 3 and words[3].endswith(b"container/__main__.py"):
-            found[0 if b"--events" in words else 1].append(int(entry.name))
-    return found
 
 
 class Running:

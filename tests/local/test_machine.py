@@ -19,6 +19,7 @@ import pytest
 
 import skyrl_modal
 from skyrl_modal import Launcher, MountSpec, Run, RunLost, RunState, VolumeSpec
+from tests.processes import supervisors, to_another_thread
 
 
 @pytest.fixture
@@ -53,6 +54,18 @@ def test_without_namespaces_it_says_so_once_and_the_variables_are_right(
     assert not Path(root).exists()
     assert capfd.readouterr().err.count("no private namespaces") == 1
     assert launcher.pull("/root/data/x", tmp_path / "x").read_text() == "kept\n"
+
+
+def test_a_supervisor_sees_a_signal_whichever_of_its_threads_gets_it(made: Launcher) -> None:
+    run = made.submit("trap 'echo saving; exit 3' INT; echo up; sleep 600 & wait")
+    lines = run.logs(follow=True)
+    assert next(lines) == "up"
+
+    [pid] = supervisors()[1]
+    to_another_thread(pid, signal.SIGTERM)
+
+    assert list(lines) == ["saving"]
+    assert (run.wait(60).state, run.wait().returncode) == (RunState.CANCELLED, 3)
 
 
 def test_without_namespaces_a_tree_that_will_not_end_is_ended_too(made: Launcher, no_namespaces: None) -> None:

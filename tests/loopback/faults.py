@@ -66,6 +66,7 @@ class Faults:
         self.logs_silent_until = 0.0
         self.log_delay = 0.0
         self.offline = False
+        self._held: frozenset[str] = frozenset()
         self.lost_gpus: dict[int, int] = {}  # rank: how many GPUs its container lacks
         self.refused = 0  # how many RPCs were refused
 
@@ -99,6 +100,10 @@ class Faults:
             self._failures.append(_Failure(chosen, who, calls, until, status, message, reply_lost))
         if seconds:
             self.drop_connections(names=chosen, who=who)
+
+    def hold(self, *names: str) -> None:
+        """Let the clients' RPCs of these names wait until `clear`."""
+        self._held = frozenset(names)
 
     def drop_connections(self, names: Iterable[str] | None = None, who: str = "client") -> int:
         """Cut what is under way (streams and long polls) of these RPCs; None: all. Returns how many."""
@@ -147,6 +152,7 @@ class Faults:
         self.token_revoked = False
         self.start_delay = self.log_delay = self.logs_silent_until = 0.0
         self.build_failures.clear()
+        self._held = frozenset()
 
     # -- asked by the server -----------------------------------------------------------------------------------------
 
@@ -172,6 +178,8 @@ class Faults:
         raise GRPCError(failure.status, failure.message)
 
     async def before(self, name: str, container: Container | None) -> None:
+        while container is None and name in self._held:
+            await asyncio.sleep(0.05)
         self._raise(name, container, after=False)
 
     def after(self, name: str, container: Container | None) -> None:

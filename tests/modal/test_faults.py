@@ -18,6 +18,7 @@ import pytest
 from skyrl_modal import Launcher, Run, RunState, VolumeSpec
 from tests.loopback import LoopbackModal
 from tests.modal.conftest import Script
+from tests.processes import to_another_thread
 
 Make = Callable[..., Launcher]
 
@@ -195,6 +196,19 @@ def test_preemption_goes_on_in_the_same_record_without_counting(
     assert json.loads(record.read_text())["returncode"] == 5
 
 
+def test_a_container_sees_a_signal_whichever_of_its_threads_gets_it(server: LoopbackModal, launcher: Make) -> None:
+    run = launcher().submit("trap 'echo saving; exit 3' INT TERM; echo up; sleep 600 & wait")
+    server.wait_for_text("up\n")
+
+    pid = server.wait_for_container("busy").pid
+    assert pid is not None
+    to_another_thread(pid, signal.SIGINT)
+
+    server.wait_for_text("saving\n")
+    run.cancel(now=True)
+    run.wait(60)
+
+
 def test_modals_own_words_are_told_as_such(
     server: LoopbackModal, launcher: Make, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -291,7 +305,7 @@ except KeyboardInterrupt:
 def test_ctrl_c_while_it_uploads_ends_at_once_and_leaves_no_app(
     server: LoopbackModal, script: Callable[..., Script], checkout: Path, volume: VolumeSpec
 ) -> None:
-    server.faults.unavailable(60, names="MountGetOrCreate")  # the client goes on trying
+    server.faults.hold("MountGetOrCreate")
     caller = script(CALLER, str(checkout), volume.name, "true", "6")
     caller.wait_for("building what the image lacks", "stderr")
     server.wait_for_call("MountGetOrCreate", 1)
