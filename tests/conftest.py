@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
@@ -29,6 +30,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def own_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Point everything that is kept to a folder of this session's, and fail it where something is left behind."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell without job control starts what it leaves in the background so, and our callers would inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     world = tmp_path_factory.mktemp("world")
     value = uuid.uuid4().hex
     with pytest.MonkeyPatch.context() as patch:
