@@ -18,6 +18,8 @@ from skyrl_modal.run import TAIL_BYTES, Reporter, Run, RunResult
 Output = Callable[[bytes], object] | IO[bytes] | None
 """Where a command's output goes: a callable, a binary file, or None for standard output."""
 
+#: What is said at the first Ctrl-C.
+STOPPING = "Ctrl-C: stopping the run; once more ends it at once"
 #: Events that may wait between the reader and the sink: memory stays flat where the sink is slow.
 _AHEAD = 64
 
@@ -113,6 +115,12 @@ class _Stdout:
             stream.flush()
 
 
+def tell_end(result: RunResult, reporter: Reporter) -> None:
+    """Say how a run ended, and where its output is."""
+    ending = f"{result.state}, exit code {result.returncode} after {result.duration:.1f} s"
+    reporter.line(f"{ending}; log: {result.log_path}")
+
+
 def follow(run: Run, output: Output, reporter: Reporter, interrupts: Interrupts) -> RunResult:
     """Follow a run to its end.
 
@@ -151,7 +159,7 @@ def follow(run: Run, output: Output, reporter: Reporter, interrupts: Interrupts)
             raise value
         if kind == "interrupt":
             if value == 1:
-                reporter.line("Ctrl-C: stopping the run; once more ends it at once")
+                reporter.line(STOPPING)
             run.cancel(now=value > 1)
             continue
         what, content = value
@@ -172,8 +180,7 @@ def follow(run: Run, output: Output, reporter: Reporter, interrupts: Interrupts)
             record = content
         room.release()
     result = run.to_result(record, tail)
-    ending = f"{result.state}, exit code {result.returncode} after {result.duration:.1f} s"
-    reporter.line(f"{ending}; log: {result.log_path}")
+    tell_end(result, reporter)
     if failure is not None:
         raise failure
     return result

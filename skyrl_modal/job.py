@@ -154,6 +154,21 @@ class Job:
     created_at: str = field(factory=lambda: datetime.now(UTC).isoformat())
     version: int = VERSION
 
+    @property
+    def run_volume(self) -> tuple[JobVolume, str] | None:
+        """The volume that ``run_dir`` is on, and its path there, such as ``.skyrl_modal/runs/ID``; None: on none.
+
+        Example:
+            >>> volume = JobVolume(name="skyrl-data", mount_path="/root/data")
+            >>> job = Job(id="r1", command="true", workdir="/", run_dir="/root/data/r1", volumes=[volume])
+            >>> job.run_volume == (volume, "r1")
+            True
+        """
+        for volume in self.volumes:
+            if not volume.read_only and self.run_dir.startswith(f"{volume.mount_path}/"):
+                return volume, self.run_dir.removeprefix(f"{volume.mount_path}/")
+        return None
+
     def to_json(self) -> str:
         """The record as JSON text.
 

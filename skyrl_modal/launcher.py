@@ -9,8 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import platformdirs
-from attrs import evolve, frozen
+from attrs import frozen
 
 from skyrl_modal.backends import Backend, VolumeEntry, backend_named
 from skyrl_modal.declaration import Declaration
@@ -18,13 +17,12 @@ from skyrl_modal.display import Lines, Quiet
 from skyrl_modal.errors import SpecError
 from skyrl_modal.follow import Interrupts, Output, catch_interrupts, follow, sink_for
 from skyrl_modal.many import run_many
-from skyrl_modal.mount import SnapshotStore
 from skyrl_modal.plan import Plan, make_plan
 from skyrl_modal.rerun import differences, launcher_fields
 from skyrl_modal.run import Reporter, Run, RunResult
 from skyrl_modal.run_index import RunIndex
-from skyrl_modal.secret_values import read_secrets
 from skyrl_modal.specs import VolumeSpec
+from skyrl_modal.staging import stage
 
 
 @frozen(kw_only=True)
@@ -209,29 +207,12 @@ class Launcher(Declaration):
     def _start(self, command: str | Sequence[str], *, owned: bool, reporter: Reporter, interrupts: Interrupts) -> Run:
         backend = self._backend
         plan = self.plan(command)
-        job = plan.job
-        # Seen before any work: a run that cannot be had is refused while it has cost nothing.
-        notes = [*plan.warnings, *backend.check(job)]
-        folders = [Path.cwd(), *([Path(job.checkout["root"])] if job.checkout else [])]
-        values = read_secrets([name for name in self.secrets if isinstance(name, str)], folders)
-        reporter.line(f"run {job.id}: {job.command}")
-        for word, text in [*plan.mount_lines(), *backend.describe(job)]:
-            reporter.line(f"{word:>8}  {text}")
-        for note in notes:
-            reporter.warn(note)
-        interrupts.raise_if_pressed()
-        store = SnapshotStore(platformdirs.user_cache_path("skyrl_modal") / "snapshots")
-        # From here on edits of the folders do not reach the run.
-        snapshots = [store.take(selection) for selection in plan.selections]
-        for snapshot in snapshots:
-            for note in snapshot.warnings:
-                reporter.warn(note)
-        mounts = zip(job.mounts, snapshots, strict=True)
-        job = evolve(job, mounts=[evolve(mount, digest=snapshot.digest) for mount, snapshot in mounts])
-        execution = backend.start(job, snapshots, values, owned=owned)
+        title = f"run {plan.job.id}: {plan.job.command}"
+        staged = stage(plan, backend, self.secrets, reporter, title=title, interrupts=interrupts)
+        execution = backend.start(staged.job, staged.snapshots, staged.secrets, owned=owned)
         if not owned:
             execution.wait_started()
-        run = Run(job, backend.name, execution)
+        run = Run(staged.job, backend.name, execution)
         run.remember()
         return run
 

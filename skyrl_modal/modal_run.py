@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import modal
-import platformdirs
 from attrs import evolve
 
 from skyrl_modal.backends.modal import ModalBackend
 from skyrl_modal.backends.modal_app import RunApp
 from skyrl_modal.backends.modal_execution import ModalExecution
 from skyrl_modal.display import Lines
+from skyrl_modal.follow import STOPPING, tell_end
 from skyrl_modal.launcher import Launcher
-from skyrl_modal.mount import SnapshotStore
 from skyrl_modal.run import Run, RunResult
-from skyrl_modal.secret_values import read_secrets
+from skyrl_modal.staging import stage
 
 
 class ModalRun:
@@ -40,17 +37,8 @@ class ModalRun:
     def __init__(self, launcher: Launcher) -> None:
         plan = evolve(launcher, backend="modal").plan("nvidia-smi")
         self._reporter = Lines()
-        for word, text in [*plan.mount_lines(), *ModalBackend().describe(plan.job)]:
-            self._reporter.line(f"{word:>8}  {text}")
-        for note in [*plan.warnings, *ModalBackend().check(plan.job)]:
-            self._reporter.warn(note)
-        folders = [Path.cwd(), *([Path(plan.job.checkout["root"])] if plan.job.checkout else [])]
-        values = read_secrets([name for name in launcher.secrets if isinstance(name, str)], folders)
-        store = SnapshotStore(platformdirs.user_cache_path("skyrl_modal") / "snapshots")
-        snapshots = [store.take(selection) for selection in plan.selections]
-        taken = zip(plan.job.mounts, snapshots, strict=True)
-        job = evolve(plan.job, mounts=[evolve(mount, digest=snapshot.digest) for mount, snapshot in taken])
-        self._run_app = RunApp(job, snapshots, values)
+        staged = stage(plan, ModalBackend(), launcher.secrets, self._reporter)
+        self._run_app = RunApp(staged.job, staged.snapshots, staged.secrets)
         self.app, self._function = self._run_app.define()
 
     def run(self, command: str) -> RunResult:
@@ -75,10 +63,9 @@ class ModalRun:
                 break
             except KeyboardInterrupt:
                 presses += 1
-                self._reporter.line("Ctrl-C: stopping the run; once more ends it at once")
+                self._reporter.line(STOPPING)
                 run.cancel(now=presses > 1)
-        seconds = "" if result.duration is None else f" after {result.duration:.1f} s"
-        self._reporter.line(f"{result.state}, exit code {result.returncode}{seconds}; log: {result.log_path}")
+        tell_end(result, self._reporter)
         if result.detail:
             self._reporter.line(result.detail)
         return result

@@ -232,10 +232,10 @@ def _places(job: Job, network: ClusterNetwork | None, fds: Descriptors) -> list[
     """Where the ranks stand: each at an address of its own, or side by side on this machine's network."""
     addresses = [LOOPBACK] * job.nodes if network is None else network.addresses
     if job.nodes == 1:
-        return places(1, addresses, 0, None, is_apart=False)
+        return [Place()]
     listener = socket.create_server((addresses[0], 0), backlog=job.nodes)
     port: int = listener.getsockname()[1]
-    return places(job.nodes, addresses, port, fds.add(listener.detach()), is_apart=network is not None)
+    return places(addresses, port, fds.add(listener.detach()), is_apart=network is not None)
 
 
 def _scratch_name(run_id: str, rank: int) -> str:
@@ -252,7 +252,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def _host_run_dir(job: Job, notes: Path) -> Path:
     """Where this machine has the run's folder: on the first writable volume, else beside the notes."""
-    for volume in job.volumes:
-        if not volume.read_only and job.run_dir.startswith(f"{volume.mount_path}/"):
-            return volume_folder(volume.name) / job.run_dir.removeprefix(f"{volume.mount_path}/")
-    return notes / "run"
+    if job.run_volume is None:
+        return notes / "run"
+    volume, inside = job.run_volume
+    return volume_folder(volume.name) / inside

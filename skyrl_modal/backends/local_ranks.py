@@ -31,18 +31,16 @@ _STORE_SHARE = 0.3
 _LEAST_STORE = 75 * 1024 * 1024
 
 
-def places(nodes: int, addresses: Sequence[str], port: int, listener: int | None, *, is_apart: bool) -> list[Place]:
+def places(addresses: Sequence[str], port: int, listener: int | None, *, is_apart: bool) -> list[Place]:
     """What each rank gets of this machine.
 
     Args:
-        nodes: How many there are.
-        addresses: The address of each.
+        addresses: The address of each rank.
         port: Where rank 0 listens.
         listener: Its descriptor for that.
         is_apart: Whether the others have networks of their own, with no way to the internet.
     """
-    if nodes == 1:
-        return [Place()]
+    nodes = len(addresses)
     cpus = max(1, len(os.sched_getaffinity(0)) // nodes) if hasattr(os, "sched_getaffinity") else None
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") if sys.platform == "linux" else 0
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -220,7 +218,7 @@ class RankStarter:
         for volume, folder in zip(job.volumes, self.volumes, strict=True):
             folder.mkdir(parents=True, exist_ok=True)
             layers.append(Layer(folder, volume.mount_path, "ro" if volume.read_only else "rw"))
-        if not any(job.run_dir.startswith(f"{v.mount_path}/") for v in job.volumes if not v.read_only):
+        if job.run_volume is None:
             (self.notes / "run").mkdir(exist_ok=True)
             layers.append(Layer(self.notes / "run", job.run_dir, "rw"))
         return layers

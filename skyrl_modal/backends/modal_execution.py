@@ -21,14 +21,12 @@ from skyrl_modal.backends import Event
 from skyrl_modal.backends.modal_app import RunApp, carried
 from skyrl_modal.backends.modal_errors import TRANSIENT, translated, words_of
 from skyrl_modal.backends.modal_log import Channel, LogView, facts_of
-from skyrl_modal.backends.modal_record import RecordFolder
+from skyrl_modal.backends.modal_record import INTERVAL, RecordFolder
 from skyrl_modal.container.events import wait_for
 from skyrl_modal.job import Job
 
 T = TypeVar("T")
 
-#: Seconds between two questions where Modal has nothing to wait for.
-INTERVAL = 0.5
 #: Seconds of silence after which the rest of the output, which should follow the result, is fetched instead.
 REST = 10.0
 #: Seconds, beyond the command's own grace, that a stopped container gets to commit and leave its record.

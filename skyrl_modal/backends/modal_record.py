@@ -10,8 +10,8 @@ import modal.exception
 from skyrl_modal.backends.modal_errors import TRANSIENT, words_of
 from skyrl_modal.job import Job
 
-#: Seconds between two attempts while Modal cannot be reached.
-_INTERVAL = 0.5
+#: Seconds between two questions where Modal has nothing to wait for, or cannot be reached.
+INTERVAL = 0.5
 
 
 class RecordFolder:
@@ -26,10 +26,9 @@ class RecordFolder:
 
     def __init__(self, job: Job) -> None:
         self.volume, self._path = "", ""
-        for volume in job.volumes:
-            if not volume.read_only and job.run_dir.startswith(f"{volume.mount_path}/"):
-                self.volume, self._path = volume.name, job.run_dir.removeprefix(volume.mount_path)
-                break
+        if job.run_volume is not None:
+            volume, inside = job.run_volume
+            self.volume, self._path = volume.name, f"/{inside}"
         self._handle: modal.Volume | None = None
 
     async def read(self, name: str) -> bytes | None:
@@ -48,7 +47,7 @@ class RecordFolder:
                 return None
             except TRANSIENT:
                 parts.clear()
-                await asyncio.sleep(_INTERVAL)
+                await asyncio.sleep(INTERVAL)
 
     async def names(self, folder: str) -> list[str]:
         """The paths of the files below a folder.

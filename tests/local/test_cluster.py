@@ -20,6 +20,7 @@ import pytest
 
 from skyrl_modal import Launcher, RaySpec, RunResult, RunState, VolumeSpec
 from skyrl_modal.backends.local_network import cannot
+from tests.other_ray import OTHER_VERSION, other_ray
 from tests.processes import supervisors, wait_for_none
 
 pytestmark = pytest.mark.timeout(250)
@@ -128,16 +129,7 @@ def test_nodes_without_namespaces(
 def test_another_ray_on_a_node_is_told_in_rays_words(
     cluster: Callable[..., Launcher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    real = Path(sys.executable).with_name("ray")
-    (folder / "ray").write_text(
-        f"#!{sys.executable}\nimport os, sys\n"
-        'if os.environ["NODE_RANK"] == "1":\n    import ray; ray.__version__ = "2.0.0"\n'
-        "    from ray.scripts.scripts import main; sys.exit(main())\n"
-        f"os.execv({str(real)!r}, sys.argv)\n"
-    )
-    (folder / "ray").chmod(0o755)
+    folder = other_ray(tmp_path / "bin", OTHER_VERSION)
     (folder / "python").symlink_to(sys.executable)
     monkeypatch.setattr(sys, "executable", str(folder / "python"))
 
@@ -188,7 +180,7 @@ def test_a_caller_that_is_killed_takes_all_ranks_along(checkout: Path) -> None:
 
 
 @OWN_ADDRESSES
-def test_no_interface_is_left(cluster: Callable[..., Launcher]) -> None:
+def test_the_next_cluster_can_be_had_at_once(cluster: Callable[..., Launcher]) -> None:
     assert cluster(nodes=3).run("true", quiet=True).succeeded
-    # An interface goes shortly after the last process that could use it: the next run can be made at once.
+    # The interfaces of the first go shortly after the last process that could use them.
     assert cluster(nodes=3).run("true", quiet=True).succeeded

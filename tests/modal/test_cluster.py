@@ -15,6 +15,7 @@ import pytest
 from skyrl_modal import Launcher, RaySpec, Run, RunState, SpecError
 from tests.loopback import LoopbackModal
 from tests.loopback.records import Container
+from tests.other_ray import OTHER_VERSION, other_ray
 
 Make = Callable[..., Launcher]
 
@@ -35,13 +36,8 @@ def container_of(server: LoopbackModal, rank: int) -> Container:
     return member
 
 
-def fake_ray(folder: Path, script: str) -> dict[str, list[Path]]:
-    """Options of a server whose containers have another ``ray`` on rank 1."""
-    real = Path(sys.executable).with_name("ray")
-    folder.mkdir()
-    text = f'#!{sys.executable}\nimport os, sys\nif os.environ["NODE_RANK"] == "1":\n{script}\n'
-    (folder / "ray").write_text(f"{text}os.execv({str(real)!r}, sys.argv)\n")
-    (folder / "ray").chmod(0o755)
+def with_ray(folder: Path) -> dict[str, list[Path]]:
+    """Options of a server whose containers have the ``ray`` in this folder."""
     return {"container_path": [folder], "visible": [folder]}
 
 
@@ -101,9 +97,8 @@ def test_a_node_without_its_gpus_is_told_at_once(server: LoopbackModal, cluster:
 def test_a_node_that_never_joins_is_named(
     make_server: Callable[..., LoopbackModal], launcher: Make, cluster: Make, tmp_path: Path
 ) -> None:
-    server = make_server(
-        **fake_ray(tmp_path / "bin", "    import time; print('thinking', flush=True); time.sleep(600)")
-    )
+    slow = other_ray(tmp_path / "bin", "import time; print('thinking', flush=True); time.sleep(600)")
+    server = make_server(**with_ray(slow))
 
     result = cluster(ray=RaySpec(start_timeout=20)).run("echo never", quiet=True)
 
@@ -120,8 +115,7 @@ def test_a_node_that_never_joins_is_named(
 def test_another_ray_on_a_node_is_told_in_rays_words(
     make_server: Callable[..., LoopbackModal], launcher: Make, cluster: Make, tmp_path: Path
 ) -> None:
-    other = "    import ray; ray.__version__ = '2.0.0'\n    from ray.scripts.scripts import main; sys.exit(main())"
-    server = make_server(**fake_ray(tmp_path / "bin", other))
+    server = make_server(**with_ray(other_ray(tmp_path / "bin", OTHER_VERSION)))
 
     result = cluster(ray=RaySpec()).run("echo never", quiet=True)
 
