@@ -53,10 +53,10 @@ def wait_for_none(value: str, seconds: float) -> dict[int, str]:
     return {}
 
 
-def supervisors() -> dict[int, list[int]]:
-    """The pids of the supervisors on this machine: 0, those of rank 0 whose caller follows them; 1, all others."""
+def supervisors(value: str = "") -> dict[int, list[int]]:
+    """The pids of supervisors with a mark (this session's): 0, of rank 0 where its caller follows it; 1, all others."""
     found: dict[int, list[int]] = {0: [], 1: []}
-    for pid, command in marked_processes(os.environ[MARK]).items():
+    for pid, command in marked_processes(value or os.environ[MARK]).items():
         words = command.split(" ")
         # Not bubblewrap and the shell around them, which have the same words further back.
         if len(words) > 3 and words[3].endswith("container/__main__.py"):

@@ -76,6 +76,7 @@ class Hub:
         self._nodes = nodes
         self._on_event = on_event
         self._peers: dict[int, Peer] = {}
+        self._absent = set(range(1, nodes))
         self._lock = threading.Lock()
         threading.Thread(target=self._accept, name="ranks", daemon=True).start()
 
@@ -84,6 +85,12 @@ class Hub:
         """The ranks that are connected."""
         with self._lock:
             return set(self._peers)
+
+    @property
+    def absent(self) -> set[int]:
+        """The ranks that have not joined yet; not those that are gone again."""
+        with self._lock:
+            return set(self._absent)
 
     def send(self, rank: int, message: Mapping[str, Any]) -> None:
         """Tell one rank something."""
@@ -141,6 +148,7 @@ class Hub:
             if not isinstance(rank, int) or not 0 < rank < self._nodes or rank in self._peers:
                 return None
             self._peers[rank] = peer
+            self._absent.discard(rank)
             return rank
 
 

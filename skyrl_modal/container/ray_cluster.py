@@ -24,6 +24,8 @@ JOIN_TIMEOUT = 120.0
 _ENDING = 30.0
 #: Seconds that a rank gets at the end to keep its logs and commit its volumes.
 _LEAVING = 120.0
+#: Seconds that a run waits at its end for ranks that have not joined, which look for it until they give up.
+_LATE = 30.0
 #: Seconds between two looks whether it is this run's turn to start its Ray. There is no event for it.
 _TURN_INTERVAL = 0.1
 #: How often a node that was lost is started again in one attempt, with ``on_worker_loss="wait"``.
@@ -350,9 +352,26 @@ class RayCluster:
         """End Ray and every rank; each has kept its logs and committed its volumes by then."""
         self._end_all("end", "", _LEAVING, "has not ended")
         if self._hub is not None:
+            self._end_late(self._hub)
             self._hub.close()
         if self._claim is not None:
             self._claim.close()
+
+    def _end_late(self, hub: Hub) -> None:
+        """Tell ranks to end that join only now, and wait until they have."""
+        deadline, held = time.monotonic() + _LATE, []
+        while hub.absent:
+            event = self._take(deadline)
+            if event[0] == "stop":
+                held.append(event)
+            if event[0] == "clock" or event == ("stop", "now"):
+                late = ", ".join(self._place.describe(rank) for rank in sorted(hub.absent))
+                self._say(f"not there yet, and left to end without a word: {late}")
+                break
+        for event in held:
+            self._put(event)
+        hub.send_all({"kind": "end"})
+        self._await(hub.ranks, "", _LEAVING, "has not ended")
 
     def _end_all(self, word: str, answer: str, seconds: float, otherwise: str) -> None:
         """Tell the other ranks to end, end this node beside them, and wait until each has answered or is gone."""

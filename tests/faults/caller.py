@@ -16,8 +16,7 @@ def main(facts_path: str, result_path: str) -> None:
         checkout=facts["checkout"],
         volumes=[VolumeSpec(name=facts["volume"])],
         ray=RaySpec(num_cpus=1, object_store_memory=100_000_000) if facts["ray"] else None,
-        gpu=None,
-        **facts["fields"],
+        **{"gpu": None, **facts["fields"]},
     )
     result = launcher.run(facts["command"])
     told = {"state": str(result.state), "returncode": result.returncode, "detail": result.detail}

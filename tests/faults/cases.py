@@ -28,6 +28,8 @@ ROUND = (
     ("cancel a tree", "modal"),
     ("supervisor SIGKILL", "local"),
     ("supervisor SIGKILL", "modal"),
+    ("rank 1 SIGKILL", "local"),
+    ("rank 1 SIGKILL", "modal"),
     ("raylet SIGKILL", "local"),
     ("dropped stream", "modal"),
     ("UNAVAILABLE", "modal"),
@@ -49,12 +51,15 @@ ENDING = frozenset(
         "cancel",
         "cancel a tree",
         "supervisor SIGKILL",
+        "rank 1 SIGKILL",
         "raylet SIGKILL",
         "time-out",
     }
 )
 #: Faults that may also come before the command has printed anything, or has begun.
 ANYTIME = frozenset({"client SIGKILL", "client SIGTERM", "Ctrl-C", "Ctrl-C twice", "cancel"})
+#: Faults that come to runs of one node only: a raylet of several has tests of its own, and so has a full volume.
+ALONE = frozenset({"raylet SIGKILL", "full volume"})
 
 
 @attrs.frozen
@@ -75,6 +80,7 @@ class Case:
         delay: Seconds after the moment.
         again: Seconds until it comes again, or is over, where that says something; and for how often see ``times``.
         times: How often it comes, where it may come more than once.
+        nodes: Nodes of the run; without Ray, unless that is what is killed.
     """
 
     seed: int
@@ -90,6 +96,7 @@ class Case:
     delay: float
     again: float
     times: int
+    nodes: int
 
     @property
     def is_early(self) -> bool:
@@ -101,6 +108,8 @@ class Case:
         """The launcher's fields."""
         # Who ends by itself is given all the time that a busy machine may take; who does not, no more than needed.
         fields: dict[str, object] = {"grace": 1 if self.manner == "ignores" else 30, "timeout": 600}
+        if self.nodes > 1:
+            fields |= {"nodes": self.nodes, "gpu": "H100:8" if self.backend == "modal" else None}
         if self.fault == "time-out":
             fields["timeout"] = round(0.3 + self.again, 3)
         return fields
@@ -142,4 +151,5 @@ def draw(seed: int, number: int) -> Case:
         delay=rng.uniform(0, rng.choice([0.1, 0.3, 2.0]) if early else 0.2),
         again=again,
         times=rng.choice([1, 1, 2, 3]),
+        nodes=2 if fault == "rank 1 SIGKILL" else 1 if fault in ALONE else rng.choice([1, 1, 1, 2]),
     )

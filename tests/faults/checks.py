@@ -10,8 +10,9 @@ import attrs
 from .cases import Case
 from .stream import SAVED, SAVED_CODE, pieces
 
+#: How a line of ours begins that follows the output where a fault ends the run.
+LAST_WORDS = {"raylet SIGKILL": b"skyrl-modal | Ray ended with exit code ", "rank 1 SIGKILL": b"skyrl-modal | rank 1 ("}
 #: The line that stands where a preempted run goes on.
-LOST_RAY = b"skyrl-modal | Ray ended with exit code "
 MOVED = b"skyrl-modal | Modal has moved the run to another container; starting again\n"
 #: What is said where the live view is known not to be whole.
 DAMAGED = "damaged or not whole"
@@ -101,7 +102,7 @@ def _expected(case: Case, struck: int) -> tuple[set[str], set[int]]:
         return {"cancelled"}, _stopped_codes(case, 2) | {137}
     if case.fault == "supervisor SIGKILL":
         return {"lost"}, {125}
-    if case.fault == "raylet SIGKILL":
+    if case.fault in ("raylet SIGKILL", "rank 1 SIGKILL"):
         return {"failed"}, _stopped_codes(case, 15)
     if case.fault == "time-out":
         return {"timed_out"}, {124}
@@ -214,8 +215,8 @@ def _output(case: Case, seen: Seen) -> Iterator[str]:
             yield "an attempt before a preemption has a gap or a repeat"
     elif not case.is_early:
         anywhere = case.fault in ("supervisor SIGKILL", "Ctrl-C twice", "time-out") or case.manner != "saves"
-        if case.fault == "raylet SIGKILL":
-            log = log.partition(LOST_RAY)[0]  # what Ray said last follows the output, as lines of ours
+        if case.fault in LAST_WORDS:
+            log = log.partition(LAST_WORDS[case.fault])[0]
         if not _is_beginning(log, case, anywhere=anywhere):
             yield f"output.log has a gap or a repeat: {_difference(logged, _text(_whole(case)))}"
     # What others can read of it.

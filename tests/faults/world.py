@@ -22,7 +22,8 @@ import attrs
 from modal_proto import api_pb2
 
 from tests.loopback import LoopbackModal
-from tests.processes import MARK, marked_processes, wait_for_none
+from tests.loopback.records import Container
+from tests.processes import MARK, marked_processes, supervisors, wait_for_none
 
 from .cases import Case
 from .checks import MOVED, Finding, Seen, judge
@@ -245,7 +246,7 @@ class World:
         errors = 0
         if case.backend == "modal":
             self.server.plane.container_env[MARK] = mark
-            killing = case.fault in ("supervisor SIGKILL", "Ctrl-C twice")
+            killing = case.fault in ("supervisor SIGKILL", "rank 1 SIGKILL", "Ctrl-C twice")
             self.server.plane.background_commits = 0.5 if killing else None
             errors = len(self.server.errors) + len(self.server.unimplemented)
         strike = Strike()
@@ -323,7 +324,12 @@ class World:
                 index = self._folder / "state" / "skyrl_modal" / "index" / f"{caller.run_id}.json"
                 os.kill(json.loads(index.read_text())["handle"]["pid"], signal.SIGKILL)
             case "supervisor SIGKILL":
-                self.server.kill()
+                self.server.kill(self._container(0))
+            case "rank 1 SIGKILL" if case.backend == "local":
+                [rank] = supervisors(mark)[1]
+                os.kill(rank, signal.SIGKILL)
+            case "rank 1 SIGKILL":
+                self.server.kill(self._container(1))
             case "raylet SIGKILL":
                 [raylet] = [pid for pid in marked_processes(mark) if _program(pid) == "raylet"]
                 os.kill(raylet, signal.SIGKILL)
@@ -347,11 +353,18 @@ class World:
                     # Again where it goes on, as soon as it has printed something there.
                     if number and not caller.wait_after(MOVED, number, seconds):
                         break
-                    busy = [container for container in self.server.containers() if container.state == "busy"]
-                    if not busy or busy[0].retiring:  # it has ended meanwhile
+                    busy = self._container(0)
+                    if busy is None or busy.retiring:  # it has ended meanwhile
                         break
-                    self.server.preempt(busy[0])
+                    self.server.preempt(busy)
                     strike.struck += 1
+
+    def _container(self, rank: int) -> Container | None:
+        """The container that a rank is in; None where it has ended, or is not busy yet."""
+        for container in self.server.containers():
+            if container.state == "busy" and (container.gang is None or container.gang.members[rank] is container):
+                return container
+        return None
 
     # -- afterwards --------------------------------------------------------------------------------------------------
 

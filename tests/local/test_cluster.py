@@ -140,6 +140,24 @@ def test_another_ray_on_a_node_is_told_in_rays_words(
     assert "Version mismatch" in result.detail
 
 
+def test_ranks_that_are_on_their_way_hear_of_an_end_that_came_before_them(
+    cluster: Callable[..., Launcher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "ray").write_text("#!/bin/sh\necho broken\nexit 3\n")
+    (tmp_path / "bin" / "ray").chmod(0o755)
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+
+    # The head ends before the others can have joined: they would wait for it until start_timeout.
+    result = cluster(nodes=3, ray=RaySpec(start_timeout=400)).run("echo never", quiet=True)
+
+    assert (result.state, result.returncode) == (RunState.FAILED, 125)
+    assert "`ray start` ended with exit code 3. Its last words:" in result.detail
+    assert result.duration < 100
+    assert supervisors() == {0: [], 1: []}
+
+
 def test_a_rank_that_is_killed_fails_the_run(cluster: Callable[..., Launcher]) -> None:
     running = Running(cluster())
     [pid] = supervisors()[1]
