@@ -103,7 +103,7 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """216 runs with one fault each; after ``--`` the campaign's options: ``-- --seed 1 --only cancel``."""
+    """232 runs with one fault each; after ``--`` the campaign's options: ``-- --seed 1 --only cancel``."""
     install(session, "-e", ".[local]", groups=("test",))
     session.run("python", "-m", "tests.faults.campaign", *session.posargs)
 

@@ -7,13 +7,14 @@ import contextvars
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
 
 from skyrl_modal.container.events import Events
 from skyrl_modal.errors import SpecError
-from skyrl_modal.run import TAIL_BYTES, Reporter, Run, RunResult
+from skyrl_modal.run import TAIL_BYTES, Reporter, Run, RunResult, RunState
 
 Output = Callable[[bytes], object] | IO[bytes] | None
 """Where a command's output goes: a callable, a binary file, or None for standard output."""
@@ -22,6 +23,8 @@ Output = Callable[[bytes], object] | IO[bytes] | None
 STOPPING = "Ctrl-C: stopping the run; once more ends it at once"
 #: Events that may wait between the reader and the sink: memory stays flat where the sink is slow.
 _AHEAD = 64
+#: Lines of ours that are remembered, to say nothing twice.
+_TOLD = 200
 
 
 class Interrupts:
@@ -115,8 +118,19 @@ class _Stdout:
             stream.flush()
 
 
-def tell_end(result: RunResult, reporter: Reporter) -> None:
-    """Say how a run ended, and where its output is."""
+def tell_end(result: RunResult, reporter: Reporter, told: Iterable[str] = ()) -> None:
+    """Say how a run ended, and where its output is; before that why it failed, where that was not told yet.
+
+    Args:
+        result: How it ended.
+        reporter: Gets our lines.
+        told: What was told, in lines.
+    """
+    known = list(told)
+    if result.state in (RunState.FAILED, RunState.LOST):
+        for line in result.detail.splitlines():
+            if not any(line in one for one in known):
+                reporter.line(line)
     ending = f"{result.state}, exit code {result.returncode} after {result.duration:.1f} s"
     reporter.line(f"{ending}; log: {result.log_path}")
 
@@ -150,6 +164,7 @@ def follow(run: Run, output: Output, reporter: Reporter, interrupts: Interrupts)
     threading.Thread(target=context.run, args=(read,), name=f"follow-{run.id}", daemon=True).start()
     record: Mapping[str, Any] = {}
     tail, failure = b"", None
+    told: deque[str] = deque(maxlen=_TOLD)
     while True:
         kind, value = events.next()
         if kind == "end":
@@ -173,6 +188,7 @@ def follow(run: Run, output: Output, reporter: Reporter, interrupts: Interrupts)
                     failure, sink = error, None
                     run.cancel()
         elif what == "line":
+            told.extend(content.splitlines())
             reporter.line(content)
         elif what == "handle":
             run.remember()
@@ -180,7 +196,7 @@ def follow(run: Run, output: Output, reporter: Reporter, interrupts: Interrupts)
             record = content
         room.release()
     result = run.to_result(record, tail)
-    tell_end(result, reporter)
+    tell_end(result, reporter, [*told, *tail.decode("utf-8", "replace").splitlines()])
     if failure is not None:
         raise failure
     return result

@@ -66,6 +66,4 @@ class ModalRun:
                 self._reporter.line(STOPPING)
                 run.cancel(now=presses > 1)
         tell_end(result, self._reporter)
-        if result.detail:
-            self._reporter.line(result.detail)
         return result

@@ -98,7 +98,7 @@ def run_all(cases: list[Case], folder: Path, *, jobs: int, patience: float) -> l
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.campaign", description=__doc__)
-    parser.add_argument("--runs", type=int, default=216, help="how many (default: 216, eight rounds of all faults)")
+    parser.add_argument("--runs", type=int, default=232, help="how many (default: 232, eight rounds of all faults)")
     parser.add_argument("--seed", type=int, help="what all is drawn from (default: another one each time)")
     parser.add_argument("--only", choices=FAULTS, help="this fault only")
     parser.add_argument("--backend", choices=("local", "modal"), help="this backend only")

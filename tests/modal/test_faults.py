@@ -101,6 +101,26 @@ def test_a_silent_log_stream(server: LoopbackModal, launcher: Make) -> None:
     assert output.getvalue() == "".join(f"tick {number}\n" for number in range(1, 21)).encode()
 
 
+def test_why_a_run_failed_is_told_also_where_the_logs_are_silent(
+    server: LoopbackModal, launcher: Make, volume: VolumeSpec, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = launcher()
+    made.run("true", quiet=True)
+
+    def fill_and_silence() -> None:
+        server.fail_commits(volume.name, times=100)
+        server.faults.silence_logs(60)
+
+    output = Watched("up\n", fill_and_silence)
+
+    result = made.run("echo up; sleep 1", output=output)
+
+    assert (result.state, result.returncode) == (RunState.FAILED, 125)
+    *_, why, end = capfd.readouterr().err.splitlines()
+    assert why.startswith("skyrl-modal | a volume could not be committed: ")
+    assert end.startswith("skyrl-modal | failed, exit code 125 ")
+
+
 def test_chunks_cut_at_odd_places(server: LoopbackModal, launcher: Make, capfd: pytest.CaptureFixture[str]) -> None:
     server.cut_logs(4)
     output, text = io.BytesIO(), "äö€ \U0001f600 ok\n"
