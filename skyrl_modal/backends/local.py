@@ -122,15 +122,18 @@ class LocalBackend:
             output_r, output_w = fds.pipe(CHUNK) if owned else (None, fds.open(os.devnull, os.O_WRONLY))
             events_r, events_w = fds.pipe() if owned else (None, None)
             caller_r, caller_w = fds.caller() if owned else (None, None)
+            # Only rank 0 holds the writing end: the others hear of its end, also before they have joined it.
+            head_r, head_w = fds.pipe() if job.nodes > 1 else (None, None)
             nothing = fds.open(os.devnull, os.O_WRONLY) if job.nodes > 1 else output_w
             is_apart = job.nodes > 1 and not why_side_by_side(sandbox)
             network = ClusterNetwork.create(job.nodes) if is_apart else None
             try:
                 for place in _places(job, network, fds):
                     scratch = self._make_scratch(_scratch_name(job.id, place.rank), sandbox)
-                    streams = Streams(nothing) if place.rank else Streams(output_w, events_w, caller_r)
-                    # The network is there for as long as rank 0.
-                    keep = [network.descriptor] if network is not None and place.rank == 0 else []
+                    streams = Streams(nothing, None, head_r) if place.rank else Streams(output_w, events_w, caller_r)
+                    keep = [head_w] if head_w is not None and place.rank == 0 else []
+                    if network is not None and place.rank == 0:
+                        keep.append(network.descriptor)  # it is there for as long as rank 0
                     private = network is not None and place.rank > 0
                     try:
                         ranks.append(starter.start(place, scratch, fds, streams, private_network=private, keep=keep))

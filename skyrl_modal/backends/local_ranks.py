@@ -65,12 +65,12 @@ def places(addresses: Sequence[str], port: int, listener: int | None, *, is_apar
 
 @frozen
 class Streams:
-    """The descriptors of rank 0 that its caller holds the other ends of.
+    """The descriptors of a rank that others hold the other ends of.
 
     Attributes:
         output: Takes the command's output.
         events: Takes the events.
-        caller: Gets readable when the caller ends.
+        caller: Gets readable when who it belongs to ends: the caller, or rank 0 for the others.
     """
 
     output: int

@@ -42,19 +42,25 @@ class _Teller:
                     self._descriptor = None
 
 
-def _watch_caller(descriptor: int, supervisor: Supervisor) -> None:
-    """Wait for the caller's end: its pidfd gets readable, or the pipe that only it holds is closed."""
+def _watch_caller(descriptor: int | None, rank: Supervisor | Worker, who: str) -> None:
+    """Have a rank stop at the caller's end: its pidfd gets readable, or the pipe that only it holds is closed."""
+    if descriptor is None:
+        return
     poller = select.poll()
     poller.register(descriptor, select.POLLIN | select.POLLHUP)
-    poller.poll()
-    supervisor.request_stop("the caller is gone")
+
+    def wait() -> None:
+        poller.poll()
+        rank.request_stop(f"{who} is gone")
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def main() -> int:
     """Run one rank of a job to its end; gives the command's exit code."""
     parser = argparse.ArgumentParser(prog="skyrl_modal.container")
     parser.add_argument("--events", type=int, help="descriptor that gets the events")
-    parser.add_argument("--caller", type=int, help="descriptor that gets readable when the caller ends")
+    parser.add_argument("--caller", type=int, help="descriptor that gets readable when the caller ends, or rank 0")
     parser.add_argument("--ready", type=int, help="descriptor that gets this process's id once it takes signals")
     options = parser.parse_args()
     record = json.loads(sys.stdin.read())
@@ -62,6 +68,7 @@ def main() -> int:
     if place.rank:
         worker = Worker(job, place, say=lambda text: print(text, file=sys.stderr, flush=True))
         if _take_signals(worker, options.ready):
+            _watch_caller(options.caller, worker, "rank 0")
             worker.run()
         worker.leave()
         return 0
@@ -75,8 +82,7 @@ def main() -> int:
     supervisor = Supervisor(job, live=show, tell=telling.tell, place=place)
     if not _take_signals(supervisor, options.ready):
         return BROKEN
-    if options.caller is not None:
-        threading.Thread(target=_watch_caller, args=(options.caller, supervisor), daemon=True).start()
+    _watch_caller(options.caller, supervisor, "the caller")
     result = supervisor.run()
     telling.tell({"event": "result", "result": result})
     code: int = result["returncode"]

@@ -12,10 +12,13 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 import pytest
 
 from skyrl_modal import Launcher, RaySpec, RunResult, RunState, VolumeSpec
@@ -42,6 +45,15 @@ def cluster(checkout: Path) -> Callable[..., Launcher]:
         )
 
     return make
+
+
+def until(look: Callable[[], list[Any]]) -> list[Any]:
+    """What is found, as soon as something is."""
+    deadline = time.monotonic() + 60
+    while not (found := look()):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return found
 
 
 class Running:
@@ -167,6 +179,24 @@ def test_a_rank_that_is_killed_fails_the_run(cluster: Callable[..., Launcher]) -
     result = running.wait()
     assert (result.state, result.returncode) == (RunState.FAILED, 143)
     assert re.match(r"rank 1 \([\d.]+\): it is gone", result.detail)
+
+
+def test_ranks_end_with_a_rank_0_that_they_have_not_reached(cluster: Callable[..., Launcher]) -> None:
+    made = cluster()
+    runs = platformdirs.user_data_path("skyrl_modal") / "volumes" / made.volumes[0].name / ".skyrl_modal" / "runs"
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(made.run, "echo never", quiet=True)
+        [other] = until(lambda: supervisors()[1])
+        os.kill(other, signal.SIGSTOP)
+        until(lambda: list(runs.glob("*/state.json")))
+        [first] = supervisors()[0]
+        os.kill(first, signal.SIGKILL)
+        os.kill(other, signal.SIGCONT)
+
+        result = running.result(60)  # they would look for it for two minutes
+
+    assert result.state is RunState.LOST
+    assert supervisors() == {0: [], 1: []}
 
 
 def test_the_death_of_rank_0_ends_all(cluster: Callable[..., Launcher]) -> None:
