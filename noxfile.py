@@ -98,14 +98,14 @@ def fuzz(session: nox.Session) -> None:
     """20,000 other repositories each time, what is selected beside git's own answer."""
     install(session, "-e", ".", groups=("test",))
     session.env.update({"SKYRL_MODAL_CASES": "20000", "SKYRL_MODAL_SEED": "random"})
-    session.run("pytest", "tests/mount/test_agreement.py", *(session.posargs or ["-n", "2"]))
+    session.run("pytest", "tests/gitfiles/test_agreement.py", *(session.posargs or ["-n", "2"]))
 
 
 @nox.session
 def faults(session: nox.Session) -> None:
     """232 runs with one fault each; after ``--`` the campaign's options: ``-- --seed 1 --only cancel``."""
     install(session, "-e", ".[local]", groups=("test",))
-    session.run("python", "-m", "tests.faults.campaign", *session.posargs)
+    session.run("python", "-m", "tests.support.faults.campaign", *session.posargs)
 
 
 @nox.session

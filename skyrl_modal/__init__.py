@@ -13,66 +13,63 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from skyrl_modal.errors import (
-        BackendUnavailable,
-        CheckoutNotFound,
-        CommandFailed,
-        RunCancelled,
-        RunLost,
-        RunNotFound,
-        RunTimeout,
-        SkyRLModalError,
-        SpecError,
-    )
-    from skyrl_modal.launcher import Launcher
-    from skyrl_modal.plan import Plan
-    from skyrl_modal.run import Run, RunResult, RunState, runs
-    from skyrl_modal.specs import ImageSpec, MountSpec, RaySpec, SecretSpec, VolumeSpec
+    from skyrl_modal.errors import BackendUnavailable as BackendUnavailable
+    from skyrl_modal.errors import CheckoutNotFound as CheckoutNotFound
+    from skyrl_modal.errors import CommandFailed as CommandFailed
+    from skyrl_modal.errors import RunCancelled as RunCancelled
+    from skyrl_modal.errors import RunLost as RunLost
+    from skyrl_modal.errors import RunNotFound as RunNotFound
+    from skyrl_modal.errors import RunTimeout as RunTimeout
+    from skyrl_modal.errors import SkyRLModalError as SkyRLModalError
+    from skyrl_modal.errors import SpecError as SpecError
+    from skyrl_modal.launcher import Launcher as Launcher
+    from skyrl_modal.prepare.plan import Plan as Plan
+    from skyrl_modal.runs.run import Run as Run
+    from skyrl_modal.runs.run import RunResult as RunResult
+    from skyrl_modal.runs.run import RunState as RunState
+    from skyrl_modal.runs.run import runs as runs
+    from skyrl_modal.spec.image import ImageSpec as ImageSpec
+    from skyrl_modal.spec.mount import MountSpec as MountSpec
+    from skyrl_modal.spec.ray import RaySpec as RaySpec
+    from skyrl_modal.spec.secret import SecretSpec as SecretSpec
+    from skyrl_modal.spec.volume import VolumeSpec as VolumeSpec
 
-_HOME = {
-    **dict.fromkeys(
-        ("BackendUnavailable", "CheckoutNotFound", "CommandFailed", "RunCancelled", "RunLost", "RunNotFound",
-         "RunTimeout", "SkyRLModalError", "SpecError"), "errors"
-    ),
-    **dict.fromkeys(("ImageSpec", "MountSpec", "RaySpec", "SecretSpec", "VolumeSpec"), "specs"),
-    **dict.fromkeys(("Run", "RunResult", "RunState", "runs"), "run"),
+#: The module that defines each public name.
+_MODULE_OF_NAME = {
+    "BackendUnavailable": "errors",
+    "CheckoutNotFound": "errors",
+    "CommandFailed": "errors",
+    "ImageSpec": "spec.image",
     "Launcher": "launcher",
-    "Plan": "plan",
-}  # fmt: skip
+    "MountSpec": "spec.mount",
+    "Plan": "prepare.plan",
+    "RaySpec": "spec.ray",
+    "Run": "runs.run",
+    "RunCancelled": "errors",
+    "RunLost": "errors",
+    "RunNotFound": "errors",
+    "RunResult": "runs.run",
+    "RunState": "runs.run",
+    "RunTimeout": "errors",
+    "SecretSpec": "spec.secret",
+    "SkyRLModalError": "errors",
+    "SpecError": "errors",
+    "VolumeSpec": "spec.volume",
+    "runs": "runs.run",
+}
 
-__all__ = [
-    "BackendUnavailable",
-    "CheckoutNotFound",
-    "CommandFailed",
-    "ImageSpec",
-    "Launcher",
-    "MountSpec",
-    "Plan",
-    "RaySpec",
-    "Run",
-    "RunCancelled",
-    "RunLost",
-    "RunNotFound",
-    "RunResult",
-    "RunState",
-    "RunTimeout",
-    "SecretSpec",
-    "SkyRLModalError",
-    "SpecError",
-    "VolumeSpec",
-    "runs",
-]
+__all__ = list(_MODULE_OF_NAME)  # noqa: PLE0604  # the names are the keys of the table above
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF_NAME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_MODULE_OF_NAME[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted([*globals(), *_MODULE_OF_NAME])

@@ -10,11 +10,13 @@ from typing import Any
 
 import click
 
-from skyrl_modal.display import PREFIX
 from skyrl_modal.errors import BackendUnavailable, SkyRLModalError
 from skyrl_modal.launcher import Launcher
-from skyrl_modal.run import Run, runs
-from skyrl_modal.specs import MountSpec, RaySpec, VolumeSpec
+from skyrl_modal.runs.run import Run, runs
+from skyrl_modal.spec.mount import MountSpec
+from skyrl_modal.spec.ray import RaySpec
+from skyrl_modal.spec.volume import VolumeSpec
+from skyrl_modal.views.text import PREFIX
 
 #: Exit code where the launcher, and not the command, failed; the shell's own for a command that was not started.
 USAGE = 2

@@ -11,8 +11,8 @@ from pathlib import Path
 import platformdirs
 from attrs import frozen
 
-from skyrl_modal.backends.local import why_side_by_side
-from skyrl_modal.backends.sandbox import find_sandbox
+from skyrl_modal.backends.local.backend import why_side_by_side
+from skyrl_modal.backends.local.sandbox import find_sandbox
 from skyrl_modal.checkout import find_checkout, read_checkout
 from skyrl_modal.errors import SkyRLModalError
 

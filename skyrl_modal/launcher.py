@@ -12,17 +12,17 @@ from pathlib import Path
 from attrs import frozen
 
 from skyrl_modal.backends import Backend, VolumeEntry, backend_named
-from skyrl_modal.declaration import Declaration
-from skyrl_modal.display import Lines, Quiet
 from skyrl_modal.errors import SpecError
-from skyrl_modal.follow import Interrupts, Output, catch_interrupts, follow, sink_for
-from skyrl_modal.many import run_many
-from skyrl_modal.plan import Plan, make_plan
-from skyrl_modal.rerun import differences, launcher_fields
-from skyrl_modal.run import Reporter, Run, RunResult
-from skyrl_modal.run_index import RunIndex
-from skyrl_modal.specs import VolumeSpec
-from skyrl_modal.staging import stage
+from skyrl_modal.prepare.plan import Plan, make_plan
+from skyrl_modal.prepare.restore import differences, launcher_fields
+from skyrl_modal.prepare.staging import stage
+from skyrl_modal.runs.batch import run_many
+from skyrl_modal.runs.foreground import Interrupts, Output, catch_interrupts, follow, sink_for
+from skyrl_modal.runs.index import RunIndex
+from skyrl_modal.runs.run import Reporter, Run, RunResult
+from skyrl_modal.spec.run_spec import Declaration
+from skyrl_modal.spec.volume import VolumeSpec
+from skyrl_modal.views.text import Lines, Quiet
 
 
 @frozen(kw_only=True)
@@ -155,7 +155,7 @@ class Launcher(Declaration):
         if not texts:
             return []
         self.plan(texts[0])  # what is wrong with the launcher is said while nothing has started
-        from skyrl_modal.board import LiveBoard, NoBoard  # rich is not needed for a single run
+        from skyrl_modal.views.table import LiveBoard, NoBoard  # rich is not needed for a single run
 
         with NoBoard() if quiet else LiveBoard(labels) as board:
             return run_many(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import modal
 from attrs import evolve
 
-from skyrl_modal.backends.modal import ModalBackend
-from skyrl_modal.backends.modal_app import RunApp
-from skyrl_modal.backends.modal_execution import ModalExecution
-from skyrl_modal.display import Lines
-from skyrl_modal.follow import STOPPING, tell_end
+from skyrl_modal.backends.modal.app import RunApp
+from skyrl_modal.backends.modal.backend import ModalBackend
+from skyrl_modal.backends.modal.execution import ModalExecution
 from skyrl_modal.launcher import Launcher
-from skyrl_modal.run import Run, RunResult
-from skyrl_modal.staging import stage
+from skyrl_modal.prepare.staging import stage
+from skyrl_modal.runs.foreground import STOPPING, tell_end
+from skyrl_modal.runs.run import Run, RunResult
+from skyrl_modal.views.text import Lines
 
 
 class ModalRun:

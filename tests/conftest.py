@@ -13,7 +13,7 @@ import platformdirs
 import pytest
 
 from skyrl_modal import Launcher
-from tests.processes import MARK, wait_for_none
+from tests.support.processes import MARK, wait_for_none
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

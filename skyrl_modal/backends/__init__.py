@@ -10,8 +10,8 @@ from typing import Any, Literal, Protocol
 from attrs import frozen
 
 from skyrl_modal.errors import SpecError
-from skyrl_modal.job import Job
-from skyrl_modal.mount import Snapshot
+from skyrl_modal.protocol.job import Job
+from skyrl_modal.snapshots.snapshot import Snapshot
 
 #: What happens in a run: ``("output", bytes)``, ``("line", str)`` of ours, ``("state", str)``, ``("handle", mapping)``
 #: where the handle is known only later than the start, ``("result", record)``.
@@ -172,11 +172,11 @@ def backend_named(name: str) -> Backend:
         SpecError: There is none.
     """
     if name == "local":
-        from skyrl_modal.backends.local import LocalBackend
+        from skyrl_modal.backends.local.backend import LocalBackend
 
         return LocalBackend()
     if name == "modal":
-        from skyrl_modal.backends.modal import ModalBackend
+        from skyrl_modal.backends.modal.backend import ModalBackend
 
         return ModalBackend()
     raise unknown_backend(name)

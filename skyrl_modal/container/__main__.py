@@ -20,9 +20,9 @@ from typing import Any
 if __package__ in (None, ""):  # started by its path, on whatever Python there is, without the package's dependencies
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from skyrl_modal.container.place import Place
+from skyrl_modal.container.rank_worker import Worker
 from skyrl_modal.container.supervisor import BROKEN, Supervisor
-from skyrl_modal.container.worker import Worker
+from skyrl_modal.protocol.rank_config import Place
 
 
 class _Teller:

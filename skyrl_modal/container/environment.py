@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from skyrl_modal.container.place import Place
+from skyrl_modal.protocol.rank_config import Place
 
 #: For workers that start through `uv run`, as SkyRL's do (docs/uv.md has the reasons and their sources).
 FOR_UV = {

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from skyrl_modal.container.control import Hub, listen
 from skyrl_modal.container.environment import gpus_of, ray_environment
-from skyrl_modal.container.place import Place, node_name
+from skyrl_modal.container.rank_connections import Hub, listen
 from skyrl_modal.container.ray_node import RayError, RayNode, claim_port, claim_turns
+from skyrl_modal.protocol.rank_config import Place, node_name
 
 Event = tuple[str, Any]
 

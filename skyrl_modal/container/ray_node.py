@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from skyrl_modal.container.place import Place
 from skyrl_modal.container.process import Child, descendants, end_all, returncode_of
+from skyrl_modal.protocol.rank_config import Place
 
 #: Ray's own default for its dashboard; where it is taken, a free port is used.
 DASHBOARD_PORT = 8265

@@ -23,9 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from skyrl_modal.container.environment import environment, prepare_workdir
-from skyrl_modal.container.events import Events
 from skyrl_modal.container.output import CHUNK, Output
-from skyrl_modal.container.place import Place
 from skyrl_modal.container.process import (
     Child,
     become_subreaper,
@@ -37,6 +35,8 @@ from skyrl_modal.container.process import (
 )
 from skyrl_modal.container.ray_cluster import RayCluster, Stopped
 from skyrl_modal.container.ray_node import RayError
+from skyrl_modal.event_queue import Events
+from skyrl_modal.protocol.rank_config import Place
 
 #: Exit code of a run that was ended at its time-out, as of timeout(1).
 TIMED_OUT = 124
@@ -54,7 +54,7 @@ class Supervisor:
     """One run, from its start to its result.
 
     Args:
-        job: The job's record (see skyrl_modal.job), with the paths as they are here.
+        job: The job's record (see skyrl_modal.protocol.job), with the paths as they are here.
         live: Takes the command's output as it comes; it may raise OSError when nobody reads any more.
         tell: Takes events for the caller: ``{"event": "line", "text": ...}``, ``{"event": "state", "state": ...}``.
         place: Where this node stands among the run's; None for the only one.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from skyrl_modal import Launcher, VolumeSpec
-from tests.loopback import LoopbackModal
+from tests.support.loopback import LoopbackModal
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from skyrl_modal import Launcher, RaySpec, Run, RunState, VolumeSpec
-from tests.loopback import LoopbackModal
+from tests.support.loopback import LoopbackModal
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(290)]
 

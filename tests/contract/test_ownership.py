@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from skyrl_modal import Launcher, Run, RunCancelled, RunNotFound, RunState, RunTimeout
-from tests.processes import to_another_thread
+from tests.support.processes import to_another_thread
 
 Make = Callable[..., Launcher]
 

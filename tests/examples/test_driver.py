@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.loopback import LoopbackModal
+from tests.support.loopback import LoopbackModal
 
 DRIVER = Path(__file__).resolve().parents[2] / "examples" / "driver.py"
 

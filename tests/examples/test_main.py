@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.loopback import LoopbackModal
+from tests.support.loopback import LoopbackModal
 
 MAIN = Path(__file__).resolve().parents[2] / "examples" / "main.py"
 MODAL_RUN = [sys.executable, "-m", "modal", "run"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.loopback import LoopbackModal
+from tests.support.loopback import LoopbackModal
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 MAKE_CHECKOUT = "import quickstart; print(quickstart.published_checkout())"

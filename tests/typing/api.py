@@ -36,9 +36,9 @@ from skyrl_modal import (
     runs,
 )
 from skyrl_modal.backends import Backend, VolumeEntry
-from skyrl_modal.backends.local import LocalBackend
-from skyrl_modal.job import Job
+from skyrl_modal.backends.local.backend import LocalBackend
 from skyrl_modal.mount import Selection, select
+from skyrl_modal.protocol.job import Job
 
 # -- what a user writes ------------------------------------------------------------------------------------------------
 

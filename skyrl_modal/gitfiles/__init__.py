@@ -1,0 +1,1 @@
+"""Which files git would include: usable on its own, without git."""

@@ -1,0 +1,9 @@
+"""Which files go into a run, and the copy of them that it sees."""
+
+from __future__ import annotations
+
+from skyrl_modal.gitfiles.selection import Selection, select
+from skyrl_modal.snapshots.snapshot import Snapshot
+from skyrl_modal.snapshots.store import SnapshotStore
+
+__all__ = ["Selection", "Snapshot", "SnapshotStore", "select"]

@@ -1,0 +1,1 @@
+"""From a RunSpec and a checkout to what a backend needs."""

@@ -1,0 +1,1 @@
+"""Records and messages shared by caller and container; standard library only."""

@@ -1,0 +1,1 @@
+"""Content-addressed copies of selected files, which later edits do not affect."""

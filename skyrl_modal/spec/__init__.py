@@ -1,0 +1,1 @@
+"""What a user declares: one frozen, validated class per subject."""

@@ -1,0 +1,89 @@
+"""GPU requests."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from attrs import frozen
+
+from skyrl_modal.errors import SpecError
+
+#: GPU names that Modal documents. Others are passed on with a warning: Modal adds types faster than this list grows.
+KNOWN_GPUS = (
+    "T4", "L4", "A10", "A10G", "L40S", "A100", "A100-40GB", "A100-80GB", "RTX-PRO-6000",
+    "H100", "H100!", "H200", "B200", "B200+", "B300", "ANY",
+)  # fmt: skip
+
+
+_GPU_NAME = re.compile(r"[A-Za-z][A-Za-z0-9+!-]*")
+
+
+@frozen
+class GpuRequest:
+    """One GPU type and how many of it.
+
+    Attributes:
+        name: As Modal names it, for example ``"A100-80GB"``.
+        count: GPUs in one container, at least 1.
+    """
+
+    name: str
+    count: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.count}"
+
+
+def parse_gpu(value: str | Sequence[str] | None) -> tuple[GpuRequest, ...]:
+    """Read a GPU request.
+
+    Args:
+        value: ``"A100:4"``, ``"L4"``, several in order of preference, or None for no GPU.
+
+    Returns:
+        The requests in order of preference; empty for None.
+
+    Raises:
+        SpecError: The text is not ``NAME`` or ``NAME:COUNT``.
+
+    Example:
+        >>> parse_gpu(["H100:8", "A100-80GB:8"])
+        (GpuRequest(name='H100', count=8), GpuRequest(name='A100-80GB', count=8))
+    """
+    if value is None:
+        return ()
+    items = [value] if isinstance(value, str) else list(value)
+    if not items:
+        raise SpecError("gpu", value, 'give at least one request such as "L4:1", or None for no GPU')
+    requests = []
+    for item in items:
+        remedy = 'write NAME or NAME:COUNT with a count of at least 1, for example "A100-80GB:4"'
+        if not isinstance(item, str):
+            raise SpecError("gpu", value, remedy)
+        name, colon, count = item.strip().partition(":")
+        if not _GPU_NAME.fullmatch(name) or (colon and not re.fullmatch(r"[1-9]\d{0,3}", count)):
+            raise SpecError("gpu", value, remedy)
+        requests.append(GpuRequest(name.upper(), int(count) if colon else 1))
+    return tuple(requests)
+
+
+def check_gpu_names(value: str | Sequence[str] | None) -> str | Sequence[str] | None:
+    """Check a GPU request and pass it on; a misspelt name is an error, an unknown one a warning.
+
+    Raises:
+        SpecError: The request cannot be read, or a name looks like a misspelling of one that Modal has.
+    """
+    for request in parse_gpu(value):
+        if request.name in KNOWN_GPUS:
+            continue
+        near = get_close_matches(request.name, KNOWN_GPUS, n=3, cutoff=0.8)
+        if near:
+            raise SpecError("gpu", value, f"Modal has no {request.name}; did you mean {' or '.join(near)}?")
+        warnings.warn(
+            f"gpu={value!r}: {request.name} is not among the types known here ({', '.join(KNOWN_GPUS)}); Modal decides",
+            stacklevel=4,
+        )
+    return value if value is None or isinstance(value, str) else tuple(value)

@@ -1,0 +1,42 @@
+"""Persistent volumes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from attrs import Attribute, field, frozen
+
+from skyrl_modal.errors import SpecError
+from skyrl_modal.spec.fields import check_name, container_path
+
+
+def _mount_path(value: str | Path) -> str:
+    return container_path(value, "mount_path")
+
+
+@frozen(kw_only=True)
+class VolumeSpec:
+    """A persistent volume. Locally it is a folder of this user's that is kept between runs.
+
+    Attributes:
+        name: Its name.
+        mount_path: Where the container has it.
+        create_if_missing: Whether to make it on first use.
+        read_only: Whether writes are refused.
+        version: Modal's volume version, 1 or 2; None for Modal's default.
+
+    Example:
+        >>> VolumeSpec(name="ckpts", mount_path="/root/ckpts").read_only
+        False
+    """
+
+    name: str = field(default="skyrl-data", validator=check_name)
+    mount_path: str = field(default="/root/data", converter=_mount_path)
+    create_if_missing: bool = True
+    read_only: bool = False
+    version: int | None = field(default=None)
+
+    @version.validator
+    def _check_version(self, attribute: Attribute[int | None], value: object) -> None:
+        if value not in (None, 1, 2):
+            raise SpecError("version", value, "give 1, 2, or None for Modal's default")
