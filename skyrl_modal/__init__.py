@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from skyrl_modal.errors import SpecError as SpecError
     from skyrl_modal.launcher import Launcher as Launcher
     from skyrl_modal.prepare.plan import Plan as Plan
-    from skyrl_modal.runs.run import Run as Run
-    from skyrl_modal.runs.run import RunResult as RunResult
-    from skyrl_modal.runs.run import RunState as RunState
-    from skyrl_modal.runs.run import runs as runs
+    from skyrl_modal.run.handle import Run as Run
+    from skyrl_modal.run.handle import RunResult as RunResult
+    from skyrl_modal.run.handle import RunState as RunState
+    from skyrl_modal.run.handle import runs as runs
     from skyrl_modal.spec.image import ImageSpec as ImageSpec
     from skyrl_modal.spec.mount import MountSpec as MountSpec
     from skyrl_modal.spec.ray import RaySpec as RaySpec
@@ -44,18 +44,18 @@ _MODULE_OF_NAME = {
     "MountSpec": "spec.mount",
     "Plan": "prepare.plan",
     "RaySpec": "spec.ray",
-    "Run": "runs.run",
+    "Run": "run.handle",
     "RunCancelled": "errors",
     "RunLost": "errors",
     "RunNotFound": "errors",
-    "RunResult": "runs.run",
-    "RunState": "runs.run",
+    "RunResult": "run.handle",
+    "RunState": "run.handle",
     "RunTimeout": "errors",
     "SecretSpec": "spec.secret",
     "SkyRLModalError": "errors",
     "SpecError": "errors",
     "VolumeSpec": "spec.volume",
-    "runs": "runs.run",
+    "runs": "run.handle",
 }
 
 __all__ = list(_MODULE_OF_NAME)  # noqa: PLE0604  # the names are the keys of the table above

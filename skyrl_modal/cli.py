@@ -12,7 +12,7 @@ import click
 
 from skyrl_modal.errors import BackendUnavailable, SkyRLModalError
 from skyrl_modal.launcher import Launcher
-from skyrl_modal.runs.run import Run, runs
+from skyrl_modal.run.handle import Run, runs
 from skyrl_modal.spec.mount import MountSpec
 from skyrl_modal.spec.ray import RaySpec
 from skyrl_modal.spec.volume import VolumeSpec

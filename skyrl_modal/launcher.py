@@ -16,10 +16,10 @@ from skyrl_modal.errors import SpecError
 from skyrl_modal.prepare.plan import Plan, make_plan
 from skyrl_modal.prepare.restore import differences, launcher_fields
 from skyrl_modal.prepare.staging import stage
-from skyrl_modal.runs.batch import run_many
-from skyrl_modal.runs.foreground import Interrupts, Output, catch_interrupts, follow, sink_for
-from skyrl_modal.runs.index import RunIndex
-from skyrl_modal.runs.run import Reporter, Run, RunResult
+from skyrl_modal.run.batch import run_many
+from skyrl_modal.run.foreground import Interrupts, Output, catch_interrupts, follow, sink_for
+from skyrl_modal.run.index import RunIndex
+from skyrl_modal.run.handle import Reporter, Run, RunResult
 from skyrl_modal.spec.run_spec import Declaration
 from skyrl_modal.spec.volume import VolumeSpec
 from skyrl_modal.views.text import Lines, Quiet

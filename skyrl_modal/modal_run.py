@@ -10,8 +10,8 @@ from skyrl_modal.backends.modal.backend import ModalBackend
 from skyrl_modal.backends.modal.execution import ModalExecution
 from skyrl_modal.launcher import Launcher
 from skyrl_modal.prepare.staging import stage
-from skyrl_modal.runs.foreground import STOPPING, tell_end
-from skyrl_modal.runs.run import Run, RunResult
+from skyrl_modal.run.foreground import STOPPING, tell_end
+from skyrl_modal.run.handle import Run, RunResult
 from skyrl_modal.views.text import Lines
 
 

@@ -13,8 +13,8 @@ from skyrl_modal.mount import Snapshot, SnapshotStore
 from skyrl_modal.prepare.plan import Plan
 from skyrl_modal.prepare.secret_values import read_secrets
 from skyrl_modal.protocol.job import Job
-from skyrl_modal.runs.foreground import Interrupts
-from skyrl_modal.runs.run import Reporter
+from skyrl_modal.run.foreground import Interrupts
+from skyrl_modal.run.handle import Reporter
 from skyrl_modal.spec.secret import SecretSpec
 
 

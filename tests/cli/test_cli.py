@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from skyrl_modal.protocol.job import Job
-from skyrl_modal.runs.index import IndexRecord, RunIndex
+from skyrl_modal.run.index import IndexRecord, RunIndex
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -17,7 +17,7 @@ from skyrl_modal.protocol.job import Job
 WRITER = """
 import sys
 from skyrl_modal.protocol.job import Job, new_run_id
-from skyrl_modal.runs.index import IndexRecord, RunIndex
+from skyrl_modal.run.index import IndexRecord, RunIndex
 for number in range(int(sys.argv[1])):
     job = Job(id=new_run_id(), command=f"echo {number}", workdir="/", run_dir="/root/x")
     RunIndex().add(IndexRecord(job, "local", {"pid": 1, "run_dir": "/nowhere"}))

@@ -10,8 +10,8 @@ from typing import Protocol
 
 from skyrl_modal.backends import LOST_RETURNCODE
 from skyrl_modal.errors import SkyRLModalError
-from skyrl_modal.runs.foreground import Interrupts, catch_interrupts, follow
-from skyrl_modal.runs.run import Reporter, Run, RunResult, RunState
+from skyrl_modal.run.foreground import Interrupts, catch_interrupts, follow
+from skyrl_modal.run.handle import Reporter, Run, RunResult, RunState
 
 
 class Board(Protocol):

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from skyrl_modal.errors import SpecError
 from skyrl_modal.event_queue import Events
-from skyrl_modal.runs.run import TAIL_BYTES, Reporter, Run, RunResult, RunState
+from skyrl_modal.run.handle import TAIL_BYTES, Reporter, Run, RunResult, RunState
 
 Output = Callable[[bytes], object] | IO[bytes] | None
 """Where a command's output goes: a callable, a binary file, or None for standard output."""

@@ -15,7 +15,7 @@ from attrs import field, frozen
 from skyrl_modal.backends import Event, Execution, backend_named
 from skyrl_modal.errors import CommandFailed, RunCancelled, RunLost, RunTimeout, SpecError
 from skyrl_modal.protocol.job import Job
-from skyrl_modal.runs.index import IndexRecord, RunIndex
+from skyrl_modal.run.index import IndexRecord, RunIndex
 
 #: Lines of the output that an error carries.
 TAIL_LINES = 30
