@@ -77,7 +77,7 @@ class BackendUnavailable(SkyRLModalError):
 
 
 @define(eq=False, slots=False, repr=False)
-class RunFailure(SkyRLModalError):
+class RunError(SkyRLModalError):
     """Base of the errors that tell how one run ended.
 
     Attributes:
@@ -103,7 +103,7 @@ class RunFailure(SkyRLModalError):
 
 
 @define(eq=False, slots=False, repr=False)
-class CommandFailed(RunFailure):
+class CommandFailed(RunError):
     """The command ended with an exit code other than 0, or could not be started.
 
     Attributes:
@@ -122,7 +122,7 @@ class CommandFailed(RunFailure):
 
 
 @define(eq=False, slots=False, repr=False)
-class RunTimeout(RunFailure):
+class RunTimeout(RunError):
     """The run took longer than its ``timeout``, or ``wait`` longer than the one given to it.
 
     Attributes:
@@ -140,7 +140,7 @@ class RunTimeout(RunFailure):
 
 
 @define(eq=False, slots=False, repr=False)
-class RunCancelled(RunFailure):
+class RunCancelled(RunError):
     """The run was cancelled before its command had ended by itself.
 
     Attributes:
@@ -154,7 +154,7 @@ class RunCancelled(RunFailure):
 
 
 @define(eq=False, slots=False, repr=False)
-class RunLost(RunFailure):
+class RunLost(RunError):
     """The run ended without a result: its container or its supervisor died."""
 
     def _headline(self) -> str:
@@ -176,3 +176,35 @@ class RunNotFound(SkyRLModalError, LookupError):
     def __str__(self) -> str:
         hint = f"; the nearest are {', '.join(self.nearest)}" if self.nearest else ""
         return f"no run has the id {self.run_id!r}{hint}. `skyrl-modal ps` lists the runs known on this machine."
+
+
+@define(eq=False, slots=False, repr=False)
+class RecordError(SkyRLModalError):
+    """A record of a run cannot be read: it is damaged, or was written by a newer version.
+
+    Attributes:
+        path: The file that holds it.
+        reason: Why it cannot be read.
+    """
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path} cannot be read: {self.reason}"
+
+
+@define(eq=False, slots=False, repr=False)
+class SnapshotError(SkyRLModalError):
+    """A snapshot could not be taken, or was released before it was used.
+
+    Attributes:
+        path: The folder that was to be copied, or the snapshot.
+        reason: What went wrong and what to do about it.
+    """
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"

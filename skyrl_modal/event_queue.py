@@ -1,54 +1,99 @@
-"""Waiting for what happens next, without missing a signal."""
+"""Waiting for events without missing a signal. Standard library only."""
 
 from __future__ import annotations
 
 import math
 import queue
 import time
+from collections import deque
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-#: Seconds of the longest wait within which Python does not look for signals.
-#: It runs their handlers in the main thread, between two of its steps. A signal that comes after the last step before a
-#: wait, or that the kernel gives to another thread, does not end the wait: Ctrl-C would seem not to work.
-LOOK = 0.2
+#: Seconds of the longest wait during which Python does not run signal handlers.
+#: Python runs signal handlers between bytecode instructions of the main thread. A signal that arrives just before a
+#: blocking call, or that the kernel delivers to another thread, does not interrupt that call: Ctrl-C would seem not to
+#: work.
+SIGNAL_CHECK_INTERVAL = 0.2
 
 
-class Events(queue.SimpleQueue[T]):
-    """What happens, in order. It may be put from any thread, and by a signal's handler."""
+class EventQueue(Generic[T]):
+    """A first-in, first-out queue. Any thread or signal handler may put events into it; one thread takes them."""
 
-    def next(self, deadline: float | None = None) -> T:
-        """Wait for the next thing, and let signals be handled meanwhile.
+    def __init__(self) -> None:
+        # SimpleQueue.put is reentrant, which queue.Queue.put is not: a signal handler may call it.
+        self._queue: queue.SimpleQueue[T] = queue.SimpleQueue()
+        self._postponed: deque[T] = deque()
+
+    def put(self, event: T) -> None:
+        """Append an event."""
+        self._queue.put(event)
+
+    def qsize(self) -> int:
+        """Return the approximate number of events in the queue."""
+        return self._queue.qsize() + len(self._postponed)
+
+    def get(self, deadline: float | None = None) -> T:
+        """Remove and return the first event; wait until there is one, and let signal handlers run meanwhile.
 
         Args:
-            deadline: A time of ``time.monotonic()``; None: none.
+            deadline: A time of ``time.monotonic()``; None for no deadline.
 
         Raises:
-            queue.Empty: Nothing happened until the deadline.
+            queue.Empty: There was no event until the deadline.
         """
+        if self._postponed:
+            return self._postponed.popleft()
+        return self._get_new(deadline)
+
+    def wait_for(self, accept: Callable[[T], bool], deadline: float | None = None) -> T:
+        """Remove and return the first event that ``accept`` accepts. The other events keep their order.
+
+        Args:
+            accept: Called once for each event.
+            deadline: A time of ``time.monotonic()``; None for no deadline.
+
+        Raises:
+            queue.Empty: There was no such event until the deadline.
+        """
+        for number, event in enumerate(self._postponed):
+            if accept(event):
+                del self._postponed[number]
+                return event
         while True:
-            left = LOOK if deadline is None else min(LOOK, max(0.0, deadline - time.monotonic()))
+            event = self._get_new(deadline)
+            if accept(event):
+                return event
+            self._postponed.append(event)
+
+    def _get_new(self, deadline: float | None) -> T:
+        while True:
+            remaining = math.inf if deadline is None else max(0.0, deadline - time.monotonic())
             try:
-                return self.get(timeout=left)
+                return self._queue.get(timeout=min(SIGNAL_CHECK_INTERVAL, remaining))
             except queue.Empty:
                 if deadline is not None and time.monotonic() >= deadline:
                     raise
 
 
-def wait_for(wait: Callable[[float], bool], timeout: float | None = None) -> bool:
-    """Wait as a given function does, and let signals be handled meanwhile.
+def wait_interruptibly(wait: Callable[[float], bool], timeout: float | None = None) -> bool:
+    """Call a blocking function with short timeouts, so that signal handlers run meanwhile.
 
     Args:
-        wait: Waits at most so many seconds, and gives whether what it waits for is there.
-        timeout: Seconds; None: for ever.
+        wait: Waits for at most the given number of seconds; returns whether its condition holds, like ``Event.wait``.
+        timeout: Seconds; None for no limit.
 
     Returns:
-        Whether what it waits for is there.
+        Whether the condition holds.
+
+    Example:
+        >>> import threading
+        >>> wait_interruptibly(threading.Event().wait, timeout=0)
+        False
     """
     deadline = math.inf if timeout is None else time.monotonic() + timeout
-    while not wait(min(LOOK, max(0.0, deadline - time.monotonic()))):
+    while not wait(min(SIGNAL_CHECK_INTERVAL, max(0.0, deadline - time.monotonic()))):
         if time.monotonic() >= deadline:
             return False
     return True

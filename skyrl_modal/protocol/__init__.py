@@ -1,1 +1,1 @@
-"""Records and messages shared by caller and container; standard library only."""
+"""Records and messages that caller and container share: dataclasses, enums and one codec. Standard library only."""

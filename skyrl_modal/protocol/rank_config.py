@@ -1,39 +1,58 @@
-"""Where a supervisor stands: its rank, the addresses of all ranks, and what its node has."""
+"""What one rank needs to know about its node and about the other ranks."""
 
 from __future__ import annotations
 
-import dataclasses
+import secrets
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Self
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """One rank's place in a run's cluster. A run on one node is a cluster of one.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterTokens:
+    """Random tokens of one run. They are passed to the ranks and never written to a volume.
 
     Attributes:
-        rank: 0 for the one that runs the command.
-        addresses: The address of each rank, by which the others reach it.
-        port: The port on which rank 0 listens for the others.
-        token: What they say so that it knows them.
-        listener: Rank 0's descriptor that listens already; None where it is to listen itself.
-        cpus: CPUs that this node's Ray may hand out; None for all it finds.
-        gpus: GPUs that this node has; None where nobody has counted.
-        object_store_memory: Bytes of this node's object store; None for Ray's default.
-        env: Variables of this node's own.
-        is_offline: Whether this node reaches the other ranks only.
+        ranks: Authenticates the ranks to rank 0.
+        ray: Authenticates every client of the run's Ray cluster (``RAY_AUTH_TOKEN``).
+    """
+
+    ranks: str = field(default="", repr=False)
+    ray: str = field(default="", repr=False)
+
+    @classmethod
+    def generate(cls) -> Self:
+        """Return new random tokens. Ray requires at least 32 hexadecimal digits."""
+        return cls(ranks=secrets.token_hex(16), ray=secrets.token_hex(32))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankConfig:
+    """One rank of a run's cluster. A run on one node is a cluster with one rank.
+
+    Attributes:
+        rank: 0 for the rank that runs the command.
+        addresses: The address of each rank.
+        port: The port on which rank 0 listens for the other ranks.
+        tokens: The run's tokens.
+        listener_fd: A descriptor of rank 0 that listens already; None if rank 0 is to open it.
+        cpus: CPUs that this node's Ray may use; None for all that it finds.
+        gpus: GPUs of this node; None if they have not been counted.
+        object_store_memory: Size of this node's object store in bytes; None for Ray's default.
+        env: Variables of this node only.
+        has_no_internet: Whether this node can reach the other ranks only.
     """
 
     rank: int = 0
     addresses: tuple[str, ...] = ("127.0.0.1",)
     port: int = 0
-    token: str = ""
-    listener: int | None = None
+    tokens: ClusterTokens = ClusterTokens()
+    listener_fd: int | None = None
     cpus: int | None = None
     gpus: int | None = None
     object_store_memory: int | None = None
-    env: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    is_offline: bool = False
+    env: Mapping[str, str] = field(default_factory=dict)
+    has_no_internet: bool = False
 
     @property
     def address(self) -> str:
@@ -42,24 +61,24 @@ class Place:
 
     @property
     def nodes(self) -> int:
-        """How many nodes there are."""
+        """Number of nodes in the cluster."""
         return len(self.addresses)
 
     @property
     def name(self) -> str:
-        """What Ray calls this node; addresses will not do, since nodes on one machine may share theirs."""
+        """This node's name in Ray. Addresses are not unique: nodes on one machine may share theirs."""
         return node_name(self.rank)
 
-    def describe(self, rank: int) -> str:
-        """A rank in words."""
-        return f"rank {rank} ({self.addresses[rank]})"
+    def rank_label(self, rank: int) -> str:
+        """Return a rank with its address, for messages.
 
-    @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Place:
-        """The place that a record of plain data tells."""
-        return cls(**{**record, "addresses": tuple(record["addresses"])})
+        Example:
+            >>> RankConfig(addresses=("10.0.0.1", "10.0.0.2")).rank_label(1)
+            'rank 1 (10.0.0.2)'
+        """
+        return f"rank {rank} ({self.addresses[rank]})"
 
 
 def node_name(rank: int) -> str:
-    """What Ray calls the node of a rank."""
+    """Return the name in Ray of the node of a rank."""
     return f"rank-{rank}"

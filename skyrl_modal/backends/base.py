@@ -1,0 +1,178 @@
+"""Protocols that a backend implements. ``Launcher(backend=...)`` accepts any object that implements ``Backend``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from attrs import field, frozen
+
+from skyrl_modal.protocol.events import RunEvent
+from skyrl_modal.protocol.job import Job
+from skyrl_modal.protocol.result import RunResultRecord
+from skyrl_modal.protocol.state import RunState, VolumeEntryKind
+from skyrl_modal.snapshots.snapshot import Snapshot
+from skyrl_modal.spec.run_spec import RunSpec
+
+#: What ``Backend.attach`` finds a run by: plain data.
+Handle = Mapping[str, str | int]
+
+
+@frozen(kw_only=True)
+class PreparedRun:
+    """Everything that a backend needs to start a run.
+
+    Attributes:
+        job: What the container reads; each mount has the digest of its snapshot.
+        spec: What the user declared.
+        snapshots: The files of the job's mounts, in their order. The backend releases them.
+        secret_values: Values of the job's secrets, by variable name.
+    """
+
+    job: Job
+    spec: RunSpec
+    snapshots: Sequence[Snapshot]
+    secret_values: Mapping[str, str] = field(repr=False)
+
+
+@frozen
+class VolumeEntry:
+    """One file or folder on a volume.
+
+    Attributes:
+        path: Its path in the container.
+        type: ``"file"``, ``"dir"``, or ``"other"``.
+        size: Bytes; 0 for a folder.
+        mtime: Time of the last change in seconds since the epoch.
+    """
+
+    path: str
+    type: VolumeEntryKind
+    size: int
+    mtime: float
+
+
+@frozen
+class CheckResult:
+    """One check of ``skyrl-modal doctor``.
+
+    Attributes:
+        subject: What was checked.
+        ok: Whether it is as required.
+        detail: What was found, and the remedy if it is not as required.
+        optional: Whether runs work without it.
+    """
+
+    subject: str
+    ok: bool
+    detail: str
+    optional: bool = False
+
+
+class Execution(Protocol):
+    """One run that a backend has started."""
+
+    @property
+    def handle(self) -> Handle:
+        """What ``Backend.attach`` needs to find the run from another process; empty while it is not known."""
+
+    @property
+    def url(self) -> str | None:
+        """URL of Ray's dashboard while it runs, else of a page about the run; None if there is neither."""
+
+    @property
+    def log_path(self) -> str:
+        """Description of where output.log is."""
+
+    def wait_started(self) -> None:
+        """Wait until the run is started and ``handle`` is known.
+
+        Raises:
+            SkyRLModalError: The backend could not start it.
+        """
+
+    def events(self) -> Iterator[RunEvent]:
+        """Yield what happens in the run, live, from the beginning of its output. The last event is a ResultEvent."""
+
+    def log_size(self) -> int:
+        """Return the current size of output.log in bytes.
+
+        Raises:
+            FileNotFoundError: The run has ended, and its folder does not exist any more.
+        """
+
+    def read_log(self, offset: int) -> bytes:
+        """Return a part of output.log that starts at an offset; empty at the end of the file."""
+
+    def read_files(self, folder: str) -> Iterator[tuple[str, bytes]]:
+        """Yield the path and the content of each file below a folder of the run's folder.
+
+        Raises:
+            FileNotFoundError: There is no such folder, or not yet.
+        """
+
+    def state(self) -> RunState:
+        """Return the run's current state."""
+
+    def wait(self, timeout: float | None = None) -> RunResultRecord:
+        """Wait for the end of the run.
+
+        Returns:
+            Its result; ``RunResultRecord.without_record`` for a run that left none.
+
+        Raises:
+            TimeoutError: The run has not ended within ``timeout`` seconds.
+        """
+
+    def cancel(self, *, now: bool = False) -> None:
+        """Stop the run, with its grace period or immediately. A run that has ended is not changed."""
+
+
+class Backend(Protocol):
+    """A place that executes runs."""
+
+    @property
+    def name(self) -> str:
+        """Its name in messages and records."""
+
+    def check(self, job: Job, spec: RunSpec) -> Sequence[str]:
+        """Check whether this backend can execute a run, before anything is copied or started.
+
+        Returns:
+            Warnings for the user.
+
+        Raises:
+            BackendUnavailable: It cannot execute any run.
+            SpecError: It cannot execute this run.
+        """
+
+    def describe(self, job: Job, spec: RunSpec) -> Sequence[tuple[str, str]]:
+        """Return label and value pairs that describe where the run executes."""
+
+    def start(self, run: PreparedRun, *, owned: bool) -> Execution:
+        """Start a run.
+
+        Args:
+            run: The run with its files.
+            owned: Whether the run ends when this process exits.
+        """
+
+    def attach(self, job: Job, handle: Handle) -> Execution:
+        """Return a run that was started before, possibly by another process."""
+
+    def diagnose(self) -> Iterator[CheckResult]:
+        """Check what this backend needs on this machine, for ``skyrl-modal doctor``."""
+
+    def ls(self, volume: str, path: str) -> Sequence[VolumeEntry]:
+        """List a folder of a volume. Paths start at the volume's root.
+
+        Raises:
+            FileNotFoundError: There is no such volume or path.
+        """
+
+    def pull(self, volume: str, path: str, local: Path) -> None:
+        """Copy a file or folder from a volume to this machine."""
+
+    def push(self, volume: str, local: Path, path: str) -> None:
+        """Copy a file or folder from this machine to a volume."""

@@ -1,0 +1,47 @@
+"""The prefix of the launcher's messages, which separates them from other text on the same stream.
+
+A message that reports why a run failed names the cause in its prefix: ``skyrl-modal (ray_exited) | ...``. On Modal, text
+is the only way from the container to its caller.
+"""
+
+from __future__ import annotations
+
+import re
+
+from skyrl_modal.protocol.state import FailureCause
+
+LINE_PREFIX = "skyrl-modal | "
+
+_LINE = re.compile(r"skyrl-modal (?:\(([a-z_]+)\) )?\| (.*)", re.DOTALL)
+
+
+def prefixed(text: str, cause: FailureCause | None = None) -> str:
+    r"""Return a text with the prefix before each line, and a newline after each.
+
+    Args:
+        text: One or more lines.
+        cause: The cause of failure that the text reports; None if it reports none.
+
+    Example:
+        >>> prefixed("two\nlines")
+        'skyrl-modal | two\nskyrl-modal | lines\n'
+        >>> prefixed("Ray exited", FailureCause.RAY_EXITED)
+        'skyrl-modal (ray_exited) | Ray exited\n'
+    """
+    prefix = LINE_PREFIX if cause is None else f"skyrl-modal ({cause}) | "
+    return "".join(f"{prefix}{line}\n" for line in text.splitlines() or [""])
+
+
+def parse_line(line: str) -> tuple[str, FailureCause | None]:
+    """Split a line that ``prefixed`` made into text and cause. A line without the prefix is returned unchanged.
+
+    Example:
+        >>> parse_line("skyrl-modal (ray_exited) | Ray exited")
+        ('Ray exited', <FailureCause.RAY_EXITED: 'ray_exited'>)
+        >>> parse_line("Traceback (most recent call last):")
+        ('Traceback (most recent call last):', None)
+    """
+    match = _LINE.fullmatch(line)
+    if match is None:
+        return line, None
+    return match[2], None if match[1] is None else FailureCause(match[1])

@@ -1,0 +1,97 @@
+"""Messages between rank 0 and the other ranks, sent as lines of JSON (``codec.encode_tagged``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from skyrl_modal.protocol.state import FailureCause, StopReason
+
+# -- from rank 0 -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StartRay:
+    """Start a Ray node that joins the head.
+
+    Attributes:
+        head_address: HOST:PORT of the head.
+        env: Variables that rank 0 has chosen for the whole cluster.
+    """
+
+    head_address: str
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StopRay:
+    """Stop the Ray node, and answer with RayStopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """Stop everything on this rank, save its logs and volumes, and close the connection."""
+
+
+# -- to rank 0 -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The first message of a connection.
+
+    Attributes:
+        token: The run's token for ranks.
+        rank: The rank that connects.
+        gpus: GPUs of its node; None if they were not counted.
+    """
+
+    token: str = field(repr=False)
+    rank: int
+    gpus: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """A launcher message of this rank."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequest:
+    """This rank was asked to stop, so the run is to stop."""
+
+    reason: StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class RayExited:
+    """The Ray node of this rank exited.
+
+    Attributes:
+        returncode: Exit code of ``ray start``.
+        log_tail: The last lines of its logs.
+    """
+
+    returncode: int
+    log_tail: str
+
+
+@dataclass(frozen=True, slots=True)
+class RayStopped:
+    """The Ray node was stopped, as rank 0 requested."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankFailed:
+    """This rank cannot continue."""
+
+    cause: FailureCause
+    detail: str
+
+
+#: Everything that rank 0 sends.
+HeadMessage = StartRay | StopRay | Shutdown
+#: Everything that the other ranks send.
+RankMessage = Hello | LogLine | StopRequest | RayExited | RayStopped | RankFailed

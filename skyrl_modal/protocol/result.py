@@ -1,0 +1,113 @@
+"""The result of a run: ``result.json``, and what is built for a run that left none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Self
+
+from skyrl_modal.protocol.job import SCHEMA_VERSION, Job
+from skyrl_modal.protocol.state import FailureCause, NextStart, RunState, StopReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamDigest:
+    """How much text was written to a stream, and its digest.
+
+    Attributes:
+        characters: Number of characters.
+        sha256: SHA-256 of the text in UTF-8, in hex.
+    """
+
+    characters: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputRecord:
+    """What was kept of the command's output.
+
+    Attributes:
+        bytes: Size of output.log.
+        error: Why output.log is incomplete; None if it is complete.
+        live: What was written to the live view; None on a backend that does not count it.
+    """
+
+    bytes: int = 0
+    error: str | None = None
+    live: StreamDigest | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResultRecord:
+    """How a run ended.
+
+    Attributes:
+        run_id: The run's id.
+        state: A final state.
+        returncode: The command's exit code, see ``protocol.exit_codes`` for the launcher's own.
+        attempts: How many times the command was started.
+        started_at: When the run started in its container: ISO 8601, UTC.
+        duration: Seconds from then to its end.
+        cause: Why the run did not succeed; None if it succeeded.
+        stop_reason: Why the run was asked to stop; None if it was not.
+        failed_rank: The rank that made the run fail; None if it is not known.
+        detail: Description of the cause for people. No decision depends on it.
+        output: What was kept of the output.
+        volume_error: Why a volume could not be committed; None if all were.
+        next_start: Whether another container continues the run.
+        schema_version: Version of this record's schema.
+    """
+
+    run_id: str
+    state: RunState
+    returncode: int
+    attempts: int
+    started_at: str
+    duration: float
+    cause: FailureCause | None = None
+    stop_reason: StopReason | None = None
+    failed_rank: int | None = None
+    detail: str = ""
+    output: OutputRecord = OutputRecord()
+    volume_error: str | None = None
+    next_start: NextStart = NextStart.NONE
+    schema_version: int = SCHEMA_VERSION
+
+    @classmethod
+    def without_record(
+        cls,
+        job: Job,
+        *,
+        state: RunState,
+        returncode: int,
+        cause: FailureCause,
+        detail: str,
+        stop_reason: StopReason | None = None,
+        attempts: int = 0,
+        started_at: datetime | None = None,
+    ) -> Self:
+        """Return the result of a run that left no result.json. It ends now.
+
+        Args:
+            job: The run.
+            state: Its final state.
+            returncode: Its exit code.
+            cause: Why it left no result.
+            detail: Description of the cause.
+            stop_reason: Why it was asked to stop; None if it was not.
+            attempts: How many times the command was started, as far as that is known.
+            started_at: When it started; None: when the job was created.
+        """
+        begin = started_at or datetime.fromisoformat(job.created_at)
+        return cls(
+            run_id=job.run_id,
+            state=state,
+            returncode=returncode,
+            attempts=attempts,
+            started_at=begin.isoformat(),
+            duration=(datetime.now(UTC) - begin).total_seconds(),
+            cause=cause,
+            stop_reason=stop_reason,
+            detail=detail,
+        )
