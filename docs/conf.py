@@ -1,4 +1,4 @@
-"""How the documentation is built: ``nox -s docs``."""
+"""Configuration of Sphinx for ``nox -s docs``."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ release = installed_version("skyrl-modal")
 version = ".".join(release.split(".")[:2])
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "generated"]
 html_theme = "furo"
 html_title = f"skyrl-modal {release}"
 
 myst_heading_anchors = 3
-# The section Attributes of a docstring, as fields of its class: the attributes are documented nowhere else.
+# Show the section Attributes of a docstring as fields of its class, since attributes are not documented elsewhere.
 napoleon_use_ivar = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -25,14 +25,14 @@ autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
 maximum_signature_line_length = 88
 
-# Types of others are not linked: the build asks no server. A name of ours that leads nowhere is an error.
+# Types of other packages are not linked, so that the build needs no network. An unresolved name of this package is an error.
 nitpick_ignore_regex = [(r"py:.*", r"(?!skyrl_modal\.).*")]
 
 
 def shorten_signature(
     app: Any, what: str, name: str, obj: object, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
-    """Write attrs' defaults that are made anew for each instance as dots."""
+    """Show defaults that attrs creates for each instance as dots."""
     if signature is not None:
         signature = re.sub(r"= ?NOTHING", "=...", signature)
     return signature, returns
