@@ -1,7 +1,7 @@
 """The prefix of the launcher's messages, which separates them from other text on the same stream.
 
-A message that reports why a run failed names the cause in its prefix: ``skyrl-modal (ray_exited) | ...``. On Modal, text
-is the only way from the container to its caller.
+A message that reports why a run failed names the cause in its prefix: ``skyrl-modal (ray_exited) | ...``. On Modal,
+text is the only way from the container to its caller.
 """
 
 from __future__ import annotations
