@@ -1,4 +1,4 @@
-"""What the documentation shows works: docstring examples, Python blocks, commands, their options, names and links."""
+"""Tests of the documentation: docstring examples, Python blocks, commands, options, names and links."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from skyrl_modal.cli import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-#: The quickstart's block is an excerpt of examples/quickstart.py, which has tests of its own.
+#: The block of the quickstart is an excerpt of examples/quickstart.py, which has its own tests.
 EXCERPTS = {"quickstart.md"}
 
 MODULES = [
@@ -33,26 +33,27 @@ MODULES = [
 
 
 def blocks(page: Path, *languages: str) -> list[tuple[int, str]]:
-    """The fenced blocks of a page in one of the languages, each with its line number."""
+    """Return the code blocks of a page in some languages, each with the number of its first line."""
     text = page.read_text(encoding="utf-8")
     found = re.finditer(rf"^```({'|'.join(languages)})\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return [(text.count("\n", 0, match.start()) + 2, match.group(2)) for match in found]
 
 
-def shell_lines() -> list[tuple[str, list[str]]]:
-    """Every call of skyrl-modal in a shell block: where it stands, and its words."""
+def shell_commands() -> list[tuple[str, list[str]]]:
+    """Return every call of skyrl-modal in a shell block: its position, and its arguments."""
     lines = []
     for page in PAGES:
         for start, block in blocks(page, "bash", "sh", "console"):
             for number, line in enumerate(block.replace("\\\n", "  ").splitlines(), start):
-                words = shlex.split(line.removeprefix("$ "), comments=True)
-                if words and Path(words[0]).name == "skyrl-modal":
-                    lines.append((f"{page.name}:{number}", words[1:]))
+                arguments = shlex.split(line.removeprefix("$ "), comments=True)
+                if arguments and Path(arguments[0]).name == "skyrl-modal":
+                    lines.append((f"{page.name}:{number}", arguments[1:]))
     return lines
 
 
 @pytest.mark.parametrize("name", ["skyrl_modal", *MODULES])
-def test_the_examples_in_docstrings_are_true(name: str) -> None:
+def test_docstring_examples_are_correct(name: str) -> None:
+    """Every example in a docstring prints what it shows."""
     result = doctest.testmod(importlib.import_module(name))
 
     assert result.failed == 0
@@ -63,13 +64,14 @@ def test_the_examples_in_docstrings_are_true(name: str) -> None:
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page.name not in EXCERPTS and blocks(page, "python")], ids=lambda page: page.name
 )
-def test_the_python_blocks_of_a_page_run_one_after_the_other(page: Path, checkout: Path) -> None:
+def test_python_blocks_of_a_page_run_in_order(page: Path, checkout: Path) -> None:
+    """The Python blocks of a page run one after the other, and print what their comments show."""
     blank = [""] * page.read_text(encoding="utf-8").count("\n")
     for start, block in blocks(page, "python"):
         lines = block.splitlines()
-        blank[start - 1 : start - 1 + len(lines)] = lines  # errors then name the page's own line
+        blank[start - 1 : start - 1 + len(lines)] = lines  # so that errors contain the line of the page
     (checkout / "lib").mkdir()
-    (checkout / "lib" / "util.py").touch()  # a page asks why it stays
+    (checkout / "lib" / "util.py").touch()  # mounting.md asks why this file is excluded
     script = checkout.parent / page.name
     script.write_text("\n".join(blank), encoding="utf-8")
     ast.parse(script.read_text(encoding="utf-8"), page.name)
@@ -77,7 +79,7 @@ def test_the_python_blocks_of_a_page_run_one_after_the_other(page: Path, checkou
     done = subprocess.run(
         [sys.executable, str(script)],
         cwd=checkout,
-        env={**os.environ, "SKYRL_MODAL_BACKEND": "local", "HOME": str(checkout.parent)},  # it is ~/SkyRL
+        env={**os.environ, "SKYRL_MODAL_BACKEND": "local", "HOME": str(checkout.parent)},  # the checkout is ~/SkyRL
         capture_output=True,
         text=True,
         check=False,
@@ -88,28 +90,33 @@ def test_the_python_blocks_of_a_page_run_one_after_the_other(page: Path, checkou
     for _, block in blocks(page, "python"):
         for shown in re.findall(r"launcher\.run\(.*\)  # [\w ]*: (\S+)$", block, re.MULTILINE):
             assert shown in done.stdout
+        for shown in re.findall(r"^print\(.*\)  # (failed \w+|\[[\d, ]+\])$", block, re.MULTILINE):
+            assert shown in done.stdout
 
 
-@pytest.mark.parametrize(("where", "words"), shell_lines(), ids=[where for where, _ in shell_lines()])
-def test_a_command_line_that_is_shown_is_one(where: str, words: list[str]) -> None:
-    options = [word for word in words if word.startswith("-")]
-    if set(words) & {"--help", "-h", "--version"}:
+@pytest.mark.parametrize(("where", "arguments"), shell_commands(), ids=[where for where, _ in shell_commands()])
+def test_shown_command_lines_are_valid(where: str, arguments: list[str]) -> None:
+    """Every command line on a page is accepted by the command line's parser."""
+    options = [argument for argument in arguments if argument.startswith("-")]
+    if set(arguments) & {"--help", "-h", "--version"}:
         assert options
         return
 
-    name, command, rest = cli.resolve_command(click.Context(cli), words)
+    name, command, rest = cli.resolve_command(click.Context(cli), arguments)
 
     assert command is not None
-    command.make_context(name, rest)  # raises what the user would see
+    command.make_context(name, rest)  # raises the error that a user would see
 
 
 def documented_options() -> set[str]:
+    """Return the options in the tables of the page on the command line."""
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `-")]
     return {option for row in rows for option in re.findall(r"`(--?[a-z-]+)", row)}
 
 
 def existing_options() -> set[str]:
+    """Return the options of all commands."""
     found: set[str] = set()
     for command in cli.commands.values():
         for parameter in command.params:
@@ -118,11 +125,13 @@ def existing_options() -> set[str]:
     return found
 
 
-def test_every_option_is_documented_and_every_documented_option_exists() -> None:
+def test_options_and_documentation_agree() -> None:
+    """Every option is documented, and every documented option exists."""
     assert documented_options() == existing_options()
 
 
-def test_every_option_that_any_page_names_exists() -> None:
+def test_options_named_on_pages_exist() -> None:
+    """Every option that any page names exists."""
     known = existing_options() | {"--help", "--version"}
     for page in PAGES:
         for code in re.findall(r"`(skyrl-modal [^`]*|--[a-z-]+[^`]*)`", page.read_text(encoding="utf-8")):
@@ -133,22 +142,25 @@ def test_every_option_that_any_page_names_exists() -> None:
 
 
 def test_every_command_is_documented() -> None:
+    """The table of commands lists exactly the commands that exist."""
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if re.match(r"\| `[a-z]+[ `]", line)]
 
     assert {re.findall(r"`([a-z]+)", row)[0] for row in rows} == set(cli.commands)
 
 
-def test_every_public_name_is_in_the_reference_and_says_what_it_is() -> None:
+def test_public_names_are_documented() -> None:
+    """Every public name is in the API reference or on the page of errors, and has a docstring."""
     reference = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     for name in skyrl_modal.__all__:
         value = getattr(skyrl_modal, name)
-        # All of the errors' module is shown on a page of its own.
+        # The page of errors documents all of its module.
         assert f":: skyrl_modal.{name}\n" in reference or value.__module__ == "skyrl_modal.errors", name
         assert value.__doc__, name
 
 
-def test_importing_the_package_imports_nothing_else() -> None:
+def test_import_of_package_loads_no_other_module() -> None:
+    """Importing the package loads no module of it and no third-party package."""
     code = (
         "import sys; before = set(sys.modules); import skyrl_modal; "
         "print({name.partition('.')[0] for name in set(sys.modules) - before} - sys.stdlib_module_names, "
@@ -160,14 +172,47 @@ def test_importing_the_package_imports_nothing_else() -> None:
     assert done.stdout.strip() == "{'skyrl_modal'} []"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_between_pages_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-        if not target.startswith(("http:", "https:")):
-            assert (page.parent / target).exists(), target
+def test_package_contains_type_marker() -> None:
+    """The package contains py.typed. ``nox -s tests`` runs this on the built wheel."""
+    assert (Path(skyrl_modal.__file__).parent / "py.typed").is_file()
 
 
-def test_the_version_is_said_the_same_everywhere() -> None:
+@pytest.mark.parametrize(
+    "page",
+    [*PAGES, *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"))],
+    ids=lambda page: page.name,
+)
+def test_links_between_pages_are_valid(page: Path) -> None:
+    """The target of every link to another page exists, and so does its heading or label."""
+    for name, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text(encoding="utf-8")):
+        if not name.startswith(("http:", "https:")):
+            target = page.parent / name if name else page
+            assert target.exists(), name
+            assert not anchor or anchor in anchors(target), f"{name}#{anchor}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the labels and the anchors of the headings of a page."""
+    text = page.read_text(encoding="utf-8")
+    labels = re.findall(r"^\(([\w-]+)\)=$", text, re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {*labels, *(re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings)}
+
+
+def test_named_tests_exist() -> None:
+    """Every test that the page on assumptions names exists."""
+    text = (ROOT / "docs" / "modal-assumptions.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(?:tests/)?((?:\w+/)*test_\w+\.py)(?:::(\w+))?`", text)
+
+    assert len(named) > 20
+    for path, name in named:
+        file = ROOT / "tests" / (path if "/" in path else f"contract/{path}")
+        assert file.exists(), path
+        assert not name or re.search(rf"^def {name}\b", file.read_text(encoding="utf-8"), re.MULTILINE), name
+
+
+def test_version_is_the_same_everywhere() -> None:
+    """The changelog has a section for the version of pyproject.toml."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
     assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
