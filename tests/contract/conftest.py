@@ -16,7 +16,7 @@ from tests.support.loopback import LoopbackModal
 @pytest.fixture(scope="session")
 def shared_loopback(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackModal]:
     """One control plane for the session; the modal client of this process and of its children uses it."""
-    with LoopbackModal(tmp_path_factory.mktemp("loopback"), client_timeout=3, scaledown=1) as server, server.here():
+    with LoopbackModal(tmp_path_factory.mktemp("loopback"), client_timeout=3, scaledown=1) as server, server.activate():
         yield server
         assert server.unimplemented == []
         assert server.errors == []

@@ -60,7 +60,7 @@ def launcher(
         return
     path = f"/root:/pkg:{dashboard_packages}"
     with LoopbackModal(tmp_path, container_env={"PYTHONPATH": path}, visible=[dashboard_packages]) as server:
-        with server.here():
+        with server.activate():
             yield made
         assert server.unimplemented == []
 

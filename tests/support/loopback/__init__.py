@@ -1,4 +1,4 @@
-"""A Modal control plane of our own on 127.0.0.1, for the real client and the real container runtime. See README.md."""
+"""A local stand-in for Modal's control plane on 127.0.0.1, for the real client and container runtime. See README.md."""
 
 from .server import LoopbackModal
 

@@ -1,4 +1,4 @@
-"""Run a command against a loopback Modal: `python -m tests.support.loopback [--python PYTHON] -- COMMAND ...`."""
+"""Run a command against the loopback control plane: `python -m tests.support.loopback [--python PYTHON] -- COMMAND`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from . import LoopbackModal
 
 
 def main() -> int:
+    """Run the command line and return the command's exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.support.loopback", description=__doc__)
     parser.add_argument("--python", default=sys.executable, help="the containers' interpreter")
-    parser.add_argument("--path", action="append", default=[], help="a folder for the containers' PATH")
-    parser.add_argument("--folder", help="keep files, volumes and containers here")
+    parser.add_argument("--path", action="append", default=[], help="a folder to put first on the containers' PATH")
+    parser.add_argument("--folder", help="folder that keeps files, volumes and containers after the command")
     parser.add_argument("command", nargs="*", default=["bash"])
     options = parser.parse_args()
     with LoopbackModal(
@@ -22,7 +23,7 @@ def main() -> int:
     ) as server:
         code = subprocess.run(options.command, check=False, env={**os.environ, **server.env()}).returncode
         for name in sorted(set(server.unimplemented)):
-            print(f"loopback: no such RPC: {name}", file=sys.stderr)
+            print(f"loopback: RPC is not implemented: {name}", file=sys.stderr)
         for error in server.errors:
             print(f"loopback: {error!r}", file=sys.stderr)
     return code if code >= 0 else 128 - code

@@ -1,8 +1,8 @@
-"""Apps: their life, from AppCreate to the last container's end, and small client RPCs.
+"""Apps from AppCreate until their last container has exited, and small RPCs of the client.
 
-Assumed of Modal: an ephemeral app ends, and its containers with it, when its client says so or sends no heartbeat for
-some time; a detached one goes on, and ends once its calls have ended and its containers have gone; stopping an app
-gives its unfinished inputs the status TERMINATED, and its containers SIGINT and a grace.
+Assumptions about Modal: an ephemeral app ends, together with its containers, when its client disconnects or sends no
+heartbeat for some time. A detached app continues, and ends when its calls and its containers have ended. Stopping an
+app sets the status of its unfinished inputs to TERMINATED, and sends its containers SIGINT followed by a grace period.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .rpc import Context, Service
 
 
 class Apps(Service):
-    """The RPCs on apps and of the client in general."""
+    """RPCs about apps and about the client itself."""
 
     def __init__(self, plane: Any) -> None:
         super().__init__(plane)
@@ -33,10 +33,10 @@ class Apps(Service):
             raise GRPCError(Status.NOT_FOUND, f"App {app_id!r} not found.")
         return self.apps[app_id]
 
-    # -- life --------------------------------------------------------------------------------------------------------
+    # -- lifecycle ---------------------------------------------------------------------------------------------------
 
     async def watch(self) -> None:
-        """End what nobody keeps alive any more."""
+        """Stop apps whose client has disconnected or whose work is done, until cancelled."""
         plane = self.plane
         while True:
             await asyncio.sleep(0.1)
@@ -71,7 +71,7 @@ class Apps(Service):
         self.settle(app)
 
     def settle(self, app: App) -> None:
-        """An app has stopped when its last container has."""
+        """Mark a stopping app as stopped if its last container has exited."""
         if app.state == api_pb2.APP_STATE_STOPPING and not self.plane.scheduler.of_app(app):
             app.state = api_pb2.APP_STATE_STOPPED
             app.stopped_at = time.time()

@@ -1,7 +1,7 @@
-"""Blobs, the blocks of volume uploads, and volume downloads, over HTTP on 127.0.0.1.
+"""Blobs, blocks of volume uploads, and volume downloads, over HTTP on 127.0.0.1.
 
-Assumed of Modal: upload and download URLs behave as S3's do; the ETag of an upload is its MD5; a version 2 volume's
-file goes up in blocks of 8 MiB, whose PUT answers with bytes that the client sends back.
+Assumptions about Modal: upload and download URLs behave as S3's do. The ETag of an upload is its MD5. A file on a
+version 2 volume is uploaded in blocks of 8 MiB; the response to each PUT contains bytes that the client sends back.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from .records import new_id
 from .rpc import Context, Service
 
 if TYPE_CHECKING:
-    from .plane import Plane
+    from .plane import ControlPlane
 
-BLOCK = 8 << 20
+BLOCK_SIZE = 8 << 20
 
 
 class Blobs(Service):
-    """The blob RPCs and the HTTP server behind their URLs."""
+    """RPCs about blobs, and the HTTP server behind their URLs."""
 
-    def __init__(self, plane: Plane) -> None:
+    def __init__(self, plane: ControlPlane) -> None:
         super().__init__(plane)
         self.folder = plane.folder / "blobs"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ class Blobs(Service):
         return path
 
     def download_urls(self, path: Path, start: int, length: int) -> list[str]:
-        """URLs for the blocks of a file's byte range, as it is now: a later change does not reach them."""
+        """Return URLs for the blocks of a byte range of a copy of the file. Later changes of the file do not show."""
         name = new_id("dl")
         copy = self.folder / name
         with path.open("rb") as source, copy.open("wb") as target:
@@ -70,7 +70,7 @@ class Blobs(Service):
             while left > 0 and (chunk := source.read(min(left, 1 << 20))):
                 target.write(chunk)
                 left -= len(chunk)
-        first, last = start // BLOCK, max(start, start + length - 1) // BLOCK
+        first, last = start // BLOCK_SIZE, max(start, start + length - 1) // BLOCK_SIZE
         self.downloads[name] = copy
         return [f"{self.base}/file/{name}/{start}-{block}" for block in range(first, last + 1)] if length else []
 
@@ -97,8 +97,8 @@ class Blobs(Service):
         start, _, block = request.match_info["block"].partition("-")
         if path is None:
             return web.Response(status=404)
-        begin = max(int(start), int(block) * BLOCK)
-        end = (int(block) + 1) * BLOCK
+        begin = max(int(start), int(block) * BLOCK_SIZE)
+        end = (int(block) + 1) * BLOCK_SIZE
         with path.open("rb") as file:
             file.seek(begin - int(start))
             return web.Response(body=file.read(end - begin))

@@ -1,8 +1,8 @@
-"""Calls, their inputs and outputs: what `.remote`, `.spawn`, `.get` and `.cancel` ask for.
+"""Function calls with their inputs and outputs: the RPCs of `.remote`, `.spawn`, `.get` and `.cancel`.
 
-Assumed of Modal: outputs stay readable after the app has stopped; a blocking call's failures are retried by the client
-(FunctionRetryInputs), a spawned call's by the server; cancelling tells the container in its heartbeat's reply, and the
-container's own TERMINATED output ends the input.
+Assumptions about Modal: outputs remain readable after the app has stopped. Failures of a blocking call are retried by
+the client (FunctionRetryInputs), those of a spawned call by the server. A cancellation is sent to the container in the
+reply to its heartbeat, and the container's TERMINATED output ends the input.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .rpc import Context, Service
 
 
 class Calls(Service):
-    """The clients' RPCs on function calls."""
+    """RPCs of clients about function calls."""
 
     def __init__(self, plane: Any) -> None:
         super().__init__(plane)

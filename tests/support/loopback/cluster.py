@@ -1,10 +1,13 @@
 """Clusters: N containers that run the same input.
 
-Assumed of Modal: all containers of a cluster start or none; TaskClusterHello answers once all have said it; every rank
-gets the input, rank 0's output is the call's; an output that is a failure, of any rank, or the death of a container,
-ends the attempt for all; after rank 0's output the others have the grace of a stop to end by themselves; a retry and a
-preempted cluster start all ranks anew. For a cluster of one, the list of addresses is empty. Where the system does not
-allow a bridge, the members share the machine's network, and rank N is told 127.0.0.(N + 2).
+Assumptions about Modal: either all containers of a cluster start, or none. TaskClusterHello is answered when every
+member has sent it. Every rank receives the input; the output of rank 0 is the output of the call. A failure output of
+any rank, or the death of a container, ends the attempt for all ranks. After rank 0's output, the other ranks may use
+the grace period of a stop to exit by themselves. A retry, or a preemption, starts all ranks again. For a cluster of
+one, the list of addresses is empty.
+
+If the system does not allow a network bridge, the members share the machine's network, and rank N gets the address
+127.0.0.(N + 2).
 """
 
 from __future__ import annotations
@@ -22,24 +25,24 @@ from . import network
 from .records import FAILURE, SUCCESS, Container, Function, Input, new_id
 from .rpc import Context, Service
 
-HOLD = 20.0
+LONG_POLL_SECONDS = 20.0
 
 
 @attrs.define(eq=False)
 class Gang:
-    """One attempt of a cluster at one input."""
+    """The containers of one attempt to run an input on a cluster (gang scheduling: all of them, or none)."""
 
     function: Function
     entry: Input
     id: str = attrs.field(factory=lambda: new_id("cu"))
     members: list[Container] = attrs.field(factory=list)
-    addresses: dict[str, str] = attrs.field(factory=dict)  # container id: what it said in its hello
+    addresses: dict[str, str] = attrs.field(factory=dict)  # by container id, as sent in TaskClusterHello
     complete: asyncio.Event = attrs.field(factory=asyncio.Event)
     served: set[str] = attrs.field(factory=set)
     alive: int = 0
-    over: asyncio.Event = attrs.field(factory=asyncio.Event)  # the input has its outcome
-    ending: asyncio.Event = attrs.field(factory=asyncio.Event)  # it has, or a member is gone: nothing more comes
-    doom: str = ""
+    over: asyncio.Event = attrs.field(factory=asyncio.Event)  # the input has a result
+    ending: asyncio.Event = attrs.field(factory=asyncio.Event)  # the input has a result, or a member has exited
+    stop_cause: str = ""
     code: int = 0
     result: api_pb2.GenericResult | None = None
     started_at: float = attrs.field(factory=time.time)
@@ -48,14 +51,14 @@ class Gang:
 
 
 class Clusters(Service):
-    """Gangs of containers, and the RPCs on clusters."""
+    """Gangs of containers, and RPCs about clusters."""
 
     def __init__(self, plane: Any) -> None:
         super().__init__(plane)
         self.gangs: dict[str, Gang] = {}
         self.own_addresses = network.bridges_possible()
 
-    def pump(self, function: Function) -> None:
+    def dispatch(self, function: Function) -> None:
         while function.queue:
             entry = function.queue.pop(0)
             gang = Gang(function, entry)
@@ -66,10 +69,10 @@ class Clusters(Service):
             for member in gang.members:
                 self.plane.scheduler.launch(member)
 
-    # -- a container's life ------------------------------------------------------------------------------------------
+    # -- containers of a cluster -------------------------------------------------------------------------------------
 
     async def prepare(self, container: Container, process: Any) -> None:
-        """Give a member its address."""
+        """Assign an address to a member of a cluster."""
         gang: Gang | None = container.gang
         if gang is None:
             return
@@ -96,7 +99,7 @@ class Clusters(Service):
         if container.id not in gang.served:
             gang.served.add(container.id)
             return gang.entry
-        await asyncio.wait_for(gang.ending.wait(), HOLD)
+        await asyncio.wait_for(gang.ending.wait(), LONG_POLL_SECONDS)
         return None
 
     def put_output(self, container: Container, entry: Input, item: Any) -> None:
@@ -115,7 +118,7 @@ class Clusters(Service):
 
     @staticmethod
     def settle(gang: Gang) -> None:
-        """The input has its outcome; the members shall go."""
+        """Record that the input has a result, and retire the members."""
         gang.over.set()
         gang.ending.set()
         for member in gang.members:
@@ -126,10 +129,10 @@ class Clusters(Service):
         gang.alive -= 1
         gang.ending.set()
         scheduler, entry = self.plane.scheduler, gang.entry
-        if not gang.over.is_set() and not gang.doom:
-            gang.doom, gang.code, gang.result = container.doom or "crash", code, container.result
+        if not gang.over.is_set() and not gang.stop_cause:
+            gang.stop_cause, gang.code, gang.result = container.stop_cause or "crash", code, container.result
             for member in gang.members:
-                scheduler.stop(member, gang.doom, self.plane.stop_grace)
+                scheduler.stop(member, gang.stop_cause, self.plane.stop_grace)
         if gang.alive:
             return
         if gang.bridge is not None:
@@ -141,14 +144,14 @@ class Clusters(Service):
             entry.retry_count = 1 << 20
             scheduler.finish(entry, FAILURE, item=api_pb2.FunctionPutOutputsItem(result=gang.result))
         else:
-            scheduler.lost(entry, gang.doom, gang.code)
+            scheduler.handle_lost_container(entry, gang.stop_cause, gang.code)
 
     # -- RPCs --------------------------------------------------------------------------------------------------------
 
     async def TaskClusterHello(
         self, request: api_pb2.TaskClusterHelloRequest, context: Context
     ) -> api_pb2.TaskClusterHelloResponse:
-        container = context.the_container
+        container = context.calling_container
         gang: Gang = container.gang
         gang.addresses[container.id] = request.container_ip
         if len(gang.addresses) == len(gang.members):
@@ -175,7 +178,7 @@ class Clusters(Service):
         return api_pb2.ClusterGetResponse(cluster=stats)
 
     async def close(self) -> None:
-        """Let go of the bridges that are left."""
+        """Close the remaining bridges."""
         for gang in self.gangs.values():
             if gang.bridge is not None:
                 gang.bridge.close()

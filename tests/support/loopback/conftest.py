@@ -1,3 +1,5 @@
+"""Fixtures for the tests of the loopback control plane."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -21,7 +23,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="session")
 def jobs() -> ModuleType:
-    """The jobs as a module at the top, so that the client ships this one file."""
+    """Return loopback_jobs as a top-level module, so that the client uploads this file only."""
     spec = importlib.util.spec_from_file_location("loopback_jobs", HERE / "loopback_jobs.py")
     assert spec is not None
     assert spec.loader is not None
@@ -33,7 +35,7 @@ def jobs() -> ModuleType:
 
 @pytest.fixture
 def running(jobs: ModuleType, loopback: LoopbackModal) -> Callable[..., Any]:
-    """A function of the jobs in a running app of the loopback, as a context manager."""
+    """Return a context manager that runs an app on the loopback with one function of loopback_jobs."""
 
     @contextmanager
     def run(name: str, *, detach: bool = False, **options: Any) -> Iterator[Any]:

@@ -1,11 +1,12 @@
-"""One container: the real entrypoint in private mount and PID namespaces, made by bubblewrap.
+"""One container: the real entrypoint in private mount and PID namespaces, created by bubblewrap.
 
-Assumed of Modal: the working directory and HOME are /root; what is mounted lies at its remote path; the volumes' files
-lie in /__modal/volumes/ID with symlinks from where they were asked for; the variables of the image, then of the
-secrets, are set, with PYTHONUNBUFFERED and MODAL_*; one with GPUs has the driver's nvidia-smi; a signal reaches the
-entrypoint's process alone; when it ends, all other processes of the container end with it. A container sees this
-machine's programs (/usr and the like, read-only), the chosen Python, and nothing else of it: neither homes nor
-checkouts nor /tmp.
+Assumptions about Modal: the working directory and HOME are /root. Mounts are at their remote paths. Volumes are in
+/__modal/volumes/ID, with symlinks at their mount paths. The variables of the image, then those of the secrets, are set,
+in addition to PYTHONUNBUFFERED and MODAL_*. A container with GPUs has nvidia-smi. A signal is sent to the entrypoint's
+process only; when that process exits, all other processes of the container are killed.
+
+Of this machine, a container sees the system's programs (/usr and similar folders, read-only) and the selected Python,
+but no home folders, no checkouts and not /tmp.
 """
 
 from __future__ import annotations
@@ -34,17 +35,17 @@ from .records import Container
 from .volumes import WorkingCopy
 
 if TYPE_CHECKING:
-    from .plane import Plane
+    from .plane import ControlPlane
 
 SYSTEM_FOLDERS = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "etc", "opt")
 SOCKET, ARGUMENTS = "/__modal/modal.sock", "/__modal/arguments"
 DRIVER = "/__driver"
-HEARTBEAT = 5
+HEARTBEAT_INTERVAL = 5
 
 
 @attrs.frozen
 class Python:
-    """The interpreter that a container runs, and where its files are."""
+    """The Python interpreter of containers, and the folders of its files."""
 
     path: str
     version: str
@@ -53,9 +54,10 @@ class Python:
     @classmethod
     @functools.lru_cache
     def of(cls, path: str) -> Python:
+        """Return the description of an interpreter, by running it."""
         code = "import json, sys; print(json.dumps([sys.version.split()[0], sys.prefix, sys.base_prefix]))"
-        told = subprocess.run([path, "-c", code], check=True, capture_output=True, text=True, env={}).stdout
-        version, *prefixes = json.loads(told)
+        output = subprocess.run([path, "-c", code], check=True, capture_output=True, text=True, env={}).stdout
+        version, *prefixes = json.loads(output)
         real = [str(Path(prefix).resolve()) for prefix in prefixes]
         outside = [p for p in dict.fromkeys(prefixes + real) if Path(p).parts[1] not in SYSTEM_FOLDERS]
         return cls(path, version, tuple(outside))
@@ -66,34 +68,34 @@ def _children(pid: int) -> list[int]:
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             with contextlib.suppress(OSError):
-                found += [int(word) for word in (task / "children").read_text().split()]
+                found += [int(pid) for pid in (task / "children").read_text().split()]
     return found
 
 
 class ContainerProcess:
-    """A container's folder, socket, pipes and processes."""
+    """The folder, socket, pipes and processes of a container."""
 
-    def __init__(self, plane: Plane, container: Container) -> None:
+    def __init__(self, plane: ControlPlane, container: Container) -> None:
         self.plane = plane
         self.container = container
         self.folder = plane.folder / "run" / container.id
         self.socket = plane.sockets / f"{container.id[-12:]}.sock"
         self.volumes: dict[str, WorkingCopy] = {}
         self.process: subprocess.Popen[bytes] | None = None
-        self._doomed = False
+        self._kill_requested = False
         self.init_pid = 0
-        self._pipes: dict[int, int] = {}  # our end of a pipe: the descriptor that it stands for
+        self._pipes: dict[int, int] = {}  # read end of a pipe: the stream that it carries
         self._pidfd = -1
         self.names: dict[str, str] = {"modal": "127.0.0.1", "i6pn.modal.local": "::1"}
-        self.prefix: list[str] = []  # words before bubblewrap's
+        self.prefix: list[str] = []  # command that runs bubblewrap
         self.private_network = plane.private_networks
-        self.connect: Callable[[int], None] | None = None  # what connects the network of this pid; blocks
+        self.connect: Callable[[int], None] | None = None  # connects the network of a pid; blocks
         self._site: web.SockSite | None = None
 
-    # -- before the start --------------------------------------------------------------------------------------------
+    # -- preparation -------------------------------------------------------------------------------------------------
 
     def stage(self) -> None:
-        """Lay out the files. Runs in a thread."""
+        """Create the container's files. Runs in a thread."""
         definition = self.container.function.definition
         root = self.folder / "root"
         (root / "root").mkdir(parents=True)
@@ -117,7 +119,7 @@ class ContainerProcess:
         (self.folder / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
 
     def _stage_driver(self, root: Path, gpus: int) -> None:
-        """Put the driver's own tool where a container has GPUs; it lists as many as were asked for and are not lost."""
+        """Create an nvidia-smi in a container with GPUs. It lists the requested GPUs without the lost ones."""
         if not gpus:
             return
         gang = self.container.gang
@@ -129,7 +131,7 @@ class ContainerProcess:
         tool.chmod(0o755)
 
     def environment(self) -> dict[str, str]:
-        """The variables that the container starts with."""
+        """Return the container's environment variables."""
         definition, plane = self.container.function.definition, self.plane
         image = plane.images.images.get(definition.image_id)
         env = {
@@ -146,7 +148,7 @@ class ContainerProcess:
             "MODAL_ENVIRONMENT": self.container.function.app.environment,
             "MODAL_CLOUD_PROVIDER": "CLOUD_PROVIDER_AWS",
             "MODAL_REGION": "us-east-1",
-            "MODAL_HEARTBEAT_INTERVAL": str(HEARTBEAT),
+            "MODAL_HEARTBEAT_INTERVAL": str(HEARTBEAT_INTERVAL),
         }
         if image:
             env |= image.env
@@ -154,12 +156,12 @@ class ContainerProcess:
         env |= plane.container_env
         folders = [*plane.container_path, str(Path(plane.python.path).parent), env["PATH"], DRIVER]
         env["PATH"] = ":".join(folders)
-        # By this the tests find what a session left behind.
+        # The tests find remaining processes of a session by this variable.
         env |= {name: value for name, value in os.environ.items() if name == "SKYRL_MODAL_TEST_SESSION"}
         return env
 
     def command(self, info_fd: int, block_fd: int) -> list[str]:
-        """The bubblewrap command line."""
+        """Return the bubblewrap command line."""
         image = self.plane.images.images.get(self.container.function.definition.image_id)
         root = self.folder / "root"
         staged = {path.name for path in root.iterdir()}
@@ -198,48 +200,52 @@ class ContainerProcess:
         arguments += ["--info-fd", str(info_fd), "--block-fd", str(block_fd), "--"]
         return [*arguments, self.plane.python.path, "-m", "modal._container_entrypoint"]
 
-    # -- the start, in the server's own thread: bubblewrap dies with the thread that started it ---
+    # -- start -------------------------------------------------------------------------------------------------------
 
     async def start(self, on_exit: Callable[[], None]) -> None:
+        """Start the container and connect its network.
+
+        Runs in the server's thread: with --die-with-parent, bubblewrap dies when the thread that started it ends.
+        """
         loop = asyncio.get_running_loop()
-        ends = {}
+        write_ends = {}
         for descriptor in (STDOUT, STDERR):
-            ours, theirs = os.pipe2(os.O_CLOEXEC)
-            fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, 1 << 18)
-            os.set_blocking(ours, False)
-            self._pipes[ours] = descriptor
-            ends[descriptor] = theirs
-        info, info_theirs = os.pipe2(os.O_CLOEXEC)
-        block_theirs, block = os.pipe2(os.O_CLOEXEC)
+            read_end, write_end = os.pipe2(os.O_CLOEXEC)
+            fcntl.fcntl(read_end, fcntl.F_SETPIPE_SZ, 1 << 18)
+            os.set_blocking(read_end, False)
+            self._pipes[read_end] = descriptor
+            write_ends[descriptor] = write_end
+        info, child_info = os.pipe2(os.O_CLOEXEC)
+        child_block, block = os.pipe2(os.O_CLOEXEC)
         self.process = subprocess.Popen(
-            self.command(info_theirs, block_theirs),
+            self.command(child_info, child_block),
             stdin=subprocess.DEVNULL,
-            stdout=ends[STDOUT],
-            stderr=ends[STDERR],
+            stdout=write_ends[STDOUT],
+            stderr=write_ends[STDERR],
             env=self.environment(),
-            pass_fds=(info_theirs, block_theirs),
+            pass_fds=(child_info, child_block),
             start_new_session=True,
             cwd="/",
         )
-        for fd in (*ends.values(), info_theirs, block_theirs):
+        for fd in (*write_ends.values(), child_info, child_block):
             os.close(fd)
         for fd in self._pipes:
             loop.add_reader(fd, self._read, fd)
         self._pidfd = os.pidfd_open(self.process.pid)
         loop.add_reader(self._pidfd, on_exit)
         with os.fdopen(info, "rb") as file:
-            told = await asyncio.to_thread(file.read)
-        with os.fdopen(block, "wb", buffering=0) as gate, contextlib.suppress(BrokenPipeError):
-            if told.strip():
-                self.init_pid = json.loads(told)["child-pid"]
-                if self._doomed:
+            child_facts = await asyncio.to_thread(file.read)
+        with os.fdopen(block, "wb", buffering=0) as unblock, contextlib.suppress(BrokenPipeError):
+            if child_facts.strip():
+                self.init_pid = json.loads(child_facts)["child-pid"]
+                if self._kill_requested:
                     self.kill()
                     return
                 await self._connect()
-            gate.write(b"x")
+            unblock.write(b"x")
 
     async def _connect(self) -> None:
-        """Connect the container's network, and let the blobs be found on its own 127.0.0.1."""
+        """Connect the container's network, and serve blobs on the container's 127.0.0.1."""
         if not self.private_network:
             return
         if self.connect is not None:
@@ -250,10 +256,10 @@ class ContainerProcess:
         self._site = web.SockSite(blobs.runner, listener)
         await self._site.start()
 
-    # -- while it runs -----------------------------------------------------------------------------------------------
+    # -- the running container ---------------------------------------------------------------------------------------
 
     def _read(self, fd: int) -> bool:
-        """Take one piece of output. Returns whether there may be more."""
+        """Read one chunk of output. Return whether there may be more."""
         try:
             data = os.read(fd, 1 << 16)
         except BlockingIOError:
@@ -267,17 +273,18 @@ class ContainerProcess:
         return bool(data)
 
     def drain(self) -> None:
-        """Take all that was printed until now, so that it counts for the input that is running now."""
+        """Read all available output, so that it is logged for the input that is running now."""
         for fd in list(self._pipes):
             while self._read(fd):
                 pass
 
     def entrypoint_pid(self) -> int | None:
+        """Return the pid of the entrypoint, or None if it does not run."""
         children = _children(self.init_pid) if self.init_pid else []
         return min(children) if children else None
 
     def pids(self) -> list[int]:
-        """All the container's processes."""
+        """Return the pids of all processes of the container."""
         found, todo = [], [self.init_pid] if self.init_pid else []
         while todo:
             pid = todo.pop()
@@ -293,17 +300,18 @@ class ContainerProcess:
                 os.kill(pid, number)
 
     def kill(self) -> None:
-        """End every process of the container at once."""
-        self._doomed = True
-        # While bubblewrap still sets up, only `start` knows what there is to end: its child would outlive it.
+        """Kill every process of the container."""
+        self._kill_requested = True
+        # While bubblewrap is starting, the pid of its child is known to `start` only, which kills it: killing
+        # bubblewrap itself here would leave the child running.
         if self.init_pid and self.process is not None and self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.init_pid, signal.SIGKILL)
 
-    # -- after the end -----------------------------------------------------------------------------------------------
+    # -- cleanup -----------------------------------------------------------------------------------------------------
 
     def reap(self) -> int:
-        """Collect the exit code and the last output. Called once the process has ended."""
+        """Return the exit code after reading the rest of the output. Called when the process has exited."""
         assert self.process is not None
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
@@ -317,12 +325,13 @@ class ContainerProcess:
         return code
 
     async def disconnect(self) -> None:
+        """Stop serving blobs in the container's network."""
         if self._site is not None:
             await self._site.stop()
             self._site = None
 
     def clean(self) -> None:
-        """Remove the files. Runs in a thread."""
+        """Remove the container's files. Runs in a thread."""
         for copy in self.volumes.values():
             copy.close()
         self.socket.unlink(missing_ok=True)

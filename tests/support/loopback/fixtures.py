@@ -13,9 +13,9 @@ from . import LoopbackModal
 
 @pytest.fixture
 def loopback(tmp_path: Path) -> Iterator[LoopbackModal]:
-    """A server that the modal client of this process uses. It must have understood all that it was asked."""
+    """Yield a server that this process's modal client uses; fail the test if a request was not handled."""
     with LoopbackModal(tmp_path, stop_grace=5, preempt_grace=5, cancel_grace=5, timeout_grace=1) as server:
-        with server.here():
+        with server.activate():
             yield server
         assert not server.unimplemented, server.unimplemented
         errors = "".join(line for error in server.errors for line in traceback.format_exception(error))

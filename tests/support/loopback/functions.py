@@ -1,8 +1,8 @@
-"""Functions: created, looked up, and told to the container that runs them.
+"""Functions: RPCs that create and look them up, and the arguments of their containers.
 
-Assumed of Modal: an unknown GPU, a time-out over a day, or a volume or secret that is not there are refused when the
-function is created, with INVALID_ARGUMENT or NOT_FOUND; of a list of GPUs the first is given;
-a cluster whose containers do not ask for all 8 GPUs of a host is refused too.
+Assumptions about Modal: creating a function with an unknown GPU, a timeout over one day, or a volume or secret that
+does not exist is refused with INVALID_ARGUMENT or NOT_FOUND. Of a list of GPUs, the first one is allocated. A cluster
+whose containers do not request all 8 GPUs of a host is refused.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from .rpc import Context, Service
 GPUS = frozenset({"T4", "L4", "A10", "A10G", "L40S", "A100", "A100-40GB", "A100-80GB", "H100", "H100!"}) | {
     *("H200", "B200", "B200+", "B300", "RTX-PRO-6000", "ANY"),
 }
-HOST = 8
-LONGEST = 24 * 3600
+GPUS_PER_HOST = 8
+MAX_TIMEOUT_SECONDS = 24 * 3600
 
 
 class Functions(Service):
-    """The RPCs on functions."""
+    """RPCs about functions."""
 
     def __init__(self, plane: Any) -> None:
         super().__init__(plane)
         self.functions: dict[str, Function] = {}
         self.gpus = set(GPUS)
-        self.full_hosts = True  # Modal's rule for clusters
+        self.full_hosts = True  # refuse clusters that do not request full hosts
 
     def get(self, function_id: str) -> Function:
         if function_id not in self.functions:
@@ -100,12 +100,12 @@ class Functions(Service):
             known = ", ".join(sorted(self.gpus))
             text = f"Invalid GPU type: {gpu.gpu_type!r}. Must be one of: {known}."
             raise GRPCError(Status.INVALID_ARGUMENT, text)
-        if definition.timeout_secs > LONGEST:
-            raise GRPCError(Status.INVALID_ARGUMENT, f"Function timeout must be at most {LONGEST} seconds.")
+        if definition.timeout_secs > MAX_TIMEOUT_SECONDS:
+            raise GRPCError(Status.INVALID_ARGUMENT, f"Function timeout must be at most {MAX_TIMEOUT_SECONDS} seconds.")
         for mount in definition.volume_mounts:
             self.plane.volumes.get(mount.volume_id)
-        if definition._experimental_group_size > 1 and self.full_hosts and gpu.count != HOST:
-            text = f'Clustered functions must request all GPUs of their hosts, for example gpu="H100:{HOST}".'
+        if definition._experimental_group_size > 1 and self.full_hosts and gpu.count != GPUS_PER_HOST:
+            text = f'Clustered functions must request all GPUs of their hosts, for example gpu="H100:{GPUS_PER_HOST}".'
             raise GRPCError(Status.INVALID_ARGUMENT, text)
         missing = [s for s in definition.secret_ids if s not in self.plane.secrets.secrets]
         if missing:
@@ -114,7 +114,7 @@ class Functions(Service):
             self.plane.images.get(definition.image_id)
 
     def arguments(self, container: Container) -> api_pb2.ContainerArguments:
-        """What the entrypoint is told. Every dependency must stand in the layout."""
+        """Return the entrypoint's arguments. The app layout must contain every dependency."""
         function = container.function
         definition = api_pb2.Function()
         definition.CopyFrom(function.definition)

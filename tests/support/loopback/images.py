@@ -1,8 +1,8 @@
 """Images: recorded, not built. A container sees this machine's programs and the image's environment variables.
 
-Assumed of Modal: an image's id follows from its definition alone, so that the same layers are built once; the first
-request for it answers without a result and ImageJoinStreaming tells the end and the build log; ENV, WORKDIR and
-copied mounts hold for the layers above.
+Assumptions about Modal: an image's id depends on its definition only, so the same layers are built once. The first
+request for an image is answered without a result; ImageJoinStreaming then returns the build log and the result. ENV,
+WORKDIR and copied mounts are inherited by the layers above.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @attrs.define(eq=False)
 class Image:
-    """One layer with what it inherits."""
+    """One layer, with the layer below it."""
 
     id: str
     definition: api_pb2.Image
@@ -38,7 +38,7 @@ class Image:
 
     @property
     def commands(self) -> list[str]:
-        """The Dockerfile commands of the whole chain, the base's first; FROM a layer of ours is left out."""
+        """Dockerfile commands of all layers, those of the base first, without FROM lines that name a layer."""
         own = list(self.definition.dockerfile_commands)
         if self.base is None:
             return own
@@ -46,11 +46,11 @@ class Image:
 
     @property
     def env(self) -> dict[str, str]:
-        """The variables that ENV lines set."""
+        """Variables that ENV lines set."""
         env = {"PATH": DEFAULT_PATH}
         for line in self.commands:
-            word, _, rest = line.strip().partition(" ")
-            if word.upper() != "ENV":
+            instruction, _, rest = line.strip().partition(" ")
+            if instruction.upper() != "ENV":
                 continue
             parts = shlex.split(rest)
             if parts and "=" not in parts[0]:
@@ -63,13 +63,13 @@ class Image:
 
     @property
     def workdir(self) -> str:
-        """The last WORKDIR, /root without one."""
+        """The last WORKDIR; /root if there is none."""
         folders = [line.split(None, 1)[1] for line in self.commands if line.upper().startswith("WORKDIR ")]
         return folders[-1].strip().strip("'\"") if folders else "/root"
 
     @property
     def copies(self) -> list[tuple[str, str]]:
-        """Mounts that were copied into the image: the mount's id and where to."""
+        """Mounts that are copied into the image: pairs of mount id and target path."""
         found = self.base.copies if self.base else []
         if self.definition.context_mount_id:
             for line in self.definition.dockerfile_commands:
@@ -79,12 +79,12 @@ class Image:
 
 
 class Images(Service):
-    """The RPCs on images and environments."""
+    """RPCs about images and environments."""
 
     def __init__(self, plane: Any) -> None:
         super().__init__(plane)
         self.images: dict[str, Image] = {}
-        self.builders: dict[str, App] = {}  # whose logs are the images' build logs, by image
+        self.builders: dict[str, App] = {}  # by image id: the app whose log is the build log
 
     def metadata(self, image: Image) -> api_pb2.ImageMetadata:
         return api_pb2.ImageMetadata(
@@ -154,11 +154,11 @@ class Images(Service):
         return api_pb2.ImageBuildChainGetResponse(build_steps=steps)
 
     def builder(self, app_id: str) -> App | None:
-        """The app that built an image."""
+        """Return the app that built an image."""
         return next((app for app in self.builders.values() if app.id == app_id), None)
 
     def _step(self, image: Image) -> api_pb2.ImageBuildStep:
-        """A build as it can be read later: its log is that of an app of the builder's own."""
+        """Return the record of a build. Its log is the log of a separate builder app."""
         if image.id not in self.builders:
             app = self.builders[image.id] = App("image builder", api_pb2.APP_STATE_STOPPED)
             for number, line in enumerate(image.log.splitlines(keepends=True), 1):

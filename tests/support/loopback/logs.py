@@ -1,9 +1,9 @@
-"""Logs: what containers print, kept as entries and served as Modal serves them.
+"""Logs: output of containers, stored as entries and served as Modal serves it.
 
-Assumed of Modal: an entry is a chunk of one stream (stdout or stderr) as it was read, not a line; it carries the call
-whose input the container was running when it was read, none during the import; the server's own lines have the INFO
-descriptor; a stream with an empty cursor starts at the app's first entry, and ends with `app_done` once the app has
-stopped; an open stream is ended by the server after the time that the client asked for.
+Assumptions about Modal: an entry is a chunk of one stream (stdout or stderr) as it was read, not a line. It has the id
+of the call whose input the container was running when it was read, and no call id during the import. Entries of the
+server itself have the INFO descriptor. A stream with an empty cursor starts at the app's first entry, and ends with
+`app_done` when the app has stopped. The server ends an open stream after the timeout that the client requested.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ SYSTEM = api_pb2.FILE_DESCRIPTOR_INFO
 
 @attrs.frozen
 class Entry:
+    """One log entry."""
+
     number: int
     time_ns: int
     descriptor: int
@@ -38,6 +40,7 @@ class Entry:
     task_state: int = 0
 
     def batch(self) -> api_pb2.TaskLogsBatch:
+        """Return the entry as a protobuf message."""
         item = api_pb2.TaskLogs(
             data=self.data,
             task_state=self.task_state,  # type: ignore[arg-type]  # protobuf keeps enums as numbers
@@ -59,6 +62,8 @@ class Entry:
 
 @attrs.define(eq=False)
 class AppLog:
+    """The log entries of one app."""
+
     entries: list[Entry] = attrs.field(factory=list)
     changed: asyncio.Event = attrs.field(factory=asyncio.Event)
 
@@ -68,11 +73,11 @@ class AppLog:
 
 
 class Logs(Service):
-    """The store, and the RPCs on it.
+    """The stored logs, and RPCs about them.
 
     Attributes:
-        chunk: Cut entries to so many bytes (of UTF-8); None: as they were read.
-        whole_characters: False: a character that is cut becomes replacement characters on both sides.
+        chunk: Maximum size of an entry in bytes of UTF-8; None keeps entries as they were read.
+        whole_characters: If False, a character that is cut becomes replacement characters in both entries.
     """
 
     def __init__(self, plane: Any) -> None:
@@ -88,7 +93,7 @@ class Logs(Service):
     # -- writing -----------------------------------------------------------------------------------------------------
 
     def write(self, container: Container, descriptor: int, data: bytes, *, end: bool = False) -> None:
-        """Take what a container printed; at the end also what is left of a cut character."""
+        """Store output of a container; at its end also an incomplete character."""
         key = (container.id, descriptor)
         if key not in self._decoders:
             self._decoders[key] = codecs.getincrementaldecoder("utf-8")("replace")
@@ -106,7 +111,7 @@ class Logs(Service):
             del self._decoders[key]
 
     def system(self, container: Container, text: str, running: Input | None = None) -> None:
-        """A line of the server's own."""
+        """Add a line of the server itself."""
         self.add(container, SYSTEM, text + "\n", running)
 
     def add(

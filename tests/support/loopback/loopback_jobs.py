@@ -1,4 +1,4 @@
-"""What the tests run in containers. A module of its own, with the standard library and modal only."""
+"""Functions that the tests run in containers. Imports the standard library and modal only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def echo(data: object) -> object:
     return data
 
 
-def say(text: str, error: str = "", times: int = 1) -> None:
+def print_text(text: str, error: str = "", times: int = 1) -> None:
     for _ in range(times):
         sys.stdout.write(text)
     sys.stdout.flush()
@@ -32,7 +32,7 @@ def say(text: str, error: str = "", times: int = 1) -> None:
     sys.stderr.flush()
 
 
-def say_bytes(pieces: list[bytes]) -> None:
+def print_bytes(pieces: list[bytes]) -> None:
     for piece in pieces:
         os.write(1, piece)
 
@@ -71,7 +71,7 @@ def write(path: str, text: str, commit: str = "") -> str:
 
 
 def read_after_reload(path: str, volume: str, wait_for: str = "") -> tuple[str, str]:
-    """The text before and after a reload, which comes once another container has committed the awaited file."""
+    """Return the text before and after a reload, which happens when another container has committed `wait_for`."""
     before = Path(path).read_text() if Path(path).exists() else ""
     handle = modal.Volume.from_name(volume)
     while wait_for and not Path(wait_for).exists():
@@ -91,7 +91,7 @@ def reload_with_open_file(path: str, volume: str) -> str:
 
 
 def wait(note: str = "waiting", seconds: float = 600.0) -> str:
-    """Wait, and tell what ended it."""
+    """Wait, and print the exception that ends the wait."""
     print(note, flush=True)
     try:
         time.sleep(seconds)
@@ -102,7 +102,7 @@ def wait(note: str = "waiting", seconds: float = 600.0) -> str:
 
 
 def stubborn() -> None:
-    """Ignore every polite end, with a child that does so too."""
+    """Ignore SIGINT, SIGTERM and cancellations, also in a child process."""
     subprocess.Popen(["sh", "-c", "trap '' INT TERM; while :; do sleep 1; done"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     print("waiting", flush=True)
@@ -110,11 +110,11 @@ def stubborn() -> None:
         try:
             time.sleep(1)
         except BaseException:
-            print("not impressed", flush=True)
+            print("ignored", flush=True)
 
 
 def once_then_return(path: str, volume: str) -> list[str]:
-    """The first attempt waits for ever; each is counted in a file on the volume."""
+    """Record each attempt in a file on the volume. The first attempt waits until it is ended."""
     handle = modal.Volume.from_name(volume)
     attempts = Path(path)
     with attempts.open("a") as file:
@@ -151,7 +151,7 @@ def ticks(count: int, pause: float) -> None:
 
 
 def rank_facts(data: bytes = b"") -> dict[str, object]:
-    """Each rank serves its rank on its own address; rank 0 asks all."""
+    """Serve the own rank on the own address; rank 0 reads the rank from every other member."""
     cluster = modal.Cluster.from_context()
     rank, addresses = cluster.container_rank(), cluster.container_ips(family="ipv4")
     print("rank", rank, flush=True)
@@ -159,7 +159,7 @@ def rank_facts(data: bytes = b"") -> dict[str, object]:
         answers = [rank]
         if rank == 0:
             for other in addresses[1:]:
-                answers.append(_ask(other))
+                answers.append(_read_rank(other))
         else:
             connection, _ = server.accept()
             with connection:
@@ -174,7 +174,7 @@ def rank_facts(data: bytes = b"") -> dict[str, object]:
         }
 
 
-def _ask(address: str) -> int:
+def _read_rank(address: str) -> int:
     deadline = time.monotonic() + 30
     while True:
         try:
@@ -186,31 +186,31 @@ def _ask(address: str) -> int:
             time.sleep(0.01)
 
 
-def rank_waits(who: int, what: str) -> int:
-    """One rank does something; the others wait."""
+def rank_waits(acting_rank: int, action: str) -> int:
+    """Raise or return in one rank, and wait in the others."""
     rank = modal.Cluster.from_context().container_rank()
     print("rank", rank, "is up", flush=True)
-    if rank == who and what == "raise":
+    if rank == acting_rank and action == "raise":
         raise ValueError(f"rank {rank} failed")
-    if rank == who and what == "return":
+    if rank == acting_rank and action == "return":
         return rank
     time.sleep(600)
     return -1
 
 
 def serve_through_tunnel() -> bytes:
-    """Serve one connection from outside, then return what it said."""
+    """Serve one connection from outside, and return the data that it sent."""
     with socket.create_server(("127.0.0.1", 8000)) as server, modal.forward(8000, unencrypted=True) as tunnel:
         print("tunnel", *tunnel.tcp_socket, flush=True)
         connection, _ = server.accept()
         with connection:
-            said = connection.recv(100)
-            connection.sendall(b"heard " + said)
-        return said
+            data = connection.recv(100)
+            connection.sendall(b"received " + data)
+        return data
 
 
 def holds_port(port: int, volume: str, name: str, others: int) -> int:
-    """Hold a port until so many others hold theirs."""
+    """Listen on a port until `others` containers listen on theirs."""
     with socket.create_server(("127.0.0.1", port)):
         Path("/data", name).touch()
         handle = modal.Volume.from_name(volume)

@@ -1,7 +1,7 @@
-"""Mounts: files by their SHA-256, and the fresh copy of them that each container gets.
+"""Mounts: files stored by their SHA-256, and copied into each container.
 
-Assumed of Modal: a file that the server has is never asked for again, whichever mount it is in; a mount is an index of
-paths; its files are the container's own to change.
+Assumptions about Modal: the server never requests a file again that it has, whichever mount the file is in. A mount is
+an index of paths. A container may change its files; other containers do not see the change.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _now() -> Timestamp:
 
 
 class Mounts(Service):
-    """The RPCs on mounts, and the copy into a container."""
+    """RPCs about mounts, and the copy into a container."""
 
     def __init__(self, plane: Any) -> None:
         super().__init__(plane)
@@ -64,7 +64,7 @@ class Mounts(Service):
             if kind == "data_blob_id":
                 data = self.plane.blobs.path(request.data_blob_id).read_bytes()
             if hashlib.sha256(data).hexdigest() != digest:
-                raise GRPCError(Status.INVALID_ARGUMENT, "The content does not have the SHA-256 that was told.")
+                raise GRPCError(Status.INVALID_ARGUMENT, "The content does not have the declared SHA-256.")
             self._store(data, digest)
         exists = self.file(digest).exists()
         return api_pb2.MountPutFileResponse(exists=exists, checked_at=_now())
@@ -73,7 +73,7 @@ class Mounts(Service):
         self, request: api_pb2.MountGetOrCreateRequest, context: Context
     ) -> api_pb2.MountGetOrCreateResponse:
         if request.namespace == api_pb2.DEPLOYMENT_NAMESPACE_GLOBAL:
-            pass  # Modal's own client and Python, which the container's interpreter has already
+            pass  # Modal's client and Python, which the container's interpreter already has
         elif request.object_creation_type == api_pb2.OBJECT_CREATION_TYPE_UNSPECIFIED:
             raise GRPCError(Status.NOT_FOUND, f"Mount {request.deployment_name!r} not found.")
         missing = [entry.filename for entry in request.files if not self.file(entry.sha256_hex).exists()]
@@ -87,7 +87,7 @@ class Mounts(Service):
         return api_pb2.MountGetOrCreateResponse(mount_id=mount_id, handle_metadata=metadata)
 
     def stage(self, mount_ids: list[str], copies: list[tuple[str, str]], root: Path) -> None:
-        """Copy the mounts' files below a folder that stands for the container's root. Runs in a thread."""
+        """Copy the mounts' files into the folder that becomes the container's root. Runs in a thread."""
         for mount_id, prefix in [*copies, *((mount_id, "/") for mount_id in mount_ids)]:
             for entry in self.mounts[mount_id]:
                 where = PurePosixPath(prefix) / entry.filename.lstrip("/")

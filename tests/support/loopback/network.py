@@ -1,10 +1,10 @@
-"""Each container's own network: 127.0.0.1 is its own, and the members of a cluster have addresses on a common bridge.
+"""Networks of containers: a private 127.0.0.1 for each, and a bridge that connects the members of a cluster.
 
-The bridge lives in a namespace of its own, held by a helper process that ends with this one: the machine's network is
-not touched. Root needs nothing for it; an ordinary user gets it within a user namespace.
+The bridge is in a separate network namespace, held by a helper process that exits with this one, so the machine's
+network is not changed. An ordinary user creates it within a user namespace.
 
-Assumed of Modal: ports of containers do not meet; a container's host name resolves to its address. Unlike Modal's,
-these containers reach nothing outside.
+Assumptions about Modal: containers do not share ports, and a container's host name resolves to its address. Unlike
+containers on Modal, these containers have no access to other networks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import attrs
 CLONE_NEWNET, IP_FREEBIND = 0x40000000, 15
 LOOPBACK = "127.0.0.1"
 
-# For an ordinary user: enter a container's namespaces, make the socket there, send it here.
+# For an ordinary user: enter a container's namespaces, create the socket there, and send it to this process.
 HELPER = """
 import array, ctypes, os, socket, sys
 pid, back, kind, port = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
@@ -48,7 +48,7 @@ def is_root() -> bool:
 
 
 def bridges_possible() -> bool:
-    """Whether the members of a cluster can have addresses of their own."""
+    """Return whether the members of a cluster can have their own addresses."""
     if not all(shutil.which(name) for name in ("ip", "nsenter", "unshare")):
         return False
     probe = ["unshare", *([] if is_root() else ["--user", "--map-root-user"]), "--net", "ip", "link", "set", "lo", "up"]
@@ -56,15 +56,15 @@ def bridges_possible() -> bool:
 
 
 def _run(command: list[str], text: str = "", pass_fds: tuple[int, ...] = ()) -> None:
-    told = subprocess.run(command, check=False, input=text, text=True, capture_output=True, pass_fds=pass_fds)
-    if told.returncode != 0:
-        raise OSError(f"{' '.join(command[:3])} ...: {told.stdout}{told.stderr}")
+    done = subprocess.run(command, check=False, input=text, text=True, capture_output=True, pass_fds=pass_fds)
+    if done.returncode != 0:
+        raise OSError(f"{' '.join(command[:3])} ...: {done.stdout}{done.stderr}")
 
 
 def _make(kind: str, port: int) -> socket.socket:
     made = socket.socket()
     if kind == "listen":
-        made.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)  # the interface may not be up yet
+        made.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)  # the interface may still be down
         made.bind((LOOPBACK, port))
         made.listen(128)
     else:
@@ -89,7 +89,7 @@ def _by_thread(pid: int, kind: str, port: int) -> socket.socket:
         except BaseException as exc:
             failed.append(exc)
 
-    thread = threading.Thread(target=work)  # the namespace is the thread's, and ends with it
+    thread = threading.Thread(target=work)  # setns changes the namespace of one thread only
     thread.start()
     thread.join()
     if failed:
@@ -98,31 +98,31 @@ def _by_thread(pid: int, kind: str, port: int) -> socket.socket:
 
 
 def _by_process(pid: int, kind: str, port: int) -> socket.socket:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        command = [sys.executable, "-I", "-S", "-c", HELPER, str(pid), str(theirs.fileno()), kind, str(port)]
-        _run(command, pass_fds=(theirs.fileno(),))
-        _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_LEN(4))
+    parent_end, child_end = socket.socketpair()
+    with parent_end, child_end:
+        command = [sys.executable, "-I", "-S", "-c", HELPER, str(pid), str(child_end.fileno()), kind, str(port)]
+        _run(command, pass_fds=(child_end.fileno(),))
+        _, ancillary, _, _ = parent_end.recvmsg(1, socket.CMSG_LEN(4))
     fds = array.array("i")
     fds.frombytes(ancillary[0][2][:4])
     return socket.socket(fileno=fds[0])
 
 
 def socket_in(pid: int, kind: str, port: int) -> socket.socket:
-    """A socket that listens on, or is connected to, a port of 127.0.0.1 as a container has it. Blocks."""
+    """Return a socket in a container's network that listens on, or is connected to, a port of 127.0.0.1. Blocks."""
     return (_by_thread if is_root() else _by_process)(pid, kind, port)
 
 
 @attrs.define(eq=False)
 class Bridge:
-    """One cluster's network."""
+    """The network of one cluster."""
 
     process: subprocess.Popen[bytes]
     lock: threading.Lock = attrs.field(factory=threading.Lock)
 
     @classmethod
     def create(cls) -> Bridge:
-        """Blocks."""
+        """Create the namespace and the bridge. Blocks."""
         user = [] if is_root() else ["--user", "--map-root-user"]
         command = ["unshare", *user, "--net", "cat"]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
@@ -130,7 +130,7 @@ class Bridge:
         assert process.stdout is not None
         process.stdin.write(b"\n")
         process.stdin.flush()
-        process.stdout.readline()  # it is in its namespaces
+        process.stdout.readline()  # cat answers only after unshare has created the namespaces
         bridge = cls(process)
         bridge._ip(process.pid, "link add hub type bridge", "link set hub up", "link set lo up")
         return bridge
@@ -145,7 +145,7 @@ class Bridge:
 
     @property
     def enter(self) -> list[str]:
-        """The words before a command that shall run where it has power over the bridge; none for root."""
+        """Command prefix that runs a command with permission to change the bridge; empty for root."""
         return [] if is_root() else ["nsenter", f"--target={self.process.pid}", "--user", "--preserve-credentials"]
 
     def _ip(self, pid: int, *lines: str) -> None:
@@ -161,7 +161,7 @@ class Bridge:
                 f"link set v{rank} master hub",
                 f"link set v{rank} up",
             )
-        # Its lo is bubblewrap's to set up, which fails where that is done already.
+        # Leave lo alone: bubblewrap sets it up, and fails if it is already up.
         self._ip(
             pid,
             f"address add {self.ipv4(rank)}/24 dev eth0",
@@ -170,6 +170,7 @@ class Bridge:
         )
 
     def close(self) -> None:
+        """End the helper process, and with it the namespace."""
         if self.process.returncode is None:
             assert self.process.stdin is not None
             assert self.process.stdout is not None
@@ -179,12 +180,12 @@ class Bridge:
 
 
 def hosts(addresses: dict[str, str]) -> str:
-    """The text of /etc/hosts with these names beside localhost."""
+    """Return the text of an /etc/hosts file with localhost and these names."""
     lines = [f"{LOOPBACK} localhost", "::1 localhost ip6-localhost"]
     return "\n".join(lines + [f"{address} {name}" for name, address in addresses.items()]) + "\n"
 
 
 def resolver() -> Path | None:
-    """Where /etc/resolv.conf really is, if a container can have another one there."""
+    """Return the real path of /etc/resolv.conf, or None if a container cannot have another file there."""
     path = Path("/etc/resolv.conf").resolve()
     return path if path.is_file() and path.parts[1] == "etc" else None

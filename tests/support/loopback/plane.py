@@ -1,4 +1,4 @@
-"""The control plane itself: every service, in one event loop of its own."""
+"""The control plane: all services, in one event loop."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from .tunnels import Tunnels
 from .volume_rpcs import Volumes
 from .worker import Worker
 
-WINDOW = 16 << 20
+FLOW_CONTROL_WINDOW = 16 << 20
 
 
-class CuttableServer(Server):
-    """A gRPC server that can break its connections too."""
+class AbortableServer(Server):
+    """A gRPC server that can also abort its connections."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -46,7 +46,8 @@ class CuttableServer(Server):
         self._protocols.add(protocol)
         return protocol
 
-    async def end(self) -> None:
+    async def abort(self) -> None:
+        """Stop listening and abort all connections."""
         self.close()
         for protocol in list(self._protocols):
             if hasattr(protocol, "connection"):
@@ -55,8 +56,8 @@ class CuttableServer(Server):
             await asyncio.wait_for(self.wait_closed(), 2)
 
 
-class Plane:
-    """State and settings; the services know each other through it."""
+class ControlPlane:
+    """State and settings of the control plane, through which its services reach each other."""
 
     def __init__(self, folder: Path, sockets: Path, python: str) -> None:
         self.folder, self.sockets = folder, sockets
@@ -90,13 +91,16 @@ class Plane:
         self.tunnels = Tunnels(self)
         services = [self.apps, self.blobs, self.calls, self.images, self.functions, self.logs, self.mounts]
         self.router = Router(self, [*services, self.secrets, self.volumes, self.worker, self.clusters, self.tunnels])
-        self.config = grpclib.config.Configuration(http2_connection_window_size=WINDOW, http2_stream_window_size=WINDOW)
-        self._server: CuttableServer | None = None
-        self._container_servers: dict[str, CuttableServer] = {}
+        self.config = grpclib.config.Configuration(
+            http2_connection_window_size=FLOW_CONTROL_WINDOW, http2_stream_window_size=FLOW_CONTROL_WINDOW
+        )
+        self._server: AbortableServer | None = None
+        self._container_servers: dict[str, AbortableServer] = {}
         self._watchers: list[asyncio.Task[None]] = []
         self.port = 0
 
     def record(self, call: Call) -> None:
+        """Record an RPC, and wake up threads that wait for one."""
         with self.called:
             self.calls_made.append(call)
             self.called.notify_all()
@@ -109,19 +113,19 @@ class Plane:
         self._watchers.append(asyncio.create_task(self._commit()))
 
     async def listen(self) -> None:
-        """Let clients connect: to the port of before, if there was one."""
-        self._server = CuttableServer([self.router.handler(None)], config=self.config)
+        """Accept connections of clients, on the same port as before `unlisten`."""
+        self._server = AbortableServer([self.router.handler(None)], config=self.config)
         await self._server.start("127.0.0.1", self.port)
         assert self._server._server is not None
         self.port = self._server._server.sockets[0].getsockname()[1]
 
     async def unlisten(self) -> None:
-        """Cut the clients off: every connection, and every attempt at one."""
+        """Abort the connections of clients and accept no new ones."""
         assert self._server is not None
-        await self._server.end()
+        await self._server.abort()
 
     async def _commit(self) -> None:
-        """Modal's background commits, where they are asked for."""
+        """Commit all volumes periodically, as Modal does, if `background_commits` is set."""
         while True:
             await asyncio.sleep(self.background_commits or 0.2)
             if self.background_commits is None:
@@ -132,14 +136,14 @@ class Plane:
                         await asyncio.to_thread(copy.publish)
 
     async def serve_container(self, container: Container, socket: Path) -> None:
-        server = CuttableServer([self.router.handler(container)], config=self.config)
+        server = AbortableServer([self.router.handler(container)], config=self.config)
         await server.start(path=str(socket))
         self._container_servers[container.id] = server
 
     async def end_container(self, container: Container) -> None:
         server = self._container_servers.pop(container.id, None)
         if server is not None:
-            await server.end()
+            await server.abort()
 
     async def stop(self) -> None:
         for watcher in self._watchers:
@@ -147,7 +151,7 @@ class Plane:
         await asyncio.gather(*self._watchers, return_exceptions=True)
         await self.scheduler.close()
         await self.clusters.close()
-        self.faults.drop_connections(who="all")
+        self.faults.drop_connections(side="all")
         await self.unlisten()
         await self.tunnels.close()
         await self.blobs.stop()

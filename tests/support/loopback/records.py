@@ -1,6 +1,6 @@
-"""What the control plane remembers: plain records without behaviour.
+"""Records of the control plane's state.
 
-Assumed of Modal: ids are a two-letter prefix, a dash and letters or digits; nobody reads more into them.
+Assumptions about Modal: an id is a two-letter prefix, a dash, and letters or digits without further meaning.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ def new_id(prefix: str) -> str:
 
 @attrs.define(eq=False)
 class App:
+    """An app."""
+
     description: str
     state: int
     environment: str = "main"
@@ -53,6 +55,8 @@ class App:
 
 @attrs.define(eq=False)
 class Function:
+    """A function of an app."""
+
     app: App
     name: str
     id: str = attrs.field(factory=lambda: new_id("fu"))
@@ -77,6 +81,8 @@ class Function:
 
 @attrs.define(eq=False)
 class FunctionCall:
+    """A call of a function."""
+
     function: Function
     invocation: int
     type: int
@@ -88,7 +94,7 @@ class FunctionCall:
 
     @property
     def client_retries(self) -> bool:
-        """Blocking calls are retried by the client that waits for them, spawned ones by the server."""
+        """Whether the client retries the call. Blocking calls are retried by the client, spawned ones by the server."""
         return self.invocation in (
             api_pb2.FUNCTION_CALL_INVOCATION_TYPE_SYNC,
             api_pb2.FUNCTION_CALL_INVOCATION_TYPE_SYNC_LEGACY,
@@ -101,6 +107,8 @@ class FunctionCall:
 
 @attrs.define(eq=False)
 class Input:
+    """One input of a call."""
+
     call: FunctionCall
     index: int
     payload: api_pb2.FunctionInput
@@ -112,7 +120,7 @@ class Input:
     started_at: float = 0.0
     output: api_pb2.FunctionGetOutputsItem | None = None
     timer: asyncio.TimerHandle | None = None
-    containers: list[Container] = attrs.field(factory=list)  # where it ran, the last one last
+    containers: list[Container] = attrs.field(factory=list)  # containers that ran the input, oldest first
     gang: Any = None
 
     @property
@@ -122,13 +130,15 @@ class Input:
 
 @attrs.define(eq=False)
 class Container:
+    """A container of a function."""
+
     function: Function
     id: str = attrs.field(factory=lambda: new_id("ta"))
     state: str = "starting"  # starting, idle, busy, done
     running: list[Input] = attrs.field(factory=list)
     waiter: asyncio.Future[Input | None] | None = None
     retiring: bool = False
-    doom: str = ""  # why it is being stopped: preempted, app, cancelled, timeout, gang, idle
+    stop_cause: str = ""  # why it is being stopped: preempted, app, cancelled, timeout, gang, idle
     cancellations: list[tuple[str, str]] = attrs.field(factory=list)  # input id, reason
     cancel_event: asyncio.Event = attrs.field(factory=asyncio.Event)
     process: ContainerProcess | None = None
@@ -144,13 +154,13 @@ class Container:
 
     @property
     def pid(self) -> int | None:
-        """The entrypoint's pid as this machine sees it, while it runs."""
+        """Pid of the entrypoint on this machine; None unless it runs."""
         return self.process.entrypoint_pid() if self.process else None
 
 
 @attrs.frozen
 class Call:
-    """One RPC as it arrived. `container` is the caller's task id, None for a client."""
+    """One RPC that arrived. `container` is the task id of the caller, or None if a client sent it."""
 
     name: str
     request: Any

@@ -1,7 +1,7 @@
-"""Every RPC passes here: recorded, checked for the token, for a fault that was asked for, and handed to its method.
+"""Dispatch of RPCs: each is recorded, its token checked, faults applied, and its method called.
 
-Assumed of Modal: an RPC that is sent again with the same `x-idempotency-key` is answered, not done twice; a wrong
-token gets UNAUTHENTICATED; containers need no token, the worker's socket knows them.
+Assumptions about Modal: an RPC that is repeated with the same `x-idempotency-key` is answered, but not executed twice.
+A wrong token is refused with UNAUTHENTICATED. Containers need no token: the worker's socket identifies them.
 """
 
 from __future__ import annotations
@@ -22,30 +22,35 @@ from modal_proto.api_grpc import ModalClientBase
 from .records import Call, Container
 
 if TYPE_CHECKING:
-    from .plane import Plane
+    from .plane import ControlPlane
 
-# Done once however often a client sends them.
+# Executed once for each idempotency key.
 ONCE = {"AppCreate", "FunctionMap", "FunctionPutInputs", "FunctionRetryInputs", "FunctionPutOutputs", "BlobCreate"}
-# A test that counts calls is not interested in these; they are kept all the same.
+# Repeated in the background: recorded, but left out of `LoopbackModal.names` by default.
 POLLS = {"AppHeartbeat", "ContainerHeartbeat", "FunctionCallGetInfo"}
 
 
 class Service:
-    """A group of RPCs: each method with an RPC's name answers that RPC."""
+    """A group of RPCs. A method that has the name of an RPC answers it."""
 
-    def __init__(self, plane: Plane) -> None:
+    def __init__(self, plane: ControlPlane) -> None:
         self.plane = plane
 
 
 @attrs.frozen
 class Context:
-    """Who asks."""
+    """The caller of an RPC."""
 
     container: Container | None
     metadata: dict[str, str]
 
     @property
-    def the_container(self) -> Container:
+    def calling_container(self) -> Container:
+        """The container that made the RPC.
+
+        Raises:
+            GRPCError: A client made the RPC.
+        """
         if self.container is None:
             raise GRPCError(Status.FAILED_PRECONDITION, "This can only be called from within a container.")
         return self.container
@@ -62,9 +67,9 @@ def _stub_mapping() -> dict[str, Handler]:
 
 
 class Router:
-    """What grpclib serves: one for the clients, one for each container's socket."""
+    """Handlers for grpclib's servers: one for clients, and one for the socket of each container."""
 
-    def __init__(self, plane: Plane, services: list[Service]) -> None:
+    def __init__(self, plane: ControlPlane, services: list[Service]) -> None:
         self.plane = plane
         self.services = services
         self.answers: dict[tuple[str, str], Any] = {}
@@ -104,7 +109,7 @@ class Router:
         key = (name, metadata.get("x-idempotency-key", ""))
         task = asyncio.current_task()
         assert task is not None
-        with faults.in_flight(name, container, task) as cut:
+        with faults.in_flight(name, container, task) as drop:
             try:
                 if handler.cardinality is Cardinality.UNARY_STREAM:
                     async for response in method(request, context):
@@ -117,10 +122,10 @@ class Router:
                         self.answers[key] = response
                 faults.after(name, container)
             except asyncio.CancelledError:
-                if not cut.wanted:
+                if not drop.requested:
                     raise
                 task.uncancel()
-                raise GRPCError(Status.UNAVAILABLE, "Connection lost (as asked for).") from None
+                raise GRPCError(Status.UNAVAILABLE, "Connection lost (injected fault).") from None
         with contextlib.suppress(StreamTerminatedError):
             await stream.send_message(response)
 

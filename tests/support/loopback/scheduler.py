@@ -1,11 +1,13 @@
-"""Which container runs which input, and what becomes of both.
+"""Assignment of inputs to containers, and the lifecycle of both.
 
-Assumed of Modal (docs, guides "Failures and retries" and "Preemption", and messages that users have published):
-- A container takes one input after another of its function, and goes when it has been idle for the scaledown window.
-- A time-out gives the input the status TIMEOUT, at once; its container gets a cancellation, and killed after a grace.
-- A container that dies is replaced and its input run again, without counting as a retry, until it has died too often;
-  how often is not documented, nor is the text of that failure.
-- Preemption is SIGINT to the entrypoint, a grace, SIGKILL; then a new start on the same input.
+Assumptions about Modal (documentation, guides "Failures and retries" and "Preemption", and messages that users have
+published):
+- A container runs the inputs of its function one after another, and exits when it was idle for the scaledown window.
+- At a timeout the input immediately gets the status TIMEOUT. Its container receives a cancellation, and is killed after
+  a grace period.
+- A container that dies is replaced and its input is run again, which does not count as a retry. After too many deaths
+  the input fails; their number and the text of that failure are not documented.
+- Preemption sends SIGINT to the entrypoint, and SIGKILL after a grace period. Then a new container runs the same input.
 """
 
 from __future__ import annotations
@@ -24,15 +26,15 @@ from .records import FAILURE, TERMINATED, TIMEOUT, App, Container, Function, Inp
 from .rpc import Service
 
 STARTUP_TIMEOUT = 300
-MOST_CONTAINERS = 64
+MAX_CONTAINERS = 64
 
 
 class Scheduler(Service):
-    """Starts, feeds and ends containers. All of it runs in the server's own thread."""
+    """Starts and stops containers, and assigns inputs to them. All methods run in the server's thread."""
 
     def __init__(self, plane: Any) -> None:
         super().__init__(plane)
-        self.containers: dict[str, Container] = {}  # also those that have ended
+        self.containers: dict[str, Container] = {}  # includes those that have exited
         self._tasks: set[asyncio.Task[None]] = set()
 
     def run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -60,25 +62,25 @@ class Scheduler(Service):
             self.finish(entry, TERMINATED)
             return
         entry.call.function.queue.append(entry)
-        self.pump(entry.call.function)
+        self.dispatch(entry.call.function)
 
-    def pump(self, function: Function) -> None:
-        """Give waiting inputs to idle containers, and start containers for the others."""
+    def dispatch(self, function: Function) -> None:
+        """Assign waiting inputs to idle containers, and start containers for the other inputs."""
         if function.app.stopped:
             return
         if function.cluster_size:
-            self.plane.clusters.pump(function)
+            self.plane.clusters.dispatch(function)
             return
         for container in function.containers:
             if function.queue and container.waiter and not container.waiter.done() and not container.retiring:
                 container.waiter.set_result(function.queue.pop(0))
         starting = sum(c.state == "starting" and not c.retiring for c in function.containers)
-        most = function.definition.concurrency_limit or MOST_CONTAINERS
+        most = function.definition.concurrency_limit or MAX_CONTAINERS
         for _ in range(min(len(function.queue) - starting, most - len(function.containers))):
             self.launch(Container(function))
 
     def assign(self, container: Container, entry: Input) -> None:
-        """The container runs the input from now on."""
+        """Record that a container starts to run an input."""
         entry.state, entry.started_at = "running", time.time()
         entry.containers.append(container)
         container.running.append(entry)
@@ -89,11 +91,11 @@ class Scheduler(Service):
             entry.timer = asyncio.get_running_loop().call_later(limit, self._timed_out, entry, container, limit)
 
     def owns(self, container: Container, entry: Input) -> bool:
-        """Whether it is this container that can still end the input."""
+        """Return whether a container is the one that currently runs an input."""
         return entry.state == "running" and container in entry.containers[-1:]
 
     def finish(self, entry: Input, status: int, exception: str = "", item: Any = None) -> None:
-        """An attempt at an input has ended: run it again, or tell the caller."""
+        """Handle the end of an attempt at an input: schedule a retry, or publish the output."""
         if entry.state == "done":
             return
         if entry.timer is not None:
@@ -107,7 +109,7 @@ class Scheduler(Service):
             delay = min(policy.initial_delay_ms * policy.backoff_coefficient**entry.retry_count, policy.max_delay_ms)
             entry.retry_count += 1
             entry.state = "waiting"
-            asyncio.get_running_loop().call_later(delay / 1000, self._again, entry)
+            asyncio.get_running_loop().call_later(delay / 1000, self._retry, entry)
             return
         result = item.result if item else api_pb2.GenericResult(status=status, exception=exception)  # type: ignore[arg-type]  # protobuf keeps enums as numbers
         entry.output = api_pb2.FunctionGetOutputsItem(
@@ -124,7 +126,7 @@ class Scheduler(Service):
         entry.call.finished.append(entry)
         entry.call.notify()
 
-    def _again(self, entry: Input) -> None:
+    def _retry(self, entry: Input) -> None:
         if entry.state == "waiting":
             self.enqueue(entry)
 
@@ -141,7 +143,7 @@ class Scheduler(Service):
         self.finish(entry, TIMEOUT, text)
         for holder in holders:
             holder.retiring = True
-            self.tell_cancelled(holder, entry, text)
+            self.send_cancellation(holder, entry, text)
             self.kill_later(holder, self.plane.timeout_grace, "timeout")
 
     def cancel(self, entry: Input, *, terminate: bool = False) -> None:
@@ -156,14 +158,14 @@ class Scheduler(Service):
         holders = entry.gang.members if entry.gang else entry.containers[-1:]
         for holder in holders:
             if terminate and holder.process:
-                holder.doom = "cancelled"
+                holder.stop_cause = "cancelled"
                 holder.process.kill()
             else:
-                self.tell_cancelled(holder, entry, "Input was cancelled by user")
+                self.send_cancellation(holder, entry, "Input was cancelled by user")
                 self.kill_later(holder, self.plane.cancel_grace, "cancelled", entry)
 
-    def tell_cancelled(self, container: Container, entry: Input, reason: str) -> None:
-        """Put it in the reply to the container's next heartbeat."""
+    def send_cancellation(self, container: Container, entry: Input, reason: str) -> None:
+        """Add a cancellation to the reply to the container's next heartbeat."""
         container.cancellations.append((entry.id, reason))
         container.cancel_event.set()
 
@@ -194,16 +196,16 @@ class Scheduler(Service):
             plane.errors.append(exc)
             self.plane.logs.system(container, f"The loopback could not start the container: {exc!r}")
             process.kill()
-            if process.process is None:  # otherwise its end is noticed as any other's
+            if process.process is None:  # otherwise the exit of the process is handled by _exited
                 container.function.startup_failures = 1 << 20
                 await self._end(container, process, 1)
             return
         limit = container.function.definition.startup_timeout_secs or STARTUP_TIMEOUT
         limit = max(limit, plane.startup_floor)
-        timer = asyncio.get_running_loop().call_later(limit, self._slow, container, limit)
+        timer = asyncio.get_running_loop().call_later(limit, self._startup_timed_out, container, limit)
         container.timers.append(timer)
 
-    def _slow(self, container: Container, limit: int) -> None:
+    def _startup_timed_out(self, container: Container, limit: int) -> None:
         if container.state == "starting" and container.process:
             text = f"Container startup hit its timeout of {limit}s"
             container.result = api_pb2.GenericResult(status=TIMEOUT, exception=text)
@@ -215,16 +217,16 @@ class Scheduler(Service):
     def kill_later(self, container: Container, grace: float, why: str, entry: Input | None = None) -> None:
         def kill() -> None:
             if container.process and (entry is None or entry in container.running):
-                container.doom = container.doom or why
+                container.stop_cause = container.stop_cause or why
                 container.process.kill()
 
         container.timers.append(asyncio.get_running_loop().call_later(grace, kill))
 
     def stop(self, container: Container, why: str, grace: float) -> None:
-        """Let a container end: at once where it is idle, by SIGINT where it runs something; killed after the grace."""
+        """Stop an idle container immediately, and a busy one by SIGINT. Kill it after the grace period."""
         if container.state == "done":
             return
-        container.retiring, container.doom = True, container.doom or why
+        container.retiring, container.stop_cause = True, container.stop_cause or why
         if container.waiter is not None and not container.waiter.done():
             container.waiter.set_result(None)
         elif container.process is not None and not (why == "idle" or container.state == "idle"):
@@ -258,7 +260,7 @@ class Scheduler(Service):
         self.run(self._end(container, process, code))
 
     async def _end(self, container: Container, process: ContainerProcess, code: int) -> None:
-        """The container is gone: settle what it was running, and start another where one is needed."""
+        """Handle the exit of a container: settle its inputs, and start another container if one is needed."""
         for timer in container.timers:
             timer.cancel()
         started = container.state != "starting"
@@ -281,19 +283,19 @@ class Scheduler(Service):
         else:
             for entry in container.running:
                 if self.owns(container, entry):
-                    self.lost(entry, container.doom, code)
-            if not started and not container.doom:
+                    self.handle_lost_container(entry, container.stop_cause, code)
+            if not started and not container.stop_cause:
                 self._startup_failed(function, container, code)
         container.running.clear()
         container.done.set()
-        self.pump(function)
+        self.dispatch(function)
         self.plane.apps.settle(function.app)
 
-    def lost(self, entry: Input, doom: str, code: int) -> None:
-        """The input's container has gone without an output for it."""
-        if entry.cancelled or doom in ("app", "cancelled"):
+    def handle_lost_container(self, entry: Input, stop_cause: str, code: int) -> None:
+        """Handle an input whose container has exited without an output for it."""
+        if entry.cancelled or stop_cause in ("app", "cancelled"):
             self.finish(entry, TERMINATED)
-        elif doom == "preempted":
+        elif stop_cause == "preempted":
             self.enqueue(entry)
         else:
             entry.crashes += 1
@@ -311,13 +313,13 @@ class Scheduler(Service):
         result = container.result or api_pb2.GenericResult(status=FAILURE, exception=text)
         item = api_pb2.FunctionPutOutputsItem(result=result)
         for entry in list(function.queue):
-            entry.retry_count = 1 << 20  # what cannot start is not tried again
+            entry.retry_count = 1 << 20  # do not retry
             self.finish(entry, result.status, item=item)
 
     async def close(self) -> None:
-        """Kill what is left, and wait for it."""
+        """Kill the remaining containers, and wait until they have exited."""
         for container in list(self.containers.values()):
-            container.retiring, container.doom = True, "app"
+            container.retiring, container.stop_cause = True, "app"
             if container.process:
                 container.process.kill()
         for app in self.plane.apps.apps.values():

@@ -1,6 +1,7 @@
-"""Secrets: named ones that the test declares, and those that an app brings along.
+"""Secrets: named ones that a test declares, and anonymous ones that an app creates.
 
-Assumed of Modal: a named secret that is not there, or lacks a required key, gets NOT_FOUND; values never come back.
+Assumptions about Modal: a request for a named secret that does not exist, or that lacks a required key, is refused with
+NOT_FOUND. Values are never returned.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from .rpc import Context, Service
 
 @attrs.frozen
 class Secret:
+    """A secret; its name is empty if an app created it from values."""
+
     name: str
     env: dict[str, str] = attrs.field(repr=False)
     id: str = attrs.field(factory=lambda: new_id("st"))
 
 
 class Secrets(Service):
-    """The RPCs on secrets."""
+    """RPCs about secrets."""
 
     def __init__(self, plane: Any) -> None:
         super().__init__(plane)

@@ -1,4 +1,4 @@
-"""`LoopbackModal`: the control plane as a test sees it."""
+"""`LoopbackModal`: the interface of the control plane for tests."""
 
 from __future__ import annotations
 
@@ -20,35 +20,37 @@ from .faults import Faults
 from .functions import Functions
 from .images import Image
 from .logs import Entry
-from .plane import Plane
+from .plane import ControlPlane
 from .records import App, Call, Container, Function, FunctionCall
 from .rpc import POLLS
 
 T = TypeVar("T")
-DEADLINE = 60.0
+DEFAULT_TIMEOUT = 60.0
 
 
 class LoopbackModal:
-    """A Modal of one's own on 127.0.0.1, for the real client, with real containers.
+    """A local stand-in for Modal on 127.0.0.1, for the real client, with real containers.
 
     Args:
-        folder: Where it keeps files, volumes and containers; removed by `close` unless `keep`. None: a temporary one.
-        python: The containers' interpreter, which needs the modal package. Its version may differ from the client's.
-        container_path: Folders that stand first on the containers' PATH.
-        container_env: Variables of every container, above those of images and secrets.
-        visible: Paths of this machine that containers see, read-only, beside the system's programs and Python.
-        client_timeout: Seconds without a heartbeat after which an attached app's client counts as gone.
-        heartbeat: Seconds between the clients' heartbeats.
-        scaledown: Seconds after which an idle container goes.
+        folder: Folder for files, volumes and containers, removed by `close` unless `keep` is set. None: a temporary
+            folder.
+        python: Interpreter of the containers, with the modal package. Its version may differ from the client's.
+        container_path: Folders to put first on the containers' PATH.
+        container_env: Variables of every container. They override those of images and secrets.
+        visible: Paths of this machine that containers see, read-only, in addition to the system's programs and Python.
+        client_timeout: Seconds without a heartbeat after which the client of an attached app counts as disconnected.
+        heartbeat: Seconds between heartbeats of clients.
+        scaledown: Seconds after which an idle container is stopped.
         stop_grace: Seconds between SIGINT and SIGKILL when an app stops.
-        preempt_grace: The same for a preemption.
-        cancel_grace: Seconds that a cancelled input may take to end.
-        timeout_grace: The same after a time-out; 0: the container is killed at once.
-        startup_floor: Seconds that a start may take at least: a test's time-outs are short, its machine may be busy.
-        crashes_allowed: How often an input's container may die before the input fails.
-        background_commits: Seconds between commits of all volumes; None: only the commits that are asked for.
-        private_networks: Each container has ports of its own, and reaches nothing outside; False: the machine's.
-        keep: Leave `folder` there.
+        preempt_grace: Seconds between SIGINT and SIGKILL at a preemption.
+        cancel_grace: Seconds after which the container of a cancelled input is killed.
+        timeout_grace: Seconds after which the container of an input with a timeout is killed; 0: immediately.
+        startup_floor: Minimum of the startup timeout in seconds. Tests set short timeouts, and the machine may be busy.
+        crashes_allowed: Number of containers that may die while they run an input, before the input fails.
+        background_commits: Seconds between commits of all volumes; None: no background commits.
+        private_networks: Whether each container has its own ports and no access to other networks. If False, it uses
+            the machine's network.
+        keep: Whether `close` keeps `folder`.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class LoopbackModal:
         self.folder = Path(folder).absolute() / "loopback" if folder is not None else self._sockets / "data"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._keep, self._heartbeat, self._closed = keep, heartbeat, False
-        self.plane = Plane(self.folder, self._sockets, python)
+        self.plane = ControlPlane(self.folder, self._sockets, python)
         self.plane.container_path = [str(path) for path in container_path]
         self.plane.container_env = dict(container_env or {})
         self.plane.visible = [str(Path(path).absolute()) for path in visible]
@@ -97,7 +99,7 @@ class LoopbackModal:
         self.close()
 
     def close(self) -> None:
-        """End every container, then the server; leave nothing behind."""
+        """Stop all containers and the server, and remove their files."""
         if self._closed:
             return
         self._closed = True
@@ -123,10 +125,11 @@ class LoopbackModal:
 
     @property
     def url(self) -> str:
+        """URL of the control plane."""
         return f"http://127.0.0.1:{self.plane.port}"
 
     def env(self) -> dict[str, str]:
-        """The variables by which a modal client finds this server."""
+        """Return the environment variables that make a modal client use this server."""
         return {
             "MODAL_SERVER_URL": self.url,
             "MODAL_TOKEN_ID": self.plane.token[0],
@@ -139,8 +142,8 @@ class LoopbackModal:
         }
 
     @contextlib.contextmanager
-    def here(self) -> Iterator[LoopbackModal]:
-        """Let the modal client of this process use this server."""
+    def activate(self) -> Iterator[LoopbackModal]:
+        """Make the modal client of this process use this server."""
         import modal.client
         from modal._environments import ENVIRONMENT_CACHE
 
@@ -150,7 +153,7 @@ class LoopbackModal:
         os.environ.update(self.env())
         old = modal.client._Client._client_from_env
         modal.client._Client._client_from_env = None
-        # The interval is read when modal is imported, which may have been long ago.
+        # modal.runner reads the interval from the environment when it is imported, which may have happened before.
         import modal.runner
 
         interval, modal.runner.HEARTBEAT_INTERVAL = modal.runner.HEARTBEAT_INTERVAL, self._heartbeat
@@ -168,10 +171,10 @@ class LoopbackModal:
                 if value is not None:
                     os.environ[name] = value
 
-    # -- what happened -----------------------------------------------------------------------------------------------
+    # -- recorded RPCs, state and logs -------------------------------------------------------------------------------
 
     def calls(self, name: str | None = None, *, container: bool | None = None) -> list[Call]:
-        """The RPCs until now, in their order: of one name, of the containers only (True) or the clients' (False)."""
+        """Return the RPCs received so far: those of one name, of containers (True), or of clients (False)."""
         with self.plane.called:
             made = list(self.plane.calls_made)
         return [
@@ -181,63 +184,67 @@ class LoopbackModal:
         ]
 
     def names(self, *, container: bool | None = None, polls: bool = False) -> list[str]:
-        """The names of the RPCs, in their order, without heartbeats and the like unless asked for."""
+        """Return the names of the RPCs received so far; heartbeats and other polls are included if `polls` is set."""
         return [call.name for call in self.calls(container=container) if polls or call.name not in POLLS]
 
     def requests(self, name: str) -> list[Any]:
-        """The request messages of one RPC."""
+        """Return the request messages of one RPC."""
         return [call.request for call in self.calls(name)]
 
-    def wait_for_call(self, name: str, count: int = 1, timeout: float = DEADLINE) -> Call:
-        """Wait until an RPC has come so often."""
+    def wait_for_call(self, name: str, count: int = 1, timeout: float = DEFAULT_TIMEOUT) -> Call:
+        """Wait until an RPC was received `count` times, and return its last call."""
         with self.plane.called:
             found = self.plane.called.wait_for(
                 lambda: [call for call in self.plane.calls_made if call.name == name][count - 1 : count], timeout
             )
         if not found:
-            raise TimeoutError(f"{name} did not come {count} times in {timeout} s")
+            raise TimeoutError(f"{name} was not received {count} times within {timeout} s")
         return found[0]
 
-    def wait_until(self, condition: Callable[[], T], timeout: float = DEADLINE, what: str = "") -> T:
-        """Wait until something of the server's state holds. The condition runs in the server's thread."""
+    def wait_until(self, condition: Callable[[], T], timeout: float = DEFAULT_TIMEOUT, what: str = "") -> T:
+        """Wait until a condition is true, and return its value. The condition runs in the server's thread."""
         deadline = time.monotonic() + timeout
         while True:
             value = self._call(condition)
             if value:
                 return value
             if time.monotonic() > deadline:
-                raise TimeoutError(what or f"{condition} did not come true in {timeout} s")
+                raise TimeoutError(what or f"{condition} was not true within {timeout} s")
             with self.plane.called:
                 self.plane.called.wait(0.02)
 
     @property
     def unimplemented(self) -> list[str]:
-        """The RPCs that came and that there is no method for."""
+        """Names of received RPCs that the loopback does not implement."""
         return list(self.plane.unimplemented)
 
     @property
     def errors(self) -> list[BaseException | None]:
-        """What went wrong in the server itself: a test should find none."""
+        """Exceptions in the server itself. A test should assert that there are none."""
         return list(self.plane.errors)
 
     @property
     def apps(self) -> list[App]:
+        """All apps."""
         return self._call(lambda: list(self.plane.apps.apps.values()))
 
     @property
     def functions(self) -> list[Function]:
+        """All functions."""
         return self._call(lambda: list(self.plane.functions.functions.values()))
 
     @property
     def function_calls(self) -> list[FunctionCall]:
+        """All function calls."""
         return self._call(lambda: list(self.plane.calls.calls.values()))
 
     @property
     def images(self) -> list[Image]:
+        """All images."""
         return self._call(lambda: list(self.plane.images.images.values()))
 
     def log(self, call_id: str | None = None, *, app: App | None = None) -> list[Entry]:
-        """Every log entry, of one call or app where given."""
+        """Return all log entries, or those of one call or app."""
         return self._call(
             lambda: [
                 entry
@@ -248,62 +255,62 @@ class LoopbackModal:
         )
 
     def log_text(self, call_id: str | None = None) -> str:
-        """What was printed, stdout and stderr, as the server has it."""
+        """Return the logged text of stdout and stderr."""
         return "".join(entry.data for entry in self.log(call_id) if entry.descriptor in (1, 2))
 
-    def wait_for_text(self, text: str, call_id: str | None = None, timeout: float = DEADLINE) -> None:
-        """Wait until containers have printed this."""
+    def wait_for_text(self, text: str, call_id: str | None = None, timeout: float = DEFAULT_TIMEOUT) -> None:
+        """Wait until the log contains a text."""
         deadline = time.monotonic() + timeout
         while text not in self.log_text(call_id):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{text!r} was not printed in {timeout} s, but: {self.log_text(call_id)[-2000:]!r}")
+                raise TimeoutError(f"{text!r} was not printed within {timeout} s: {self.log_text(call_id)[-2000:]!r}")
             with self.plane.called:
                 self.plane.called.wait(0.02)
 
     # -- containers --------------------------------------------------------------------------------------------------
 
     def containers(self, *, running: bool = True) -> list[Container]:
-        """The containers that are there, or (running=False) all that ever were."""
+        """Return the running containers, or with `running=False` also those that have exited."""
         every = self._call(lambda: list(self.plane.scheduler.containers.values()))
         return [container for container in every if not running or container.state != "done"]
 
-    def wait_for_container(self, state: str = "busy", timeout: float = DEADLINE) -> Container:
-        """Wait until a container is in this state: starting, idle, busy."""
+    def wait_for_container(self, state: str = "busy", timeout: float = DEFAULT_TIMEOUT) -> Container:
+        """Wait until a container is in a state ("starting", "idle" or "busy"), and return it."""
         every = self.plane.scheduler.containers
         return self.wait_until(
             lambda: next((c for c in every.values() if c.state == state), None), timeout, f"no container is {state}"
-        )  # type: ignore[return-value]  # found, or TimeoutError
+        )  # type: ignore[return-value]  # wait_until never returns None
 
-    def wait_for_no_container(self, timeout: float = DEADLINE) -> None:
-        """Wait until all containers have ended."""
+    def wait_for_no_container(self, timeout: float = DEFAULT_TIMEOUT) -> None:
+        """Wait until all containers have exited."""
         every = self.plane.scheduler.containers
-        self.wait_until(lambda: all(c.state == "done" for c in every.values()), timeout, "containers are left")
+        self.wait_until(lambda: all(c.state == "done" for c in every.values()), timeout, "containers are still running")
 
     def kill(self, container: Container | None = None, number: int = signal.SIGKILL) -> None:
-        """Send a signal to a container's entrypoint (the first busy one's), SIGKILL unless told otherwise."""
+        """Send a signal to the entrypoint of a container; by default SIGKILL to the first busy container."""
         target = container or self.wait_for_container("busy")
         pid = target.pid
         if pid is None:
-            raise RuntimeError(f"{target.id} does not run")
+            raise RuntimeError(f"{target.id} is not running")
         os.kill(pid, number)
 
     def preempt(self, container: Container | None = None, grace: float | None = None) -> None:
-        """Preempt a container (the first busy one): SIGINT, the grace, SIGKILL, a new start on the same input."""
+        """Preempt a container, by default the first busy one: SIGINT, SIGKILL after the grace, and a restart."""
         target = container or self.wait_for_container("busy")
         self._call(lambda: self.plane.scheduler.preempt(target, grace))
 
-    # -- what is there before a client comes ---------------------------------------------------------------------------
+    # -- objects that exist before a client connects -----------------------------------------------------------------
 
     def secret(self, name: str, env: Mapping[str, str], environment: str = "main") -> None:
         """Declare a named secret."""
         self._call(lambda: self.plane.secrets.declare(name, dict(env), environment))
 
     def environment(self, name: str) -> None:
-        """Declare an environment beside "main"."""
+        """Declare an environment in addition to "main"."""
         self.plane.environments.add(name)
 
     def volume(self, name: str, environment: str = "main", *, create: bool = False) -> Path:
-        """The folder with a volume's committed files; `create` makes the volume."""
+        """Return the folder of a volume's committed files, after creating the volume if `create` is set."""
 
         def find() -> Path:
             volumes = self.plane.volumes
@@ -314,23 +321,23 @@ class LoopbackModal:
         return self._call(find)
 
     def fail_commits(self, name: str, times: int = 1, environment: str = "main") -> None:
-        """Let the next commits of a volume fail."""
+        """Make the next commits of a volume fail."""
         self._call(lambda: setattr(self.plane.volumes.find(name, environment), "fail_commits", times))
 
     @property
     def gpus(self) -> set[str]:
-        """The GPU names that are accepted; to be changed in place."""
+        """Accepted GPU names. The set can be modified."""
         gpus: Functions = self.plane.functions
         return gpus.gpus
 
     @property
     def faults(self) -> Faults:
-        """Misbehaviour on request."""
+        """Faults to inject."""
         return self.plane.faults
 
     @contextlib.contextmanager
     def offline(self) -> Iterator[None]:
-        """Cut the clients off, as a laptop that sleeps is: connections break, and none can be made."""
+        """Drop all connections of clients and refuse new ones, as when a laptop is suspended."""
         self.faults.offline = True
         self._do(self.plane.unlisten())
         try:
@@ -340,5 +347,10 @@ class LoopbackModal:
             self.faults.offline = False
 
     def cut_logs(self, size: int | None, *, inside_characters: bool = False) -> None:
-        """Cut log entries to so many bytes, inside characters too (then replaced); None: as they were read."""
+        """Limit log entries to a number of bytes; None removes the limit.
+
+        Args:
+            size: Maximum number of bytes.
+            inside_characters: Whether entries may be cut within a character, which is then replaced.
+        """
         self.plane.logs.chunk, self.plane.logs.whole_characters = size, not inside_characters

@@ -1,4 +1,4 @@
-"""The loopback's volumes, seen by the real client and from within containers."""
+"""Volumes of the loopback, with the real client and in containers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 from . import LoopbackModal
 
 
-def test_a_volume_shows_others_what_was_committed(loopback: LoopbackModal, running: Any) -> None:
+def test_other_containers_see_committed_files_only(loopback: LoopbackModal, running: Any) -> None:
+    """Files are visible to clients and other containers after a commit, at the latest at the container's exit."""
     volume = modal.Volume.from_name("data", create_if_missing=True)
     mounted = {"volumes": {"/root/data": volume}, "image": modal.Image.from_registry("ubuntu:22.04")}
     with running("write", **mounted) as write:
@@ -25,22 +26,25 @@ def test_a_volume_shows_others_what_was_committed(loopback: LoopbackModal, runni
     assert sorted(entry.path for entry in volume.listdir("/")) == ["kept", "later"]
 
 
-def test_a_running_container_sees_a_commit_only_after_reload(running: Any) -> None:
+def test_running_container_sees_a_commit_after_reload(running: Any) -> None:
+    """A commit of another container is visible in a running container after its reload."""
     volume = modal.Volume.from_name("data", create_if_missing=True)
     with running("read_after_reload", volumes={"/root/data": volume}) as read:
-        assert read.remote("/root/data/x", "data") == ("", "")  # it is up, and warm
+        assert read.remote("/root/data/x", "data") == ("", "")  # the container is running now
         with running("write", volumes={"/root/data": volume}) as write:
             write.remote("/root/data/x", "new", commit="data")
         assert read.remote("/root/data/x", "data") == ("", "new")
 
 
 def test_reload_refuses_open_files(running: Any) -> None:
+    """A reload fails while a file of the volume is open."""
     volume = modal.Volume.from_name("data", create_if_missing=True)
     with running("reload_with_open_file", volumes={"/root/data": volume}) as reload:
         assert "there are open files" in reload.remote("/root/data/x", "data")
 
 
-def test_a_deleted_file_is_gone_after_the_commit_and_other_writers_stay(loopback: LoopbackModal, running: Any) -> None:
+def test_commit_publishes_only_own_changes(loopback: LoopbackModal, running: Any) -> None:
+    """A commit overwrites the files that the container changed, and leaves files of other writers."""
     folder = loopback.volume("data", create=True)
     (folder / "old").write_text("old")
     volume = modal.Volume.from_name("data")
@@ -53,7 +57,8 @@ def test_a_deleted_file_is_gone_after_the_commit_and_other_writers_stay(loopback
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_volumes_are_read_and_written_from_outside(loopback: LoopbackModal, tmp_path: Path, version: int) -> None:
+def test_clients_read_and_write_volumes(loopback: LoopbackModal, tmp_path: Path, version: int) -> None:
+    """Clients upload, list, download and remove files on volumes of both versions."""
     volume = modal.Volume.from_name("outside", create_if_missing=True, version=version)
     (tmp_path / "up" / "sub").mkdir(parents=True)
     (tmp_path / "up" / "small").write_text("small")

@@ -1,7 +1,7 @@
-"""Tunnels (`modal.forward`): a port of this machine's 127.0.0.1 that leads to a port of the container.
+"""Tunnels (`modal.forward`): a port of this machine's 127.0.0.1 that is forwarded to a port of a container.
 
-Assumed of Modal: a tunnel ends with its `with` block or its container. Modal's HTTPS address is served without TLS
-here: `Tunnel.tcp_socket` of an unencrypted tunnel works as it is.
+Assumptions about Modal: a tunnel ends with its `with` block or its container. Unlike Modal's, the HTTPS address is
+served without TLS; `Tunnel.tcp_socket` of an unencrypted tunnel works without change.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .records import Container
 from .rpc import Context, Service
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _copy_stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(OSError):
         while data := await reader.read(1 << 16):
             writer.write(data)
@@ -27,7 +27,7 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 class Tunnels(Service):
-    """The RPCs on tunnels, and the relays behind them."""
+    """RPCs about tunnels, and the tasks that relay their data."""
 
     def __init__(self, plane: Any) -> None:
         super().__init__(plane)
@@ -35,7 +35,7 @@ class Tunnels(Service):
         self._relays: set[asyncio.Task[None]] = set()
 
     async def TunnelStart(self, request: api_pb2.TunnelStartRequest, context: Context) -> api_pb2.TunnelStartResponse:
-        container = context.the_container
+        container = context.calling_container
         if (container.id, request.port) in self.open:
             raise GRPCError(Status.ALREADY_EXISTS, f"Port {request.port} is already forwarded.")
 
@@ -77,18 +77,18 @@ class Tunnels(Service):
         except OSError:
             return
         try:
-            await asyncio.gather(_pump(reader, back), _pump(there, writer))
+            await asyncio.gather(_copy_stream(reader, back), _copy_stream(there, writer))
         finally:
             back.close()
 
     async def TunnelStop(self, request: api_pb2.TunnelStopRequest, context: Context) -> api_pb2.TunnelStopResponse:
-        server = self.open.pop((context.the_container.id, request.port), None)
+        server = self.open.pop((context.calling_container.id, request.port), None)
         if server is not None:
             server.close()
         return api_pb2.TunnelStopResponse(exists=server is not None)
 
     async def end(self, container: Container) -> None:
-        """The container has gone, and its tunnels with it."""
+        """Close the tunnels of a container that has exited."""
         for key in [key for key in self.open if key[0] == container.id]:
             self.open.pop(key).close()
 

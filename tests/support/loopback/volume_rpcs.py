@@ -1,7 +1,7 @@
-"""The RPCs on volumes, those of `modal volume` and of `modal.Volume` included.
+"""RPCs about volumes, including those of `modal volume` and of `modal.Volume`.
 
-Assumed of Modal: paths in answers are relative, without a slash at the front; a version 1 volume takes files by their
-SHA-256 as mounts do, a version 2 volume in blocks; commit and reload work inside a container only.
+Assumptions about Modal: paths in replies are relative, without a leading slash. Files are uploaded to a version 1
+volume by their SHA-256, as to mounts, and to a version 2 volume in blocks. Commit and reload require a container.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .volumes import Volume, WorkingCopy, copy_entry, working_copies
 
 
 class Volumes(Service):
-    """The RPCs on volumes."""
+    """RPCs about volumes."""
 
     def __init__(self, plane: Any) -> None:
         super().__init__(plane)
@@ -95,10 +95,10 @@ class Volumes(Service):
         shutil.rmtree(volume.data)
         return Empty()
 
-    # -- from within a container -------------------------------------------------------------------------------------
+    # -- RPCs of containers ------------------------------------------------------------------------------------------
 
     def _copy(self, context: Context, volume_id: str) -> tuple[Container, WorkingCopy]:
-        container = context.the_container
+        container = context.calling_container
         copies = working_copies(container)
         if volume_id not in copies:
             raise GRPCError(Status.NOT_FOUND, f"Volume {volume_id!r} is not mounted in this container.")
@@ -124,7 +124,7 @@ class Volumes(Service):
         await asyncio.to_thread(copy.fetch)
         return Empty()
 
-    # -- from anywhere -----------------------------------------------------------------------------------------------
+    # -- RPCs of clients and containers ------------------------------------------------------------------------------
 
     def _entries(self, request: Any) -> list[api_pb2.FileEntry]:
         root = self.get(request.volume_id).data

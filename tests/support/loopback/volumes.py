@@ -1,10 +1,13 @@
-"""Volumes: what is committed, and each container's own working copy of it.
+"""Volumes: the committed files, and a working copy of them in each container.
 
-Assumed of Modal: a container sees the volume as it was committed when the container started; what it writes, others
-see after its commit and their reload; a commit publishes the files that changed since the last sync, the last writer
-of a file wins; a reload may commit first, and fails while a file of the volume is open or a working directory is in
-it; the mount path is a symlink into /__modal/volumes; read-only mounts and sub-paths are honoured. Modal also commits
-in the background every few seconds: here only on request (`background_commits`), so that a missing commit shows.
+Assumptions about Modal: a container sees the volume as it was committed when the container started. Other containers
+see its changes after its commit and their reload. A commit publishes the files that changed since the last
+synchronization; if several containers change a file, the last commit wins. A reload may commit first, and fails while a
+file of the volume is open or a process has its working directory there. The mount path is a symlink into
+/__modal/volumes. Read-only mounts and sub-paths are supported.
+
+Modal also commits in the background every few seconds. The loopback does so only if `background_commits` is set, so
+that tests detect a missing commit.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ Fingerprint = tuple[int, int, int, int]  # mode, size, mtime, inode
 
 @attrs.define(eq=False)
 class Volume:
+    """A volume with its committed files."""
+
     name: str
     environment: str
     version: int
@@ -44,7 +49,7 @@ class Volume:
 
 
 def scan(folder: Path) -> dict[str, Fingerprint]:
-    """Every path below a folder, with what tells a change."""
+    """Return every path below a folder with a fingerprint that differs if the file has changed."""
     found: dict[str, Fingerprint] = {}
     for where, folders, files in os.walk(folder):
         for name in [*folders, *files]:
@@ -69,7 +74,7 @@ def _remove(path: Path) -> None:
 
 
 def copy_entry(source: Path, target: Path) -> None:
-    """Put one file, folder or link where another may be, so that no reader sees half of it."""
+    """Copy one file, folder or link, replacing an existing one atomically."""
     if _is_folder(source):
         if not _is_folder(target):
             _remove(target)
@@ -83,12 +88,12 @@ def copy_entry(source: Path, target: Path) -> None:
     try:
         shutil.copy2(source, part, follow_symlinks=False)
     except FileNotFoundError:
-        return  # it vanished while the container went on
+        return  # removed by the container in the meantime
     part.replace(target)
 
 
 def mirror(source: Path, target: Path) -> None:
-    """Make one folder's files those of the other."""
+    """Make the contents of the target folder equal to those of the source folder."""
     wanted, present = scan(source), scan(target)
     for name in sorted(set(present) - set(wanted), reverse=True):
         _remove(target / name)
@@ -100,22 +105,22 @@ def mirror(source: Path, target: Path) -> None:
 
 @attrs.define(eq=False)
 class WorkingCopy:
-    """One volume as one container has it."""
+    """The copy of a volume in one container."""
 
     volume: Volume
     folder: Path
     mount: api_pb2.VolumeMount
     base: dict[str, Fingerprint] = attrs.field(factory=dict)
     lock: threading.Lock = attrs.field(factory=threading.Lock)
-    gone: bool = False
+    closed: bool = False
 
     def close(self) -> None:
-        """Nothing is committed from here on: the files are about to be removed, which is no change of the volume."""
+        """Refuse further commits: the files are about to be removed, which is not a change of the volume."""
         with self.lock:
-            self.gone = True
+            self.closed = True
 
     def fetch(self) -> None:
-        """Take over what is committed. Runs in a thread."""
+        """Update the copy to the committed files. Runs in a thread."""
         source = self.volume.data / self.mount.sub_path.strip("/")
         source.mkdir(parents=True, exist_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -123,28 +128,28 @@ class WorkingCopy:
         self.base = scan(self.folder)
 
     def publish(self) -> int:
-        """Commit what changed since the last sync. Returns how many paths. Runs in a thread."""
+        """Commit the changes since the last synchronization. Return the number of changed paths. Runs in a thread."""
         with self.lock:
-            return 0 if self.gone or self.mount.read_only else self._publish()
+            return 0 if self.closed or self.mount.read_only else self._publish()
 
     def _publish(self) -> int:
         if self.volume.fail_commits > 0:
             self.volume.fail_commits -= 1
-            raise GRPCError(Status.INVALID_ARGUMENT, "The volume could not be committed (as asked for).")
+            raise GRPCError(Status.INVALID_ARGUMENT, "The volume could not be committed (injected fault).")
         target = self.volume.data / self.mount.sub_path.strip("/")
         now = scan(self.folder)
-        gone = sorted(set(self.base) - set(now), reverse=True)
+        removed = sorted(set(self.base) - set(now), reverse=True)
         changed = sorted(name for name, mark in now.items() if self.base.get(name) != mark)
-        for name in gone:
+        for name in removed:
             _remove(target / name)
         for name in changed:
             copy_entry(self.folder / name, target / name)
         self.base = now
         self.volume.commits += 1
-        return len(gone) + len(changed)
+        return len(removed) + len(changed)
 
     def open_file(self, pids: list[int]) -> str | None:
-        """A path in the copy that one of these processes has open, or its working directory."""
+        """Return a path in the copy that is open in, or the working directory of, one of these processes."""
         marks = {(stat.st_dev, stat.st_ino): "" for stat in [self.folder.stat()]}
         for where, folders, files in os.walk(self.folder):
             for name in [*folders, *files]:
@@ -163,5 +168,5 @@ class WorkingCopy:
 
 
 def working_copies(container: Container) -> dict[str, WorkingCopy]:
-    """A container's volumes by id; empty before it has started."""
+    """Return the working copies of a container by volume id; empty before it has started."""
     return container.process.volumes if container.process else {}

@@ -1,7 +1,7 @@
-"""The RPCs that containers make: inputs in, outputs out, heartbeats.
+"""RPCs that containers make: to fetch inputs, to return outputs, and heartbeats.
 
-Assumed of Modal: the worker hands the container one input at a time and knows from that what it runs; cancellations
-come in the heartbeat's reply; an idle container is told to go by a kill switch in place of an input.
+Assumptions about Modal: the worker passes one input at a time to a container, and so knows which input it runs.
+Cancellations are sent in the reply to a heartbeat. An idle container receives a kill switch instead of an input.
 """
 
 from __future__ import annotations
@@ -13,36 +13,40 @@ from typing import Any
 from google.protobuf.empty_pb2 import Empty
 from modal_proto import api_pb2
 
-from .container import HEARTBEAT
+from .container import HEARTBEAT_INTERVAL
 from .records import Container, Input
 from .rpc import Context, Service
 
-HOLD_INPUTS = 20.0
-HOLD_HEARTBEAT = HEARTBEAT - 1.0
+INPUT_POLL_SECONDS = 20.0
+HEARTBEAT_POLL_SECONDS = HEARTBEAT_INTERVAL - 1.0
 
 
 class Worker(Service):
-    """What a container's socket answers."""
+    """RPCs on a container's socket."""
 
     async def _next_input(self, container: Container) -> Input | None:
-        """Wait for an input. TimeoutError: none for now; None: the container shall go."""
+        """Wait for an input, and return it, or None if the container must exit.
+
+        Raises:
+            TimeoutError: There is no input yet.
+        """
         scheduler, function = self.plane.scheduler, container.function
         if container.gang is not None:
             return await self.plane.clusters.next_input(container)
-        again = [entry for entry in container.running if scheduler.owns(container, entry)]
-        if again:
-            return again[0]  # the reply that carried it was lost
+        unfinished = [entry for entry in container.running if scheduler.owns(container, entry)]
+        if unfinished:
+            return unfinished[0]  # the reply with the input was lost
         if container.retiring or function.app.stopped:
             return None
         if function.queue:
             return function.queue.pop(0)
         container.waiter = asyncio.get_running_loop().create_future()
         try:
-            return await asyncio.wait_for(asyncio.shield(container.waiter), HOLD_INPUTS)
+            return await asyncio.wait_for(asyncio.shield(container.waiter), INPUT_POLL_SECONDS)
         except asyncio.CancelledError:
             if container.waiter.done() and (entry := container.waiter.result()) is not None:
                 function.queue.insert(0, entry)
-                asyncio.get_running_loop().call_soon(scheduler.pump, function)
+                asyncio.get_running_loop().call_soon(scheduler.dispatch, function)
             raise
         finally:
             container.waiter = None
@@ -50,7 +54,7 @@ class Worker(Service):
     async def FunctionGetInputs(
         self, request: api_pb2.FunctionGetInputsRequest, context: Context
     ) -> api_pb2.FunctionGetInputsResponse:
-        container, scheduler = context.the_container, self.plane.scheduler
+        container, scheduler = context.calling_container, self.plane.scheduler
         if container.state in ("starting", "busy") and not container.running:
             container.state, container.ready_at = "idle", time.time()
             container.function.startup_failures = 0
@@ -75,7 +79,7 @@ class Worker(Service):
         return api_pb2.FunctionGetInputsResponse(inputs=[item])
 
     async def FunctionPutOutputs(self, request: api_pb2.FunctionPutOutputsRequest, context: Context) -> Empty:
-        container, scheduler = context.the_container, self.plane.scheduler
+        container, scheduler = context.calling_container, self.plane.scheduler
         if container.process:
             container.process.drain()
         for item in request.outputs:
@@ -92,19 +96,19 @@ class Worker(Service):
     async def ContainerHeartbeat(
         self, request: api_pb2.ContainerHeartbeatRequest, context: Context
     ) -> api_pb2.ContainerHeartbeatResponse:
-        container = context.the_container
+        container = context.calling_container
         if not container.cancellations:
             container.cancel_event.clear()
             try:
-                await asyncio.wait_for(container.cancel_event.wait(), HOLD_HEARTBEAT)
+                await asyncio.wait_for(container.cancel_event.wait(), HEARTBEAT_POLL_SECONDS)
             except TimeoutError:
                 return api_pb2.ContainerHeartbeatResponse()
-        told, container.cancellations = container.cancellations, []
-        event = api_pb2.CancelInputEvent(input_ids=[entry for entry, _ in told], cancellation_reason=told[0][1])
+        pending, container.cancellations = container.cancellations, []
+        event = api_pb2.CancelInputEvent(input_ids=[entry for entry, _ in pending], cancellation_reason=pending[0][1])
         return api_pb2.ContainerHeartbeatResponse(cancel_input_event=event)
 
     async def TaskResult(self, request: api_pb2.TaskResultRequest, context: Context) -> Empty:
-        context.the_container.result = request.result
+        context.calling_container.result = request.result
         return Empty()
 
     async def ContainerStop(self, request: api_pb2.ContainerStopRequest, context: Context) -> Any:
