@@ -25,7 +25,7 @@ def make_server(tmp_path: Path) -> Iterator[Callable[..., LoopbackModal]]:
         folder = tmp_path / f"server-{len(servers)}"
         folder.mkdir()
         server = LoopbackModal(folder, **{"client_timeout": 3, "scaledown": 1, **options})
-        here = server.here()
+        here = server.activate()
         here.__enter__()
         servers.append((server, here))
         return server
