@@ -1,4 +1,4 @@
-"""Tests of the check for words that the style does not allow."""
+"""Tests of the check for terms that the style does not allow."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def test_strings_in_tests_are_not_checked(tmp_path: Path) -> None:
     ]
 
 
-def test_longer_words_are_accepted(tmp_path: Path) -> None:
-    """A word that only contains a banned one is accepted."""
+def test_longer_terms_are_accepted(tmp_path: Path) -> None:
+    """A term that only contains a banned one is accepted."""
     assert found_in(tmp_path, "skyrl_modal/module.py", "hours = keywords + storyteller + hearing + essays\n") == []
 
 

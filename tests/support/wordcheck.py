@@ -1,6 +1,6 @@
-"""Find words that the project's style does not allow: ``python -m tests.support.wordcheck``.
+"""Find terms that the project's style does not allow: ``python -m tests.support.wordcheck``.
 
-The words describe programs as if they were people. A sentence that needs one of them is usually clearer when its
+The terms describe programs as if they were people. A sentence that needs one of them is usually clearer when its
 subject is a function, a process or an event: see "Language" in CONTRIBUTING.md.
 
 Every line of the package and of the documentation is checked. In other Python files, only comments, docstrings and
@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-BANNED_WORDS = (
+BANNED_TERMS = (
     "tell", "tells", "told", "say", "says", "said", "words", "hear", "hears", "heard",
     "nobody", "somebody", "whoever", "ours",
 )  # fmt: skip
-#: The parts of a name count as words: snake_case, camelCase and CapWords.
-_BANNED = re.compile(rf"(?<![A-Za-z])(?:{'|'.join(BANNED_WORDS)})(?![A-Za-z])", re.IGNORECASE)
+#: The parts of a name are checked one by one: snake_case and camelCase.
+_BANNED = re.compile(rf"(?<![A-Za-z])(?:{'|'.join(BANNED_TERMS)})(?![A-Za-z])", re.IGNORECASE)
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _MARKER = re.compile(r"wordcheck: allow \([^()]+\)")
 
@@ -61,8 +61,8 @@ class Match(NamedTuple):
         return f"{self.path}:{self.number}: {self.word}"
 
 
-def find_words(path: Path, lines: Iterable[Line]) -> Iterator[Match]:
-    """Return the banned words in some lines of a file."""
+def find_matches(path: Path, lines: Iterable[Line]) -> Iterator[Match]:
+    """Return the banned terms in some lines of a file."""
     for number, text in lines:
         for match in _BANNED.finditer(_HUMP.sub("_", text)):
             yield Match(path, number, match[0])
@@ -101,13 +101,13 @@ def files(root: Path, patterns: Iterable[str]) -> list[Path]:
 
 
 def check(root: Path) -> list[Match]:
-    """Return the banned words in a repository."""
+    """Return the banned terms in a repository."""
     matches: list[Match] = []
     for patterns, select in ((PACKAGE, None), (PAGES, all_lines), (CODE, prose_and_names)):
         for path in files(root, patterns):
             text = path.read_text(encoding="utf-8")
             lines = all_lines(text) if select is None else without_marked(text, select(text))
-            matches += find_words(path.relative_to(root), lines)
+            matches += find_matches(path.relative_to(root), lines)
     return sorted(matches)
 
 
