@@ -1,4 +1,4 @@
-"""The local backend: the same container code in namespaces of this machine."""
+"""The backend that runs on this machine, by the same supervisor and at the same paths as in a container."""
 
 from skyrl_modal.backends.local.backend import LocalBackend
 

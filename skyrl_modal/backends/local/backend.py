@@ -1,47 +1,39 @@
-"""Runs on the machine at hand, by the same supervisor and at the same paths as in a container.
-
-Each rank of a run here is a small chain of processes in a session of its own: a shell that removes the rank's scratch
-folder at the end, whoever ends first; bubblewrap; and the supervisor as process 1 of its own process namespace, with
-whose end everything that the rank started is gone.
-"""
+"""The local backend: starts runs on this machine and finds them again."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import platformdirs
+from attrs import frozen
 
-from skyrl_modal.backends import VolumeEntry
-from skyrl_modal.backends.local.descriptors import Descriptors
-from skyrl_modal.backends.local.execution import CHUNK, LiveStreams, LocalExecution, is_alive, run_folder
-from skyrl_modal.backends.local.network import ClusterNetwork, cannot
-from skyrl_modal.backends.local.rank_process import RankProcess, RankStarter, Streams, places
-from skyrl_modal.backends.local.sandbox import TRIAL, Sandbox, find_sandbox, remove_tree
+from skyrl_modal.backends.base import CheckResult, Handle, PreparedRun, VolumeEntry
+from skyrl_modal.backends.local.checks import check_ray, run_checks
+from skyrl_modal.backends.local.descriptors import DescriptorSet
+from skyrl_modal.backends.local.event_stream import CHUNK_SIZE, EventStream
+from skyrl_modal.backends.local.execution import LocalExecution
+from skyrl_modal.backends.local.network import ClusterNetwork, shared_network_reason
+from skyrl_modal.backends.local.node_resources import assign_resources
+from skyrl_modal.backends.local.rank_process import RankProcess, RankStarter, RankStreams
+from skyrl_modal.backends.local.run_folder import host_run_folder
+from skyrl_modal.backends.local.run_lock import lock_file, state_folder
+from skyrl_modal.backends.local.sandbox import Sandbox, find_sandbox, remove_tree
+from skyrl_modal.backends.local.scratch import create_scratch_folder, scratch_root
+from skyrl_modal.backends.local.volumes import copy_from_volume, copy_to_volume, list_folder, volume_folder
 from skyrl_modal.errors import BackendUnavailable, SpecError
 from skyrl_modal.protocol.job import Job
-from skyrl_modal.protocol.rank_config import Place
-from skyrl_modal.snapshots.snapshot import Snapshot
+from skyrl_modal.protocol.rank_config import ClusterTokens, RankConfig
+from skyrl_modal.spec.run_spec import RunSpec
+from skyrl_modal.spec.secret import SecretSpec
 
-_APP = "skyrl_modal"
-LOOPBACK = "127.0.0.1"
-#: The variable by which the nodes of a run share this machine's own network, for tasks that need the internet.
-NETWORK = "SKYRL_MODAL_LOCAL_NETWORK"
-
-
-def volume_folder(name: str) -> Path:
-    """The folder on this machine that a volume of this name is."""
-    return platformdirs.user_data_path(_APP) / "volumes" / name
+_LOOPBACK_ADDRESS = "127.0.0.1"
 
 
 class LocalBackend:
-    """The machine at hand. What it has of GPUs, CPUs and memory is what a run gets.
+    """Runs on this machine. A run uses the GPUs, CPUs and memory that the machine has.
 
     Example:
         >>> LocalBackend().name
@@ -50,212 +42,218 @@ class LocalBackend:
 
     name = "local"
 
-    def check(self, job: Job) -> Sequence[str]:
-        """See whether a run can be had here; gives warnings.
+    def check(self, job: Job, spec: RunSpec) -> Sequence[str]:
+        """Check whether this machine can execute a run.
+
+        Returns:
+            Warnings for the user.
 
         Raises:
-            BackendUnavailable: This is no POSIX system, or its folders cannot be written.
-            SpecError: The job names a Modal secret, or asks for a volume that may not be made.
+            BackendUnavailable: This is not a POSIX system, or a folder cannot be created.
+            SpecError: The run uses a secret that Modal stores, a volume that does not exist and may not be created, or
+                a Ray that is too old.
         """
         if os.name != "posix":
-            raise BackendUnavailable(self.name, 'it needs Linux or macOS (on Windows: WSL), or backend="modal"')
-        if job.named_secrets:
+            raise BackendUnavailable(self.name, 'it requires Linux or macOS (on Windows: WSL), or use backend="modal"')
+        stored = [secret.name for secret in spec.secrets if isinstance(secret, SecretSpec)]
+        if stored:
             raise SpecError(
                 "secrets",
-                list(job.named_secrets),
-                "secrets that Modal keeps cannot be read from here; name the variables instead, such as "
+                stored,
+                "the local backend cannot read secrets that Modal stores. Give the names of variables instead, such as "
                 'secrets=["WANDB_API_KEY"], and set them in your environment or .env',
             )
         for volume in job.volumes:
             if not volume.create_if_missing and not volume_folder(volume.name).is_dir():
-                remedy = f"there is no folder {volume_folder(volume.name)}; make it, or create_if_missing=True"
+                remedy = f"{volume_folder(volume.name)} does not exist; create it, or use create_if_missing=True"
                 raise SpecError("name", volume.name, remedy)
-        scratch = self._scratch_root()
+        check_ray(job)
         try:
-            scratch.mkdir(parents=True, exist_ok=True)
+            scratch_root().mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise BackendUnavailable(self.name, f"{scratch} cannot be made: {error}") from error
-        search = find_sandbox(scratch)
+            raise BackendUnavailable(self.name, f"{scratch_root()} cannot be created: {error}") from error
+        search = find_sandbox(scratch_root())
         if search.sandbox is None:
             return [
-                "no private namespaces can be had on this machine, so /root/SkyRL and /root/data are not there: use "
-                f"$SKYRL_REPO_ROOT and $SKYRL_DATA in your command ({'; '.join(search.reasons)})"
+                "This machine does not allow namespaces, so /root/SkyRL and /root/data do not exist. Use "
+                f"$SKYRL_REPO_ROOT and $SKYRL_DATA instead ({'; '.join(search.reasons)})."
             ]
         return []
 
-    def describe(self, job: Job) -> Sequence[tuple[str, str]]:
-        """What runs where, for the header."""
-        sandbox = find_sandbox(self._scratch_root()).sandbox
-        where = "this machine, in namespaces of its own" if sandbox else "this machine, without isolation"
-        volumes = [("volume", f"{v.mount_path} is {volume_folder(v.name)}") for v in job.volumes]
+    def describe(self, job: Job, spec: RunSpec) -> Sequence[tuple[str, str]]:
+        """Return label and value pairs that describe where the run executes."""
+        sandbox = find_sandbox(scratch_root()).sandbox
+        where = "this machine, in separate namespaces" if sandbox else "this machine, without isolation"
+        volumes = [("volume", f"{volume.mount_path} is {volume_folder(volume.name)}") for volume in job.volumes]
         if job.nodes == 1:
             return [("where", where), *volumes]
-        reason = why_side_by_side(sandbox)
-        how = f"side by side on its network ({reason})" if reason else "each with an address of its own"
-        nodes = f"{job.nodes} on this machine, {how}"
-        return [("where", where), ("nodes", nodes), *volumes]
+        reason = shared_network_reason(sandbox)
+        network = f"on this machine's network ({reason})" if reason else "each with an address of its own"
+        return [("where", where), ("nodes", f"{job.nodes} on this machine, {network}"), *volumes]
 
-    def start(
-        self, job: Job, snapshots: Sequence[Snapshot], secrets: Mapping[str, str], *, owned: bool
-    ) -> LocalExecution:
-        """Start the supervisor on the snapshots.
+    def start(self, run: PreparedRun, *, owned: bool) -> LocalExecution:
+        """Start the ranks of a run.
+
+        Args:
+            run: The run. Its snapshots are released; the ranks keep duplicates of their locks.
+            owned: Whether the run ends when this process exits, and is streamed to it.
 
         Raises:
-            BackendUnavailable: The supervisor did not start; the text has its last words.
+            BackendUnavailable: A supervisor did not start. The text has the end of its log.
         """
-        sandbox = find_sandbox(self._scratch_root()).sandbox
-        notes = run_folder(job.id)
-        notes.mkdir(parents=True, exist_ok=True)
-        ranks: list[RankProcess] = []
-        with Descriptors() as fds:
-            # Locked before there is a scratch folder: one without such a lock is nobody's.
-            alive = fds.lock(notes / "alive")
+        job = run.job
+        sandbox = find_sandbox(scratch_root()).sandbox
+        tokens = ClusterTokens.generate()
+        with contextlib.ExitStack() as stack:
+            for snapshot in run.snapshots:
+                stack.callback(snapshot.release)
+            fds = stack.enter_context(DescriptorSet())
+            state_folder(job.run_id).mkdir(parents=True, exist_ok=True)
+            # Locked before there is a scratch folder: a scratch folder without this lock counts as abandoned.
+            lock_fd = fds.lock(lock_file(job.run_id))
+            network = _create_network(job, sandbox, stack)
+            streams = _open_streams(job, network, fds, owned=owned)
+            # On any failure, also Ctrl-C in `submit`, the ranks are killed: no record of the run exists yet.
+            on_failure = stack.enter_context(contextlib.ExitStack())
             starter = RankStarter(
                 job=job,
-                snapshots=snapshots,
-                env={**os.environ, **secrets},
+                snapshots=run.snapshots,
+                env={**os.environ, **run.secret_values},
                 sandbox=sandbox,
-                notes=notes,
-                volumes=[volume_folder(volume.name) for volume in job.volumes],
-                alive=alive,
+                lock_fd=lock_fd,
             )
-            output_r, output_w = fds.pipe(CHUNK) if owned else (None, fds.open(os.devnull, os.O_WRONLY))
-            events_r, events_w = fds.pipe() if owned else (None, None)
-            caller_r, caller_w = fds.caller() if owned else (None, None)
-            # Only rank 0 holds the writing end: the others hear of its end, also before they have joined it.
-            head_r, head_w = fds.pipe() if job.nodes > 1 else (None, None)
-            nothing = fds.open(os.devnull, os.O_WRONLY) if job.nodes > 1 else output_w
-            is_apart = job.nodes > 1 and not why_side_by_side(sandbox)
-            network = ClusterNetwork.create(job.nodes) if is_apart else None
-            try:
-                for place in _places(job, network, fds):
-                    scratch = self._make_scratch(_scratch_name(job.id, place.rank), sandbox)
-                    streams = Streams(nothing, None, head_r) if place.rank else Streams(output_w, events_w, caller_r)
-                    keep = [head_w] if head_w is not None and place.rank == 0 else []
-                    if network is not None and place.rank == 0:
-                        keep.append(network.descriptor)  # it is there for as long as rank 0
-                    private = network is not None and place.rank > 0
-                    try:
-                        ranks.append(starter.start(place, scratch, fds, streams, private_network=private, keep=keep))
-                    except BaseException:
-                        remove_tree(scratch)
-                        raise
-                pids = [rank.wait_ready() for rank in ranks]
-                for number, rank_pid in enumerate(pids):
-                    if network is not None and number > 0:
-                        network.join(number, rank_pid)
-            except BaseException:  # also Ctrl-C in `submit`: nobody would know of the run
-                for rank in ranks:
-                    rank.kill()
-                raise
-            finally:
-                if network is not None:
-                    network.close()  # rank 0 holds it
-                for snapshot in snapshots:
-                    snapshot.release()  # the run holds them by descriptors of its own
-            live = None
-            if output_r is not None and events_r is not None:
-                live = LiveStreams(
-                    fds.take(output_r), fds.take(events_r), None if caller_w is None else fds.take(caller_w)
-                )
-        handle = {"pid": pids[0], "run_dir": str(_host_run_dir(job, notes))}
-        return LocalExecution(job, handle, processes=[rank.process for rank in ranks], live=live)
+            configs = _rank_configs(job, network, tokens, fds)
+            ranks = _start_ranks(starter, configs, streams, fds, on_failure, private_networks=network is not None)
+            pids = [rank.wait_ready() for rank in ranks]
+            _connect_ranks(network, pids)
+            stream = streams.event_stream(fds)
+            on_failure.pop_all()
+        handle: dict[str, str | int] = {"pid": pids[0], "run_folder": str(host_run_folder(job))}
+        if job.ray is not None and job.ray.dashboard:
+            handle["ray_token"] = tokens.ray
+        return LocalExecution(job, handle, processes=[rank.process for rank in ranks], stream=stream)
 
-    def _make_scratch(self, name: str, sandbox: Sandbox | None) -> Path:
-        """A folder for the files of a run's own. Folders of callers that were killed while they started a run go."""
-        if sandbox is None:
-            # Short, since Ray's sockets lie below it and a socket's path holds about 100 characters.
-            return Path(tempfile.mkdtemp(prefix="skyrl-"))
-        root = self._scratch_root()
-        root.mkdir(parents=True, exist_ok=True)
-        for old in root.iterdir():
-            if not _is_used(old.name):
-                with contextlib.suppress(OSError):  # another one removes it as well
-                    remove_tree(old)
-        scratch = root / name
-        scratch.mkdir()
-        return scratch
+    def attach(self, job: Job, handle: Handle) -> LocalExecution:
+        """Return a run that was started before, possibly by another process.
 
-    def attach(self, job: Job, handle: Mapping[str, Any]) -> LocalExecution:
-        """Find a run that was started before, maybe by another process."""
-        return LocalExecution(job, dict(handle))
+        Raises:
+            RecordError: The handle was not created by this backend.
+        """
+        return LocalExecution(job, handle)
+
+    def diagnose(self) -> Iterator[CheckResult]:
+        """Check what this backend needs on this machine, for ``skyrl-modal doctor``."""
+        return run_checks()
 
     def ls(self, volume: str, path: str) -> Sequence[VolumeEntry]:
-        """List a folder of a volume, or one file of it."""
-        place = self._place(volume, path)
-        if not place.exists():
-            raise FileNotFoundError(f"volume {volume} has no {path or '/'}")
-        entries = []
-        for item in sorted(place.iterdir()) if place.is_dir() else [place]:
-            stat = item.lstat()
-            kind = "dir" if item.is_dir() and not item.is_symlink() else "file" if item.is_file() else "other"
-            inside = item.relative_to(volume_folder(volume)).as_posix()
-            entries.append(VolumeEntry(inside, kind, 0 if kind == "dir" else stat.st_size, stat.st_mtime))
-        return entries
+        """Return the entries of a folder of a volume. For a file, return one entry."""
+        return list_folder(volume, path)
 
     def pull(self, volume: str, path: str, local: Path) -> None:
         """Copy a file or folder from a volume to ``local``."""
-        place = self._place(volume, path)
-        if not place.exists():
-            raise FileNotFoundError(f"volume {volume} has no {path or '/'}")
-        _copy(place, local)
+        copy_from_volume(volume, path, local)
 
     def push(self, volume: str, local: Path, path: str) -> None:
         """Copy a file or folder from this machine to a volume."""
-        _copy(local, self._place(volume, path))
-
-    @staticmethod
-    def _place(volume: str, path: str) -> Path:
-        folder = volume_folder(volume)
-        place = (folder / path.lstrip("/")).resolve()
-        if not place.is_relative_to(folder.resolve()):
-            raise SpecError("path", path, f"it leads out of the volume {volume}")
-        return place
-
-    @staticmethod
-    def _scratch_root() -> Path:
-        return platformdirs.user_cache_path(_APP) / "scratch"
+        copy_to_volume(volume, local, path)
 
 
-def _is_used(name: str) -> bool:
-    """Whether the run, or the process that tries a sandbox, whose scratch folder has this name is still there."""
-    if name.startswith(TRIAL):
-        return Path("/proc", name.removeprefix(TRIAL)).exists()
-    return is_alive(name.partition(".")[0])
+@frozen
+class _RunStreams:
+    """The streams of a run.
+
+    Attributes:
+        head: Those of rank 0.
+        others: Those of the other ranks.
+        output_fd: The end of the output's pipe to read from; None for a run that this process does not own.
+        events_fd: The end of the events' pipe to read from; None for a run that this process does not own.
+        caller_fd: What must stay open in this process until the run has ended; None if there is nothing.
+    """
+
+    head: RankStreams
+    others: RankStreams
+    output_fd: int | None = None
+    events_fd: int | None = None
+    caller_fd: int | None = None
+
+    def event_stream(self, fds: DescriptorSet) -> EventStream | None:
+        """Return the events of a run that this process owns, and take over their descriptors; None for any other."""
+        if self.output_fd is None or self.events_fd is None:
+            return None
+        caller = None if self.caller_fd is None else fds.release(self.caller_fd)
+        return EventStream(fds.release(self.output_fd), fds.release(self.events_fd), caller)
 
 
-def why_side_by_side(sandbox: Sandbox | None) -> str | None:
-    """Why the ranks get no addresses of their own; None where they do."""
-    if os.environ.get(NETWORK) == "host":
-        return f"${NETWORK} is host"
-    return "there are no namespaces" if sandbox is None else cannot()
+def _open_streams(job: Job, network: ClusterNetwork | None, fds: DescriptorSet, *, owned: bool) -> _RunStreams:
+    """Open the streams between this process and the ranks."""
+    null = fds.open(os.devnull, os.O_WRONLY)
+    head_keeps = [] if network is None else [network.descriptor]  # the network exists as long as rank 0
+    others = RankStreams(null)
+    if job.nodes > 1:
+        # Rank 0 alone has the end to write to. The pipe is closed with rank 0, also for a rank that has not connected
+        # to it yet.
+        head_read, head_write = fds.pipe()
+        head_keeps.append(head_write)
+        others = RankStreams(null, caller=head_read)
+    if not owned:
+        return _RunStreams(RankStreams(null, keep_open=head_keeps), others)
+    output_read, output_write = fds.pipe(CHUNK_SIZE)
+    events_read, events_write = fds.pipe()
+    caller_read, caller_write = fds.caller_alive_pipe()
+    head = RankStreams(output_write, events_write, caller_read, head_keeps)
+    return _RunStreams(head, others, output_read, events_read, caller_write)
 
 
-def _places(job: Job, network: ClusterNetwork | None, fds: Descriptors) -> list[Place]:
-    """Where the ranks stand: each at an address of its own, or side by side on this machine's network."""
-    addresses = [LOOPBACK] * job.nodes if network is None else network.addresses
+def _create_network(job: Job, sandbox: Sandbox | None, stack: contextlib.ExitStack) -> ClusterNetwork | None:
+    """Create the network of a run on several nodes; None if the ranks share this machine's."""
+    if job.nodes == 1 or shared_network_reason(sandbox) is not None:
+        return None
+    network = ClusterNetwork.create(job.nodes)
+    stack.callback(network.close)  # rank 0 has a duplicate of its descriptor
+    return network
+
+
+def _rank_configs(
+    job: Job, network: ClusterNetwork | None, tokens: ClusterTokens, fds: DescriptorSet
+) -> list[RankConfig]:
     if job.nodes == 1:
-        return [Place()]
+        return [RankConfig(tokens=tokens)]
+    addresses = [_LOOPBACK_ADDRESS] * job.nodes if network is None else network.addresses
     listener = socket.create_server((addresses[0], 0), backlog=job.nodes)
     port: int = listener.getsockname()[1]
-    return places(addresses, port, fds.add(listener.detach()), is_apart=network is not None)
+    return assign_resources(addresses, port, fds.add(listener.detach()), tokens, private_networks=network is not None)
 
 
-def _scratch_name(run_id: str, rank: int) -> str:
-    return f"{run_id}.{rank}" if rank else run_id
+def _start_ranks(
+    starter: RankStarter,
+    configs: Sequence[RankConfig],
+    streams: _RunStreams,
+    fds: DescriptorSet,
+    on_failure: contextlib.ExitStack,
+    *,
+    private_networks: bool,
+) -> list[RankProcess]:
+    """Start all ranks. ``on_failure`` receives what undoes it."""
+    ranks = []
+    for config in configs:
+        is_head = config.rank == 0
+        scratch = create_scratch_folder(starter.job.run_id, config.rank, starter.sandbox)
+        on_failure.callback(remove_tree, scratch)
+        rank = starter.start(
+            config,
+            scratch,
+            fds,
+            streams.head if is_head else streams.others,
+            private_network=private_networks and not is_head,
+        )
+        on_failure.callback(rank.kill)
+        ranks.append(rank)
+    return ranks
 
 
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
-    else:
-        shutil.copy2(source, target)
-
-
-def _host_run_dir(job: Job, notes: Path) -> Path:
-    """Where this machine has the run's folder: on the first writable volume, else beside the notes."""
-    if job.run_volume is None:
-        return notes / "run"
-    volume, inside = job.run_volume
-    return volume_folder(volume.name) / inside
+def _connect_ranks(network: ClusterNetwork | None, pids: Sequence[int]) -> None:
+    """Connect the network namespaces of the ranks other than 0, which exist by now."""
+    if network is None:
+        return
+    for number, pid in enumerate(pids[1:], start=1):
+        network.connect(number, pid)

@@ -1,4 +1,4 @@
-"""File descriptors that are handed to a child process, none of them forgotten."""
+"""File descriptors that are passed to child processes, and locks that last as long as a descriptor is open."""
 
 from __future__ import annotations
 
@@ -6,67 +6,143 @@ import contextlib
 import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from skyrl_modal.machine import enlarge_pipe
 
 
-class Descriptors:
-    """File descriptors that are closed at the end of a ``with``, but those that were taken out."""
+class DescriptorSet:
+    """File descriptors that are closed at the end of a ``with`` block, except for those that were released."""
 
     def __init__(self) -> None:
         self._open: set[int] = set()
 
-    def __enter__(self) -> Descriptors:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for descriptor in self._open:
             os.close(descriptor)
+        self._open.clear()
 
     def add(self, descriptor: int) -> int:
-        """Take a descriptor over."""
+        """Add an open descriptor to the set, and return it."""
         self._open.add(descriptor)
         return descriptor
 
-    def take(self, descriptor: int) -> int:
-        """Give a descriptor away: it is not closed here."""
+    def release(self, descriptor: int) -> int:
+        """Remove a descriptor from the set without closing it, and return it."""
         self._open.remove(descriptor)
         return descriptor
 
+    def close(self, descriptor: int) -> None:
+        """Close a descriptor of the set."""
+        os.close(self.release(descriptor))
+
     def pipe(self, size: int | None = None) -> tuple[int, int]:
-        """A new pipe: its reading end and its writing end.
+        """Open a pipe.
 
         Args:
-            size: Bytes that it should hold; a system that refuses keeps its own size.
+            size: Size of its buffer in bytes, as far as the system allows; None for the default size.
+
+        Returns:
+            The end to read from, and the end to write to.
         """
-        reading, writing = (self.add(end) for end in os.pipe())
-        if size is not None and hasattr(fcntl, "F_SETPIPE_SZ"):
-            with contextlib.suppress(OSError):
-                fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, size)
-        return reading, writing
+        read_end, write_end = (self.add(end) for end in os.pipe())
+        if size is not None:
+            enlarge_pipe(write_end, size)
+        return read_end, write_end
 
     def open(self, path: str | Path, flags: int) -> int:
-        """Open a file that only this user may read."""
+        """Open a file. A new file can be read by this user only."""
         return self.add(os.open(path, flags | os.O_CLOEXEC, 0o600))
 
     def lock(self, path: Path) -> int:
-        """An exclusive lock that lasts as long as somebody holds the descriptor: for as long as the run lives."""
+        """Lock a file exclusively. The lock is released when the last duplicate of the descriptor is closed."""
         descriptor = self.open(path, os.O_RDWR | os.O_CREAT)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         return descriptor
 
     def file(self, content: bytes) -> int:
-        """A file without a name that holds ``content``."""
+        """Open a file that has no name and holds ``content``."""
         with tempfile.TemporaryFile() as file:
             file.write(content)
             file.flush()
             file.seek(0)
             return self.add(os.dup(file.fileno()))
 
-    def caller(self) -> tuple[int, int | None]:
-        """A descriptor that gets readable when this process ends, and one to keep open until then.
+    def caller_alive_pipe(self) -> tuple[int, int | None]:
+        """Open a descriptor that becomes readable when this process exits.
 
-        A pidfd knows of this process alone; the pipe, where there are none (macOS), also of children that it forked.
+        Where the system has pidfds, it is one. Elsewhere (macOS) it is a pipe, which becomes readable only when all
+        children that this process has forked without exec have exited too.
+
+        Returns:
+            The descriptor, and the end of the pipe that must stay open until the run has ended; None for a pidfd.
         """
         if hasattr(os, "pidfd_open"):
             return self.add(os.pidfd_open(os.getpid())), None
         return self.pipe()
+
+
+@contextlib.contextmanager
+def locked_temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """Create a folder that ``abandoned_folder`` considers in use until the end of the ``with`` block.
+
+    The caller removes the folder.
+
+    Args:
+        parent: The folder to create it in.
+        prefix: The beginning of its name. The end is random.
+    """
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # another process removed it before it was locked
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            if _is_folder_at(descriptor, folder):
+                yield folder
+                return
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def abandoned_folder(folder: Path) -> Iterator[bool]:
+    """Lock a folder that no process has locked.
+
+    The lock is held until the end of the ``with`` block, in which the folder may be removed.
+
+    Yields:
+        Whether the folder could be locked. False if a process uses it, or it does not exist any more.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def _is_folder_at(descriptor: int, path: Path) -> bool:
+    """Return whether an open folder is still at its path, and was not removed between its creation and its lock."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False

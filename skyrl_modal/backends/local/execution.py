@@ -1,274 +1,249 @@
-"""A run on this machine, as the process that started it sees it, or any other of the same user's."""
+"""A run on this machine, as seen by the process that started it or by any other process of the same user."""
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import platformdirs
-
-from skyrl_modal.backends import Event, lost_record
-from skyrl_modal.event_queue import Events, wait_for
+from skyrl_modal.backends.base import Handle
+from skyrl_modal.backends.local.event_stream import CHUNK_SIZE, EventStream
+from skyrl_modal.backends.local.run_folder import read_result, read_status
+from skyrl_modal.backends.local.run_lock import is_run_alive, supervisor_stderr, wait_for_run_end
+from skyrl_modal.errors import RecordError
+from skyrl_modal.event_queue import wait_interruptibly
+from skyrl_modal.protocol.events import OutputEvent, ResultEvent, RunEvent
+from skyrl_modal.protocol.exit_codes import LAUNCHER_FAILED
 from skyrl_modal.protocol.job import Job
+from skyrl_modal.protocol.result import RunResultRecord
+from skyrl_modal.protocol.run_folder import RunFolder
+from skyrl_modal.protocol.state import FailureCause, RunState
 
-#: Chunks of output that may wait between the reader and whoever takes the events.
-_AHEAD = 16
-#: Bytes of the output that are read at once, and that its pipe holds.
-CHUNK = 1 << 20
-
-
-def run_folder(run_id: str) -> Path:
-    """This machine's own notes about a run: its lock, and the last words of a supervisor that died."""
-    return platformdirs.user_state_path("skyrl_modal") / "runs" / run_id
-
-
-def is_alive(run_id: str) -> bool:
-    """Whether anything of a run on this machine still goes on, or is being started."""
-    try:
-        descriptor = os.open(run_folder(run_id) / "alive", os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        # Shared, so that two who ask at once do not take each other for the run.
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
-class LiveStreams:
-    """The streams of a run that this process started, as events."""
-
-    def __init__(self, output: int, events: int, caller: int | None) -> None:
-        self._queue: Events[Event | None] = Events()
-        self._room = threading.BoundedSemaphore(_AHEAD)
-        self._caller = caller
-        self._threads = [
-            threading.Thread(target=self._read_output, args=(output,), name="run-output", daemon=True),
-            threading.Thread(target=self._read_events, args=(events,), name="run-events", daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def _read_output(self, descriptor: int) -> None:
-        with open(descriptor, "rb", buffering=0) as stream:
-            while chunk := stream.read(CHUNK):
-                self._room.acquire()
-                self._queue.put(("output", chunk))
-        self._queue.put(None)
-
-    def _read_events(self, descriptor: int) -> None:
-        with open(descriptor, encoding="utf-8") as stream:
-            for line in stream:
-                event = json.loads(line)
-                kind = event["event"]
-                self._queue.put((kind, event["result" if kind == "result" else "state" if kind == "state" else "text"]))
-        self._queue.put(None)
-
-    def events(self) -> Iterator[Event]:
-        """What happens, until both streams have ended; the result comes last."""
-        result: Event | None = None
-        open_streams = len(self._threads)
-        while open_streams:
-            event = self._queue.next()
-            if event is None:
-                open_streams -= 1
-            elif event[0] == "result":
-                result = event  # told last, after the output that may still be on its way
-            else:
-                yield event
-                if event[0] == "output":
-                    self._room.release()
-        if self._caller is not None:
-            os.close(self._caller)
-            self._caller = None
-        if result is not None:
-            yield result
+#: Seconds between two looks for new output of a run that another process started.
+_POLL_INTERVAL = 0.1
+#: Characters of the supervisor's stderr that are part of the result of a run that left none.
+_STDERR_TAIL = 2000
 
 
 class LocalExecution:
-    """A run on this machine."""
+    """A run on this machine.
+
+    Args:
+        job: The run.
+        handle: Its supervisor's pid (``pid``) and the path of its folder on this machine (``run_folder``); with Ray's
+            dashboard also the token of its Ray (``ray_token``).
+        processes: The processes of its ranks, if this process started them.
+        stream: Its events, if this process started it and owns it.
+
+    Raises:
+        RecordError: The handle was not created by this backend.
+    """
 
     def __init__(
         self,
         job: Job,
-        handle: Mapping[str, Any],
+        handle: Handle,
         *,
         processes: Sequence[subprocess.Popen[bytes]] = (),
-        live: LiveStreams | None = None,
+        stream: EventStream | None = None,
     ) -> None:
+        pid, folder = handle.get("pid"), handle.get("run_folder")
+        if not isinstance(pid, int) or not isinstance(folder, str):
+            raise RecordError(f"the handle of run {job.run_id}", "it was not created by the local backend")
         self._job = job
         self.handle = handle
-        self._run_dir = Path(handle["run_dir"])
+        self._pid = pid
+        self._folder = RunFolder(folder)
         self._processes = processes
-        self._live = live
+        self._stream = stream
         self._ended = threading.Event()
         self._waiter: threading.Thread | None = None
-        self._starting = threading.Lock()
+        self._waiter_lock = threading.Lock()
 
     @property
     def url(self) -> str | None:
-        """Ray's dashboard, where the run has one and goes on."""
-        try:
-            state = json.loads((self._run_dir / "state.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        return state.get("url") or None if self._is_alive() else None
+        """URL of Ray's dashboard while it runs; None if it does not."""
+        status = read_status(self._folder)
+        return status.dashboard_url if status is not None and self._is_alive() else None
 
     @property
     def log_path(self) -> str:
         """The path of output.log on this machine."""
-        return str(self._run_dir / "output.log")
+        return str(self._folder.output)
 
     def wait_started(self) -> None:
-        """Nothing is left to wait for: the supervisor runs when the backend's ``start`` returns."""
+        """Return immediately: the supervisor runs when ``LocalBackend.start`` returns."""
 
-    def events(self) -> Iterator[Event]:
-        """What happens, live: from the run's own streams where this process started it, else from output.log."""
-        if self._live is not None:
-            kind, shown = "", 0
-            for event in self._live.events():
-                kind = event[0]
-                shown += len(event[1]) if kind == "output" else 0
-                yield event
-            record = self.wait()
-            if kind != "result":
-                # A supervisor that was killed had maybe kept what it could not show any more.
-                while data := self.read_log(shown):
-                    shown += len(data)
-                    yield "output", data
-                yield "result", record
-            return
+    def events(self) -> Iterator[RunEvent]:
+        """Yield the events of the run: from its own streams if this process owns it, else from output.log."""
+        return self._followed_log() if self._stream is None else self._streamed(self._stream)
+
+    def _streamed(self, stream: EventStream) -> Iterator[RunEvent]:
+        received = 0
+        result: ResultEvent | None = None
+        for event in stream.events():
+            if isinstance(event, ResultEvent):
+                result = event
+                continue
+            if isinstance(event, OutputEvent):
+                received += len(event.data)
+            yield event
+        self._wait_removed(None)
+        if result is None:
+            # A supervisor that is killed may have written output to output.log that it could not forward any more.
+            for data in self._log_from(received):
+                yield OutputEvent(data)
+        yield result or ResultEvent(self._final_result())
+
+    def _followed_log(self) -> Iterator[RunEvent]:
         offset = 0
         while True:
-            ended = self._wait_ended(0.1)
-            while data := self.read_log(offset):
+            has_ended = self._wait_ended(_POLL_INTERVAL)
+            for data in self._log_from(offset):
                 offset += len(data)
-                yield "output", data
-            if ended:
+                yield OutputEvent(data)
+            if has_ended:
                 break
-        yield "result", self._result() or self._lost()
+        yield ResultEvent(self._final_result())
+
+    def _log_from(self, offset: int) -> Iterator[bytes]:
+        while data := self.read_log(offset):
+            offset += len(data)
+            yield data
 
     def log_size(self) -> int:
-        """Bytes that output.log has now.
+        """Return the current size of output.log in bytes.
 
         Raises:
-            FileNotFoundError: The run has ended and its folder is gone, as with its volume.
+            FileNotFoundError: The run has ended and its folder was removed, for example with its volume.
         """
         try:
-            return (self._run_dir / "output.log").stat().st_size
+            return self._folder.output.stat().st_size
         except FileNotFoundError:
-            if self._run_dir.is_dir() or self._is_alive():
+            if self._folder.path.is_dir() or self._is_alive():
                 return 0
-            raise FileNotFoundError(f"{self._run_dir} is gone, and the output with it") from None
+            raise FileNotFoundError(f"{self._folder.path} was removed, and the run's output with it") from None
 
     def read_log(self, offset: int) -> bytes:
-        """Up to 1 MiB of output.log from an offset on."""
+        """Return up to 1 MiB of output.log from an offset; empty at the end of the file."""
         try:
-            with open(self._run_dir / "output.log", "rb") as log:
+            with open(self._folder.output, "rb") as log:
                 log.seek(offset)
-                return log.read(CHUNK)
+                return log.read(CHUNK_SIZE)
         except FileNotFoundError:
             return b""
 
     def read_files(self, folder: str) -> Iterator[tuple[str, bytes]]:
-        """The files below a folder of the run's own."""
-        root = self._run_dir / folder
+        """Yield the path and the content of each file below a folder of the run's folder.
+
+        Raises:
+            FileNotFoundError: There is no such folder.
+        """
+        root = self._folder.path / folder
         if not root.is_dir():
-            raise FileNotFoundError(f"{root} is not there")
+            raise FileNotFoundError(f"{root} does not exist")
         for path in sorted(path for path in root.rglob("*") if path.is_file()):
             yield path.relative_to(root).as_posix(), path.read_bytes()
 
-    def state(self) -> str:
-        """The run's state now."""
-        result = self._result()
-        if result is not None:
-            return str(result["state"])
-        if not self._is_alive():
-            # It may have ended between the two looks.
-            return str((self._result() or self._lost())["state"])
-        try:
-            return str(json.loads((self._run_dir / "state.json").read_text(encoding="utf-8"))["state"])
-        except FileNotFoundError:
-            return "pending"
+    def state(self) -> RunState:
+        """Return the run's current state.
 
-    def wait(self, timeout: float | None = None) -> Mapping[str, Any]:
-        """Wait for the end, the scratch folder's removal included; gives the result's record."""
-        if not self._wait_ended(timeout):
-            raise TimeoutError(f"run {self._job.id} has not ended within {timeout:g} s")
-        for process in self._processes:
-            process.wait()
-        return self._result() or self._lost()
+        Raises:
+            RecordError: The run's records are damaged, or were written by a newer version.
+        """
+        result = read_result(self._folder)
+        if result is not None:
+            return result.state
+        if not self._is_alive():
+            return self._final_result().state  # it may have ended since its result was read above
+        status = read_status(self._folder)
+        return RunState.PENDING if status is None else status.state
+
+    def wait(self, timeout: float | None = None) -> RunResultRecord:
+        """Wait for the end of the run, including the removal of its scratch folder.
+
+        Returns:
+            Its result; ``RunResultRecord.without_record`` for a run whose supervisor left none.
+
+        Raises:
+            TimeoutError: The run has not ended within ``timeout`` seconds.
+            RecordError: The result is damaged, or was written by a newer version.
+        """
+        if not self._wait_removed(timeout):
+            raise TimeoutError(f"run {self._job.run_id} has not ended within {timeout:g} s")
+        return self._final_result()
 
     def cancel(self, *, now: bool = False) -> None:
-        """Ask the supervisor to end the run."""
-        pid = int(self.handle["pid"])
+        """Send the supervisor a signal to stop the run, with its grace period or immediately."""
         number = signal.SIGQUIT if now else signal.SIGINT
         if not hasattr(os, "pidfd_open"):
             if self._is_alive():
-                os.kill(pid, number)
+                os.kill(self._pid, number)
             return
         try:
-            handle = os.pidfd_open(pid)
+            pidfd = os.pidfd_open(self._pid)
         except ProcessLookupError:
             return
         try:
-            # The pid is the supervisor's only while the lock is held: looked at after the process was pinned.
+            # The pid is the supervisor's only while the run's lock is held. The lock is checked after pidfd_open, from
+            # when on the descriptor refers to the same process.
             if self._is_alive():
-                signal.pidfd_send_signal(handle, number)
+                signal.pidfd_send_signal(pidfd, number)
         except ProcessLookupError:
             return
         finally:
-            os.close(handle)
+            os.close(pidfd)
 
-    def _result(self) -> Mapping[str, Any] | None:
-        try:
-            record: Mapping[str, Any] = json.loads((self._run_dir / "result.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        return record
+    def _final_result(self) -> RunResultRecord:
+        """Return the result of a run that has ended."""
+        return read_result(self._folder) or self._lost_result()
 
-    def _lost(self) -> Mapping[str, Any]:
-        """The record of a run whose supervisor died without leaving one."""
-        detail = "its supervisor ended without a result"
+    def _lost_result(self) -> RunResultRecord:
+        """Return the result of a run whose supervisor exited without a result."""
+        detail = "the supervisor exited without a result"
         try:
-            words = (run_folder(self._job.id) / "supervisor.err").read_text(encoding="utf-8", errors="replace").strip()
+            stderr = _read_text(supervisor_stderr(self._job.run_id, 0))
         except FileNotFoundError:
-            detail += ", and this machine's notes about it are gone"
+            detail += ", and its log was removed"
         else:
-            detail += f"; its last words:\n{words[-2000:]}" if words else ""
-        return lost_record(self._job, detail)
+            detail += f". The end of its log:\n{stderr[-_STDERR_TAIL:]}" if stderr else ""
+        return RunResultRecord.without_record(
+            self._job,
+            state=RunState.LOST,
+            returncode=LAUNCHER_FAILED,
+            cause=FailureCause.SUPERVISOR_DIED,
+            detail=detail,
+        )
 
     def _is_alive(self) -> bool:
-        return is_alive(self._job.id)
+        return is_run_alive(self._job.run_id)
 
     def _wait_ended(self, timeout: float | None) -> bool:
-        """Wait until nobody holds the run's lock any more."""
-        if not self._is_alive():  # told at once, also where there is no time to wait
+        """Wait until no process holds the run's lock. Return whether that happened within ``timeout`` seconds."""
+        if not self._is_alive():  # also correct with a timeout of 0
             return True
-        with self._starting:
+        with self._waiter_lock:
             if self._waiter is None:
+                # flock has no timeout and does not let signal handlers run, so another thread waits for it.
                 self._waiter = threading.Thread(target=self._watch_lock, name="run-end", daemon=True)
                 self._waiter.start()
-        return wait_for(self._ended.wait, timeout)
+        return wait_interruptibly(self._ended.wait, timeout)
+
+    def _wait_removed(self, timeout: float | None) -> bool:
+        """Wait for the end of the run, and for the shells that remove its scratch folders."""
+        if not self._wait_ended(timeout):
+            return False
+        for process in self._processes:
+            process.wait()
+        return True
 
     def _watch_lock(self) -> None:
-        try:
-            descriptor = os.open(run_folder(self._job.id) / "alive", os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            self._ended.set()
-            return
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-        finally:
-            os.close(descriptor)
+        wait_for_run_end(self._job.run_id)
         self._ended.set()
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace").strip()

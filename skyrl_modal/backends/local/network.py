@@ -1,9 +1,10 @@
-"""The network of a local run on several nodes: an address for each rank, and direct ways between them.
+"""The network of a local run on several nodes: an address for each rank, and direct connections between them.
 
-Rank 0 stays in this machine's own network, so that the command keeps its way to the internet; each other rank has a
-network namespace of its own. They meet at a bridge in one more namespace, the hub, which no process is in and no file
-names: an open descriptor holds it. So there is nothing to clean up. With the last descriptor the kernel removes the
-hub, the bridge, and each pair of interfaces with an end in it: what this machine had of them as well.
+Rank 0 remains in this machine's own network, so that the command can reach the internet. Each other rank has a network
+namespace of its own. All of them are connected to a bridge in one more namespace, the hub. The hub has no process and no
+name: it exists as long as a descriptor of it is open, so there is nothing to clean up. When the last descriptor is
+closed, the kernel removes the hub, the bridge, and each pair of interfaces that has one end in the hub, including this
+machine's end.
 """
 
 from __future__ import annotations
@@ -22,19 +23,31 @@ from collections.abc import Iterator, Sequence
 
 from attrs import define
 
-#: Set aside by RFC 2544 for benchmarks, so hardly ever a network that somebody uses. The second half comes first, since
-#: local proxies such as Clash give out addresses of 198.18.0.0/16.
+from skyrl_modal.backends.local.sandbox import Sandbox
+
+#: With the value "host", the nodes of a run share this machine's own network, for tasks that need the internet.
+NETWORK_VARIABLE = "SKYRL_MODAL_LOCAL_NETWORK"
+#: Reserved for benchmarks by RFC 2544, so they are rarely in use. The second half is tried first, since local proxies
+#: such as Clash use addresses of 198.18.0.0/16.
 _RANGES = ("198.19.0.0/16", "198.18.0.0/16")
-#: A shorter prefix is a way to the internet (a VPN's 0.0.0.0/1): no network of its own, and ours comes before it.
-_SHORTEST_PREFIX = 8
-#: Every rank's address is in a /24, whose first address is rank 0's and whose last is for broadcasts.
-_MOST_NODES = 254
-_CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)"
+#: A route with a shorter prefix leads to the internet (a VPN's 0.0.0.0/1). It is no network that is in use, and the
+#: more specific route of this network takes precedence over it.
+_MIN_PREFIX_LENGTH = 8
+#: Every rank's address is in a /24 network: the first address is rank 0's, and the last is for broadcasts.
+_MAX_NODES = 254
+_CONNECT_SCRIPT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)"
+
+
+def shared_network_reason(sandbox: Sandbox | None) -> str | None:
+    """Return why the ranks share this machine's network; None if each has an address of its own."""
+    if os.environ.get(NETWORK_VARIABLE) == "host":
+        return f"${NETWORK_VARIABLE} is host"
+    return "there are no namespaces" if sandbox is None else unavailable_reason()
 
 
 @functools.cache
-def cannot() -> str | None:
-    """Why this process cannot make such a network here, seen by making one; None where it can."""
+def unavailable_reason() -> str | None:
+    """Return why this process cannot create a network here, which is found by creating one; None if it can."""
     if sys.platform != "linux":
         return f"{sys.platform} has no network namespaces"
     if os.geteuid() != 0:
@@ -42,7 +55,7 @@ def cannot() -> str | None:
     if missing := [tool for tool in ("ip", "nsenter", "unshare") if shutil.which(tool) is None]:
         return f"not installed: {', '.join(missing)}"
     try:
-        _try()
+        _probe()
     except OSError as error:
         return "; ".join(str(error).splitlines())
     return None
@@ -50,11 +63,12 @@ def cannot() -> str | None:
 
 @define(eq=False)
 class ClusterNetwork:
-    """A network that lives as long as somebody holds its descriptor open.
+    """A network that exists as long as any process has its descriptor open.
 
     Attributes:
         addresses: The IPv4 address of each rank.
-        descriptor: It holds the network; not inherited by child processes unless it is passed on. -1 once closed.
+        descriptor: The descriptor that keeps the network. Child processes do not inherit it unless it is passed to
+            them. -1 after ``close``.
     """
 
     addresses: tuple[str, ...]
@@ -62,14 +76,14 @@ class ClusterNetwork:
 
     @classmethod
     def create(cls, nodes: int) -> ClusterNetwork:
-        """Make the hub and connect this machine to it as rank 0. Blocks for some hundredths of a second.
+        """Create the hub, and connect this machine to it as rank 0. Takes some hundredths of a second.
 
         Raises:
-            OSError: It failed; the text has the tool's words. Nothing is left.
-            ValueError: There are not that many addresses.
+            OSError: It failed, and everything that was created has been removed. The text is the message of the tool.
+            ValueError: There are fewer addresses than nodes.
         """
-        if not 1 <= nodes <= _MOST_NODES:
-            raise ValueError(f"nodes must be 1 to {_MOST_NODES}, not {nodes}")
+        if not 1 <= nodes <= _MAX_NODES:
+            raise ValueError(f"nodes must be 1 to {_MAX_NODES}, not {nodes}")
         with _namespace() as pid:
             hub = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
         try:
@@ -80,34 +94,35 @@ class ClusterNetwork:
             raise
         return cls(tuple(str(network[rank + 1]) for rank in range(nodes)), hub)
 
-    def join(self, rank: int, pid: int) -> None:
-        """Connect the network namespace of a process, which has the rank's address as ``eth0`` then.
+    def connect(self, rank: int, pid: int) -> None:
+        """Connect the network namespace of a process, in which the interface ``eth0`` then has the rank's address.
 
-        Its loopback interface is left to whoever made the namespace, such as bubblewrap.
+        The loopback interface of the namespace is not changed: the process that created it, such as bubblewrap, sets
+        it up.
 
         Args:
             rank: 1 or higher.
-            pid: A process that is in its own namespace already.
+            pid: A process that is already in its own namespace.
 
         Raises:
             OSError: It failed, or the process has no network namespace of its own.
-            ValueError: There is no such rank, or it is this machine's.
+            ValueError: There is no such rank, or it is rank 0.
         """
         if not 1 <= rank < len(self.addresses):
             raise ValueError(f"rank must be 1 to {len(self.addresses) - 1}, not {rank}")
-        # Opened once: what has the pid later is another process.
-        own = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
+        # Opened once, since another process may have the same pid later.
+        namespace = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
         try:
-            if os.path.samestat(os.fstat(own), os.stat("/proc/self/ns/net")):
+            if os.path.samestat(os.fstat(namespace), os.stat("/proc/self/ns/net")):
                 raise OSError(f"process {pid} has no network namespace of its own")
-            pair = f"link add v{rank} type veth peer name eth0 netns /proc/self/fd/{own}"
-            _ip([pair, f"link set v{rank} master hub up"], inside=self.descriptor, pass_fds=[own])
-            _ip([f"address add {self.addresses[rank]}/24 dev eth0", "link set eth0 up"], inside=own)
+            pair = f"link add v{rank} type veth peer name eth0 netns /proc/self/fd/{namespace}"
+            _ip([pair, f"link set v{rank} master hub up"], inside=self.descriptor, pass_fds=[namespace])
+            _ip([f"address add {self.addresses[rank]}/24 dev eth0", "link set eth0 up"], inside=namespace)
         finally:
-            os.close(own)
+            os.close(namespace)
 
     def close(self) -> None:
-        """Close this process's descriptor. The network stays for whoever else holds it."""
+        """Close this process's descriptor. The network is removed when no other process has it open."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
@@ -115,8 +130,8 @@ class ClusterNetwork:
 
 @contextlib.contextmanager
 def _namespace() -> Iterator[int]:
-    """The id of a process in a new network namespace; it ends with the ``with``, or with this process."""
-    # It says a line once it is in its namespace; when its input is closed, it ends.
+    """Return the id of a process in a new network namespace. It exits with the ``with`` block, or with this process."""
+    # It prints a line when it is in its namespace, and exits when its input is closed.
     command, pipe = ["unshare", "--net", "sh", "-c", "echo; read line"], subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         if process.stdout is not None and process.stderr is not None and not process.stdout.readline():
@@ -125,37 +140,59 @@ def _namespace() -> Iterator[int]:
 
 
 def _connect_host(hub: int) -> ipaddress.IPv4Network:
-    """Give this machine an address on a network that nobody uses, by an interface with its other end in the hub.
+    """Give this machine an address in an unused network, through an interface whose other end is in the hub.
 
-    The interface's name is what claims the network: the kernel allows it once, for as long as the interface is there.
+    The interface's name reserves the network: the kernel allows each name once, as long as the interface exists.
     """
-    for network in _free_networks():
+    for network in _unused_networks():
         address = network[1]
         name = f"skyrl-{address.packed[1]}-{address.packed[2]}"
-        # A hardware address that was chosen is one that udev leaves alone; packets get lost while it changes one.
+        # udev does not change a hardware address that was chosen. Packets are lost while it changes one.
         own = f"{name} address 02:00:{address.packed.hex(':')}"
-        pair = f"link add {own} type veth peer name v0 netns /proc/self/fd/{hub}"
-        with contextlib.suppress(FileExistsError):  # a run that started at the same moment has it
-            _ip([pair, f"address add {address}/24 dev {name}", f"link set {name} up"], pass_fds=[hub])
-            return network
+        try:
+            _ip([f"link add {own} type veth peer name v0 netns /proc/self/fd/{hub}"], pass_fds=[hub])
+        except OSError:
+            if _has_interface(name):
+                continue  # a run that started at the same moment uses this network
+            raise
+        _ip([f"address add {address}/24 dev {name}", f"link set {name} up"])
+        return network
     raise OSError(f"no network is free in {' and '.join(_RANGES)}")
 
 
-def _free_networks() -> Iterator[ipaddress.IPv4Network]:
-    """Networks that this machine has no address in and no route to, in random order."""
+def _has_interface(name: str) -> bool:
+    """Return whether the network namespace of this process has an interface of a name."""
+    try:
+        socket.if_nametoindex(name)
+    except OSError:
+        return False
+    return True
+
+
+def _unused_networks() -> Iterator[ipaddress.IPv4Network]:
+    """Return networks in which this machine has no address and to which it has no route, in random order."""
     used = [item["dst"] for item in json.loads(_run(["ip", "-json", "-4", "route", "show", "table", "all"]))]
     for interface in json.loads(_run(["ip", "-json", "-4", "address"])):
         used += [f"{item['local']}/{item['prefixlen']}" for item in interface.get("addr_info", ())]
     parsed = [ipaddress.IPv4Network(text, strict=False) for text in used if text != "default"]
-    taken = [network for network in parsed if network.prefixlen >= _SHORTEST_PREFIX]
+    used_networks = [network for network in parsed if network.prefixlen >= _MIN_PREFIX_LENGTH]
     for text in _RANGES:
         networks = list(ipaddress.IPv4Network(text).subnets(new_prefix=24))
         random.shuffle(networks)
-        yield from (network for network in networks if not any(network.overlaps(other) for other in taken))
+        yield from (network for network in networks if not any(network.overlaps(used) for used in used_networks))
 
 
 def _ip(lines: Sequence[str], *, inside: int | None = None, pass_fds: Sequence[int] = ()) -> None:
-    """Have ``ip`` do these things, in the namespace of a descriptor or in this machine's own, until one fails."""
+    """Execute commands of ``ip`` until one fails.
+
+    Args:
+        lines: The commands.
+        inside: The descriptor of the network namespace to execute them in; None for this process's own.
+        pass_fds: Descriptors that the commands refer to.
+
+    Raises:
+        OSError: A command failed. The text is the message of ``ip``.
+    """
     enter, passed = [], list(pass_fds)
     if inside is not None:
         enter, passed = ["nsenter", f"--net=/proc/self/fd/{inside}"], [*passed, inside]
@@ -165,22 +202,26 @@ def _ip(lines: Sequence[str], *, inside: int | None = None, pass_fds: Sequence[i
 def _run(command: Sequence[str], text: str = "", pass_fds: Sequence[int] = ()) -> str:
     done = subprocess.run(command, input=text, capture_output=True, text=True, pass_fds=pass_fds, check=False)
     if done.returncode != 0:
-        words = done.stderr.strip() or f"{command[0]}: exit code {done.returncode}"
-        raise (FileExistsError if "File exists" in words else OSError)(words)
+        raise OSError(done.stderr.strip() or f"{command[0]}: exit code {done.returncode}")
     return done.stdout
 
 
-def _try() -> None:
-    """Make a network with one more rank, which calls this machine: a firewall may have something against it."""
+def _probe() -> None:
+    """Create a network with one more rank that connects to this machine, which a firewall may refuse.
+
+    Raises:
+        OSError: It failed.
+    """
     network = ClusterNetwork.create(2)
     try:
         with _namespace() as pid, socket.create_server((network.addresses[0], 0)) as server:
-            network.join(1, pid)
-            call = [sys.executable, "-I", "-S", "-c", _CONNECT, network.addresses[0], str(server.getsockname()[1])]
+            network.connect(1, pid)
+            port = str(server.getsockname()[1])
+            client = [sys.executable, "-I", "-S", "-c", _CONNECT_SCRIPT, network.addresses[0], port]
             try:
-                _run(["nsenter", f"--net=/proc/{pid}/ns/net", *call])
+                _run(["nsenter", f"--net=/proc/{pid}/ns/net", *client])
             except OSError as error:
-                words = str(error).splitlines()[-1]
-                raise OSError(f"this machine takes no connections from a private network: {words}") from error
+                reason = str(error).splitlines()[-1]
+                raise OSError(f"this machine refuses connections from a private network: {reason}") from error
     finally:
         network.close()

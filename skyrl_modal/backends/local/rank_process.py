@@ -1,119 +1,103 @@
-"""The ranks of a run on this machine: what each gets of it, and the chain of processes that each is."""
+"""The ranks of a run on this machine, each of which is a chain of processes.
+
+The first process of a rank is a shell in a session of its own, which removes the rank's scratch folder at the end,
+however the rank ends. It starts bubblewrap, which starts the supervisor as process 1 of a new process namespace: when
+the supervisor exits, the kernel ends everything that the rank has started.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-import secrets
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 
-from skyrl_modal.backends.local.descriptors import Descriptors
-from skyrl_modal.backends.local.sandbox import Layer, Sandbox, remove_tree
-from skyrl_modal.container.environment import local_gpus
+from skyrl_modal.backends.local.descriptors import DescriptorSet
+from skyrl_modal.backends.local.environment import search_path
+from skyrl_modal.backends.local.run_folder import private_run_folder
+from skyrl_modal.backends.local.run_lock import supervisor_stderr
+from skyrl_modal.backends.local.sandbox import Layer, LayerMode, Sandbox, remove_tree
+from skyrl_modal.backends.local.volumes import volume_folder
 from skyrl_modal.errors import BackendUnavailable
+from skyrl_modal.protocol.codec import encode
 from skyrl_modal.protocol.job import Job
-from skyrl_modal.protocol.rank_config import Place
+from skyrl_modal.protocol.rank_config import RankConfig
 from skyrl_modal.snapshots.snapshot import Snapshot
 
-#: What the shell around a rank does: wait for it, then remove the scratch folder, whatever its permissions have become.
-_KEEPER = '"$@"; code=$?; chmod -R u+rwX "$0" 2>/dev/null; rm -rf "$0"; exit $code'
-#: The part of the free memory that Ray takes for its object store by default (ray start --help), for all nodes here.
-_STORE_SHARE = 0.3
-#: The least that Ray takes.
-_LEAST_STORE = 75 * 1024 * 1024
-
-
-def places(addresses: Sequence[str], port: int, listener: int | None, *, is_apart: bool) -> list[Place]:
-    """What each rank gets of this machine.
-
-    Args:
-        addresses: The address of each rank.
-        port: Where rank 0 listens.
-        listener: Its descriptor for that.
-        is_apart: Whether the others have networks of their own, with no way to the internet.
-    """
-    nodes = len(addresses)
-    cpus = max(1, len(os.sched_getaffinity(0)) // nodes) if hasattr(os, "sched_getaffinity") else None
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") if sys.platform == "linux" else 0
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible else [str(number) for number in range(local_gpus())]
-    gpus, token = len(devices) // nodes, secrets.token_hex(16)
-    return [
-        Place(
-            rank=rank,
-            addresses=tuple(addresses),
-            port=port,
-            token=token,
-            listener=listener if rank == 0 else None,
-            cpus=cpus,
-            gpus=gpus,
-            object_store_memory=max(_LEAST_STORE, int(free * _STORE_SHARE / nodes)) if free else None,
-            is_offline=is_apart and rank > 0,
-            env={"CUDA_VISIBLE_DEVICES": ",".join(devices[rank * gpus : (rank + 1) * gpus])} if devices else {},
-        )
-        for rank in range(nodes)
-    ]
+#: The shell script around a rank: wait for it, then remove the scratch folder, including parts whose permissions were
+#: removed.
+CLEANUP_SCRIPT = '"$@"; code=$?; chmod -R u+rwX "$0" 2>/dev/null; rm -rf "$0"; exit $code'
+#: Characters of the supervisor's stderr that are part of the error if it does not start.
+_STDERR_TAIL = 2000
 
 
 @frozen
-class Streams:
-    """The descriptors of a rank that others hold the other ends of.
+class RankStreams:
+    """The descriptors that connect a rank to its caller.
 
     Attributes:
-        output: Takes the command's output.
-        events: Takes the events.
-        caller: Gets readable when who it belongs to ends: the caller, or rank 0 for the others.
+        output: Receives the command's output.
+        events: Receives the supervisor's events; None if no process reads them.
+        caller: Becomes readable when the process exits with which the rank is to end: the caller, or rank 0 for the
+            other ranks. None if the rank does not depend on another process.
+        keep_open: Descriptors that are to be open as long as the rank exists.
     """
 
     output: int
     events: int | None = None
     caller: int | None = None
+    keep_open: Sequence[int] = ()
 
 
 @frozen
 class RankProcess:
-    """One rank that was started.
+    """A rank that was started.
 
     Attributes:
         process: The shell around it.
-        scratch: Its files, which the shell removes.
-        errors: The file that has its last words.
+        scratch: Its scratch folder, which the shell removes.
+        stderr: The file that receives its stderr.
+        ready_fd: The supervisor writes its pid to the other end of this pipe when it handles signals.
+        info_fd: The file to which bubblewrap writes the pid that the supervisor has outside of its namespace; None
+            without a sandbox.
     """
 
     process: subprocess.Popen[bytes]
     scratch: Path
-    errors: Path
-    _ready: int
-    _info: int | None
+    stderr: Path
+    ready_fd: int
+    info_fd: int | None
 
     def wait_ready(self) -> int:
-        """Wait until the rank takes signals: one that came before would be lost, or end it without a result.
+        """Wait until the supervisor has installed its signal handlers.
+
+        A signal that arrives earlier would be lost, or end the supervisor without a result.
 
         Returns:
             The supervisor's pid.
 
         Raises:
-            BackendUnavailable: It did not start; the text has its last words.
+            BackendUnavailable: It did not start.
         """
-        with open(os.dup(self._ready), "rb") as ready:
-            own = ready.readline()
-        if not own:
-            self.process.wait()
-            words = self.errors.read_text(encoding="utf-8", errors="replace")[-2000:]
-            raise BackendUnavailable("local", f"the run did not start: {words.strip() or self.process.returncode}")
-        # Its own pid; in a namespace it has another one here, which bubblewrap tells.
-        return int(own) if self._info is None else int(json.loads(os.pread(self._info, 4096, 0))["child-pid"])
+        with open(os.dup(self.ready_fd), "rb") as ready:
+            line = ready.readline()
+        if not line:
+            code = self.process.wait()
+            text = self.stderr.read_text(encoding="utf-8", errors="replace").strip()
+            raise BackendUnavailable("local", f"the run did not start: {text[-_STDERR_TAIL:] or f'exit code {code}'}")
+        if self.info_fd is None:
+            return int(line)
+        return int(json.loads(os.pread(self.info_fd, 4096, 0))["child-pid"])
 
     def kill(self) -> None:
-        """End it at once, with all that it is made of, and remove its files."""
+        """Kill all processes of the rank, and remove its scratch folder."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -122,121 +106,122 @@ class RankProcess:
 
 @frozen(kw_only=True)
 class RankStarter:
-    """What the ranks of a run have in common.
+    """Starts the ranks of a run.
 
     Attributes:
         job: The run.
-        snapshots: What goes.
+        snapshots: The files of the job's mounts, in their order.
         env: The caller's environment, and the values of the secrets.
-        sandbox: The bubblewrap to use; None for none.
-        notes: This machine's own notes about the run.
-        volumes: Where this machine has each of the job's volumes.
-        alive: The descriptor that holds the run's lock.
+        sandbox: The sandbox; None to run without isolation.
+        lock_fd: The descriptor that holds the run's lock. Each rank has a duplicate of it.
     """
 
     job: Job
     snapshots: Sequence[Snapshot]
     env: Mapping[str, str] = field(repr=False)
     sandbox: Sandbox | None
-    notes: Path
-    volumes: Sequence[Path]
-    alive: int
+    lock_fd: int
 
     def start(
-        self,
-        place: Place,
-        scratch: Path,
-        fds: Descriptors,
-        streams: Streams,
-        *,
-        private_network: bool,
-        keep: Sequence[int],
+        self, config: RankConfig, scratch: Path, fds: DescriptorSet, streams: RankStreams, *, private_network: bool
     ) -> RankProcess:
         """Start one rank.
 
         Args:
-            place: Which.
-            scratch: A folder for its files.
-            fds: Closes, at its end, what is left of the descriptors made here.
-            streams: What it writes to.
-            private_network: Whether it gets a network of its own, with nothing in it yet.
-            keep: Descriptors that are to be open as long as it lives.
+            config: The rank.
+            scratch: Its scratch folder, which must be empty.
+            fds: Receives the descriptors that are opened here.
+            streams: Its streams.
+            private_network: Whether it has a network namespace of its own, which is empty at first.
         """
         tmp = scratch / "tmp"
         tmp.mkdir(mode=0o1777)
-        sandbox, layers = self.sandbox, self._layers(scratch)
-        inner = self.job if sandbox is not None else _at_host_paths(self.job, layers)
-        env = {**self.env, "TMPDIR": str(tmp) if sandbox is None else "/tmp"}
-        # The command's `python` and `ray` are the caller's, also where its environment was not activated.
-        env["PATH"] = os.path.dirname(sys.executable) + os.pathsep + env.get("PATH", os.defpath)
-        supervisor = Path(__file__).resolve().parents[2] / "container" / "__main__.py"
-        # No pipe: bubblewrap would be ended by it where the caller is gone, and leave a process that waits for it.
-        info = fds.file(b"")
-        ready_r, ready_w = fds.pipe()
-        errors = self.notes / ("supervisor.err" if place.rank == 0 else f"supervisor-{place.rank}.err")
-        record = fds.file(json.dumps({"job": json.loads(inner.to_json()), "place": asdict(place)}).encode())
+        layers = self._layers(scratch)
+        env = {**self.env, "PATH": search_path(self.env), "TMPDIR": str(tmp) if self.sandbox is None else "/tmp"}
+        ready_read, ready_write = fds.pipe()
+        argv = self._supervisor_argv(ready_write, streams)
+        info = None
+        if self.sandbox is not None:
+            # A file, not a pipe: if the caller exits, a pipe would end bubblewrap, but not the process it waits for.
+            info = fds.file(b"")
+            extra = ["--info-fd", str(info), *(["--unshare-net"] if private_network else [])]
+            argv = self.sandbox.argv(layers, tmp=tmp, env=env, extra=extra) + argv
+        stderr = supervisor_stderr(self.job.run_id, config.rank)
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", CLEANUP_SCRIPT, str(scratch), *argv],
+            stdin=fds.file(self._supervisor_input(config, layers)),
+            stdout=streams.output,
+            stderr=fds.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
+            env=env,
+            cwd="/",
+            pass_fds=self._passed_descriptors(config, fds, streams, [ready_write, info]),
+            start_new_session=True,
+        )
+        fds.close(ready_write)
+        return RankProcess(process, scratch, stderr, ready_read, info)
 
-        argv = [sys.executable, "-I", "-S", str(supervisor), "--ready", str(ready_w)]
-        passed = [self.alive, ready_w, *keep]
+    def _supervisor_argv(self, ready: int, streams: RankStreams) -> list[str]:
+        # Started by its path: the package does not have to be importable in the sandbox.
+        supervisor = Path(__file__).resolve().parents[2] / "container" / "__main__.py"
+        argv = [sys.executable, "-I", "-S", str(supervisor), "--ready", str(ready)]
         for option, descriptor in (("--events", streams.events), ("--caller", streams.caller)):
             if descriptor is not None:
                 argv += [option, str(descriptor)]
-                passed.append(descriptor)
-        if place.listener is not None:
-            passed.append(place.listener)
-        if sandbox is not None:
-            extra = ["--info-fd", str(info), *(["--unshare-net"] if private_network else [])]
-            argv = sandbox.argv(layers, tmp=tmp, env=env, extra=extra) + argv
-            passed.append(info)
-        held = [fds.add(snapshot.hold()) for snapshot in self.snapshots]
-        process = subprocess.Popen(
-            ["/bin/sh", "-c", _KEEPER, str(scratch), *argv],
-            stdin=record,
-            stdout=streams.output,
-            stderr=fds.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
-            env=env,
-            cwd="/",
-            pass_fds=[*passed, *held],
-            start_new_session=True,
-        )
-        os.close(fds.take(ready_w))
-        return RankProcess(process, scratch, errors, ready_r, None if sandbox is None else info)
+        return argv
+
+    def _supervisor_input(self, config: RankConfig, layers: Sequence[Layer]) -> bytes:
+        """Return what the supervisor reads: the job and the rank, with the run's tokens."""
+        job = self.job if self.sandbox is not None else with_host_paths(self.job, layers)
+        return json.dumps({"job": encode(job), "rank": encode(config)}).encode()
+
+    def _passed_descriptors(
+        self, config: RankConfig, fds: DescriptorSet, streams: RankStreams, more: Sequence[int | None]
+    ) -> list[int]:
+        optional = [streams.events, streams.caller, config.listener_fd, *more]
+        locks = [fds.add(snapshot.duplicate_lock()) for snapshot in self.snapshots]
+        return [self.lock_fd, *streams.keep_open, *locks, *(number for number in optional if number is not None)]
 
     def _layers(self, scratch: Path) -> list[Layer]:
-        layers, job, sandbox = [], self.job, self.sandbox
+        """Return the folders that the run finds at paths of the container. Those that do not exist are created."""
+        job, sandbox = self.job, self.sandbox
+        layers = []
         for number, (mount, snapshot) in enumerate(zip(job.mounts, self.snapshots, strict=True)):
             if sandbox is not None and sandbox.overlays:
-                own = scratch / f"mount-{number}"
-                (own / "upper").mkdir(parents=True)
-                (own / "work").mkdir()
-                layers.append(Layer(snapshot.path, mount.remote_path, "overlay", own))
+                folder = scratch / f"mount-{number}"
+                (folder / "upper").mkdir(parents=True)
+                (folder / "work").mkdir()
+                layers.append(Layer(snapshot.path, mount.remote_path, LayerMode.OVERLAY, folder))
             else:
-                # As it lies in the container: $SKYRL_REPO_ROOT/../NAME is right also where there are no namespaces.
+                # The folders are arranged as in the container, so that $SKYRL_REPO_ROOT/../NAME leads to another mount
+                # also without namespaces.
                 copy = scratch / "mounts" / mount.remote_path.lstrip("/")
                 shutil.copytree(snapshot.path, copy, symlinks=True, dirs_exist_ok=True)
-                layers.append(Layer(copy, mount.remote_path, "rw"))
-        for volume, folder in zip(job.volumes, self.volumes, strict=True):
+                layers.append(Layer(copy, mount.remote_path, LayerMode.READ_WRITE))
+        for volume in job.volumes:
+            folder = volume_folder(volume.name)
             folder.mkdir(parents=True, exist_ok=True)
-            layers.append(Layer(folder, volume.mount_path, "ro" if volume.read_only else "rw"))
-        if job.run_volume is None:
-            (self.notes / "run").mkdir(exist_ok=True)
-            layers.append(Layer(self.notes / "run", job.run_dir, "rw"))
+            mode = LayerMode.READ_ONLY if volume.read_only else LayerMode.READ_WRITE
+            layers.append(Layer(folder, volume.mount_path, mode))
+        if job.run_folder_volume is None:
+            folder = private_run_folder(job.run_id)
+            folder.mkdir(exist_ok=True)
+            layers.append(Layer(folder, job.run_folder, LayerMode.READ_WRITE))
         return layers
 
 
-def _at_host_paths(job: Job, layers: Sequence[Layer]) -> Job:
-    """The job with this machine's own paths, where there are no namespaces to have the container's."""
+def with_host_paths(job: Job, layers: Sequence[Layer]) -> Job:
+    """Return a job with this machine's own paths, for a run without namespaces."""
 
-    def moved(path: str | None) -> str | None:
+    def host_path(path: str) -> str:
         for layer in sorted(layers, key=lambda layer: -len(layer.target)):
-            if path is not None and (path == layer.target or path.startswith(f"{layer.target}/")):
+            if path == layer.target or path.startswith(f"{layer.target}/"):
                 return str(layer.source) + path.removeprefix(layer.target)
         return path
 
-    return evolve(
+    return dataclasses.replace(
         job,
-        workdir=moved(job.workdir) or "/",
-        repo_root=moved(job.repo_root),
-        data=moved(job.data),
-        run_dir=moved(job.run_dir) or "/",
+        workdir=host_path(job.workdir),
+        repo_root=None if job.repo_root is None else host_path(job.repo_root),
+        data_root=None if job.data_root is None else host_path(job.data_root),
+        run_folder=host_path(job.run_folder),
     )

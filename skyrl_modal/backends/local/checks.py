@@ -1,0 +1,78 @@
+"""What the local backend needs on this machine: checks before a run, and those of ``skyrl-modal doctor``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+from skyrl_modal.backends.base import CheckResult
+from skyrl_modal.backends.local.environment import search_path
+from skyrl_modal.backends.local.network import shared_network_reason
+from skyrl_modal.backends.local.sandbox import SandboxSearch, find_sandbox
+from skyrl_modal.backends.local.scratch import scratch_root
+from skyrl_modal.errors import SpecError
+from skyrl_modal.machine import RAY_TOKEN_VERSION, RayInstallation, find_ray
+from skyrl_modal.protocol.job import Job
+
+#: Bytes of free space below which ``skyrl-modal doctor`` reports a problem.
+_MIN_FREE_BYTES = 5_000_000_000
+
+
+def check_ray(job: Job) -> None:
+    """Check that the run's Ray authenticates its clients: its ports are open on all network interfaces.
+
+    A run without any ``ray`` program is not refused here, since its command may install one. The supervisor reports it.
+
+    Raises:
+        SpecError: The run has Ray, and the ``ray`` program on its PATH is too old.
+    """
+    if job.ray is None:
+        return
+    ray = find_ray(job.env.get("PATH") or search_path(os.environ))
+    if ray is not None and not ray.has_token_authentication:
+        raise SpecError("ray", ray.version, _upgrade_remedy(ray))
+
+
+def run_checks() -> Iterator[CheckResult]:
+    """Check what runs need on this machine."""
+    root = scratch_root()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        yield CheckResult("disk", False, f"{root} cannot be created: {error}")
+        return
+    search = find_sandbox(root)
+    yield _check_namespaces(search)
+    reason = shared_network_reason(search.sandbox)
+    nodes = f"they share this machine's network: {reason}" if reason else "each has an address of its own"
+    yield CheckResult("nodes", True, nodes, optional=True)
+    yield _check_ray_installation()
+    free = shutil.disk_usage(root).free
+    yield CheckResult("disk", free > _MIN_FREE_BYTES, f"{free / 1e9:,.0f} GB free at {root}", optional=True)
+
+
+def _check_namespaces(search: SandboxSearch) -> CheckResult:
+    if search.sandbox is None:
+        reasons = "; ".join(search.reasons)
+        detail = f'not available: pip install "skyrl-modal[local]" ({reasons})'
+        return CheckResult("namespaces", False, detail, optional=True)
+    layers = "with overlays" if search.sandbox.overlays else "without overlays: each run copies its mounts"
+    return CheckResult("namespaces", True, f"{search.sandbox.binary}, {layers}", optional=True)
+
+
+def _check_ray_installation() -> CheckResult:
+    ray = find_ray(search_path(os.environ))
+    if ray is None:
+        return CheckResult("ray", False, 'not found: pip install "skyrl-modal[local]"', optional=True)
+    if not ray.has_token_authentication:
+        return CheckResult("ray", False, _upgrade_remedy(ray), optional=True)
+    return CheckResult("ray", True, f"{ray.program}: Ray {ray.version or 'of an unknown version'}", optional=True)
+
+
+def _upgrade_remedy(ray: RayInstallation) -> str:
+    required = ".".join(str(part) for part in RAY_TOKEN_VERSION)
+    return (
+        f"Ray {ray.version} at {ray.program} does not authenticate its clients; the local backend requires Ray "
+        f"{required} or later. Upgrade it: {ray.python} -m pip install --upgrade 'ray>={required}', or use ray=None"
+    )
