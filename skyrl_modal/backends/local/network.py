@@ -1,8 +1,8 @@
 """The network of a local run on several nodes: an address for each rank, and direct connections between them.
 
 Rank 0 remains in this machine's own network, so that the command can reach the internet. Each other rank has a network
-namespace of its own. All of them are connected to a bridge in one more namespace, the hub. The hub has no process and no
-name: it exists as long as a descriptor of it is open, so there is nothing to clean up. When the last descriptor is
+namespace of its own. All of them are connected to a bridge in one more namespace, the hub. The hub has no processes and
+no name: it exists as long as a descriptor of it is open, so there is nothing to clean up. When the last descriptor is
 closed, the kernel removes the hub, the bridge, and each pair of interfaces that has one end in the hub, including this
 machine's end.
 """
