@@ -1,207 +1,116 @@
-"""One run's app on Modal: its image, files, volumes, secrets and function."""
+"""The app of one run on Modal: its image, files, volumes, secrets, and its one function."""
 
 from __future__ import annotations
 
-import asyncio
+import dataclasses
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from secrets import token_hex
+from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 import modal
-import modal.config
-import modal.exception
-from attrs import evolve
 
-from skyrl_modal.backends.modal.errors import words_of
+from skyrl_modal.backends.base import Handle, PreparedRun
+from skyrl_modal.backends.modal.image import build_image
+from skyrl_modal.backends.modal.limits import container_timeout, total_time_limit
+from skyrl_modal.backends.modal.preflight import RequiredObject
+from skyrl_modal.backends.modal.upload import find_links_and_undecodable_names, ignore_paths
 from skyrl_modal.container import modal_entrypoint
-from skyrl_modal.errors import BackendUnavailable, SpecError
-from skyrl_modal.protocol.job import Job, JobMount, JobVolume
-from skyrl_modal.snapshots.snapshot import Snapshot
-
-#: Seconds that Modal gives a function at the most.
-LONGEST = 24 * 3600
-#: Seconds, beyond the run's own, until Modal ends the container: for Ray's start, saving and committing.
-MARGIN = 300
-#: Seconds that Modal may take for its first answer. Its client alone would try for a minute.
-PATIENCE = 20.0
+from skyrl_modal.protocol.codec import encode, to_json
+from skyrl_modal.protocol.job import Job, Volume
+from skyrl_modal.protocol.rank_config import ClusterTokens
+from skyrl_modal.spec.secret import SecretSpec
 
 
 class RunApp:
-    """The app of one run, and the one function in it.
+    """The app of one run.
 
     Args:
-        job: The run.
-        snapshots: What goes, one for each of the job's mounts; released once it is there.
-        secrets: Values of the job's secrets.
+        run: The run with its files. ``release`` releases its snapshots.
+
+    Attributes:
+        job: The run, with the limit on its total time that Modal requires.
+        spec: What the user declared.
+        tokens: Random tokens of the run's ranks and of its Ray.
+        warnings: Files that cannot be uploaded; known after ``define``.
     """
 
-    def __init__(self, job: Job, snapshots: Sequence[Snapshot], secrets: Mapping[str, str]) -> None:
-        self.job = evolve(job, limit=limit_of(job), gpus=_gpus(job))
-        self._snapshots = snapshots
-        self._token = token_hex(16)
+    def __init__(self, run: PreparedRun) -> None:
+        limits = dataclasses.replace(run.job.limits, total_timeout=total_time_limit(run.job.limits))
+        self.job = dataclasses.replace(run.job, limits=limits)
+        self.spec = run.spec
+        self.tokens = ClusterTokens.generate()
         self.warnings: list[str] = []
+        self._snapshots = run.snapshots
         self._links: dict[str, dict[str, str]] = {}
-        self._volumes: dict[str | PurePosixPath, modal.Volume | modal.CloudBucketMount] = {
-            item.mount_path: _volume(item) for item in job.volumes
+        self._volumes = {volume.mount_path: _volume_reference(volume) for volume in self.job.volumes}
+        self._named_secrets = {
+            item.name: modal.Secret.from_name(item.name, required_keys=list(item.keys))
+            for item in self.spec.secrets
+            if isinstance(item, SecretSpec)
         }
-        self._named = [
-            modal.Secret.from_name(name, required_keys=list(keys)) for name, keys in job.named_secrets.items()
-        ]
-        registry = job.image["registry_secret"]
+        registry = self.spec.image.registry_secret
         self._registry = modal.Secret.from_name(registry) if registry else None
-        own = {name: value for name, value in secrets.items() if name in job.secrets}
-        self._own = [modal.Secret.from_dict(dict(own))] if own else []
+        values: dict[str, str | None] = dict(run.secret_values)
+        self._secret_values = [modal.Secret.from_dict(values)] if values else []
 
-    async def look_ahead(self) -> None:
-        """See that Modal answers, takes the token, and has what the job names, while nothing was done yet.
-
-        Raises:
-            BackendUnavailable: Modal does not answer, or refuses the token.
-            SpecError: It has no such secret or volume.
-        """
-        try:
-            async with asyncio.timeout(PATIENCE):
-                client = await modal.Client.from_env.aio()
-                await client.hello.aio()  # type: ignore[no-untyped-call]  # the client has no types for it
-        except TimeoutError:
-            server = modal.config.config.get("server_url")
-            reason = f"it cannot be reached: {server} gave no answer within {PATIENCE:g} s. Is this machine online?"
-            raise BackendUnavailable("modal", reason) from None
-        wanted: list[tuple[str, str, Any]] = [
-            ("secrets", name, secret) for name, secret in zip(self.job.named_secrets, self._named, strict=True)
-        ]
-        if self._registry is not None:
-            wanted.append(("registry_secret", self.job.image["registry_secret"], self._registry))
-        wanted += [("volumes", item.name, self._volumes[item.mount_path]) for item in self.job.volumes]
-        await asyncio.gather(*(_have(field, name, thing) for field, name, thing in wanted))
+    @property
+    def required_objects(self) -> Sequence[RequiredObject]:
+        """The secrets and volumes that must exist on Modal before the run starts."""
+        required = [RequiredObject("secrets", name, secret) for name, secret in self._named_secrets.items()]
+        if self._registry is not None and self.spec.image.registry_secret:
+            required.append(RequiredObject("registry_secret", self.spec.image.registry_secret, self._registry))
+        required += [RequiredObject("volumes", item.name, self._volumes[item.mount_path]) for item in self.job.volumes]
+        return required
 
     def define(self) -> tuple[modal.App, modal.Function[..., Any, Any]]:
-        """The app and its function, to be called with ``arguments``. Nothing is asked of Modal."""
-        job = self.job
-        image = image_of(job, self._registry)
+        """Return the app and its function, which is called with ``arguments``. No request is sent to Modal."""
+        job, spec = self.job, self.spec
+        image = build_image(job.image, spec.image, job.repo_root, self._registry)
         for mount, snapshot in zip(job.mounts, self._snapshots, strict=True):
-            links, unnamed = _not_carried(snapshot.path)
+            links, undecodable = find_links_and_undecodable_names(snapshot.path)
             self._links[mount.remote_path] = links
             self.warnings += [
-                f"{name!r} stays behind: its name is not UTF-8, and Modal carries no such names" for name in unnamed
+                f"{name!r} is not included: its name is not UTF-8, which Modal's upload requires"
+                for name in undecodable
             ]
-            image = image.add_local_dir(snapshot.path, mount.remote_path, ignore=_ignoring({*links, *unnamed}))
-        app = modal.App(job.app_name, tags={"skyrl_run": job.id})
+            image = image.add_local_dir(snapshot.path, mount.remote_path, ignore=ignore_paths({*links, *undecodable}))
+        app = modal.App(spec.app_name, tags={"skyrl_run": job.run_id})
         run_job: Any = modal_entrypoint.run_job
         if job.nodes > 1:
-            run_job = modal.clustered(size=job.nodes, rdma=job.rdma)(run_job)
+            run_job = modal.clustered(size=job.nodes, rdma=spec.rdma)(run_job)
+        gpus = [str(request) for request in spec.gpu_requests]
         function = app.function(
             image=image,
-            gpu=list(job.gpu) if len(job.gpu) > 1 else (job.gpu[0] if job.gpu else None),
-            volumes=self._volumes,
-            secrets=[*self._named, *self._own],
-            cpu=job.cpu,
-            memory=job.memory,
-            region=job.region,
-            cloud=job.cloud,
-            timeout=math.ceil(container_seconds(job)),
-            # Attempts are counted by the supervisor, in one container and one log.
+            gpu=gpus if len(gpus) > 1 else (gpus[0] if gpus else None),
+            volumes={PurePosixPath(path): volume for path, volume in self._volumes.items()},
+            secrets=[*self._named_secrets.values(), *self._secret_values],
+            cpu=spec.cpu,
+            memory=spec.memory,
+            region=spec.region,
+            cloud=spec.cloud,
+            timeout=math.ceil(container_timeout(job.limits)),
+            # The supervisor counts the attempts, so that they have one container and one log.
             retries=0,
         )(run_job)
         return app, function
 
-    def arguments(self, job: Job) -> tuple[str, dict[str, dict[str, str]], str]:
-        """What the function is called with: the job, the links that Modal's upload would lose, and the ranks' token."""
-        return job.to_json(), self._links, self._token
+    def arguments(self, job: Job) -> tuple[str, dict[str, dict[str, str]], dict[str, Any]]:
+        """Return the arguments of the function: the job, the links that the container creates, and the tokens."""
+        return to_json(job), self._links, encode(self.tokens)
+
+    def handle(self, call_id: str) -> Handle:
+        """Return what ``ModalBackend.attach`` finds the run by, with the token of its dashboard if it has one."""
+        if self.job.ray is not None and self.job.ray.dashboard:
+            return {"call_id": call_id, "ray_token": self.tokens.ray}
+        return {"call_id": call_id}
 
     def release(self) -> None:
-        """The files have gone, or never will: others may remove them."""
+        """Release the snapshots."""
         for snapshot in self._snapshots:
             snapshot.release()
 
 
-def image_of(job: Job, registry: modal.Secret | None = None) -> modal.Image:
-    """The image without its mounts, which come last: an edit of the code rebuilds nothing."""
-    spec = job.image
-    image = modal.Image.from_registry(spec["base"], secret=registry, add_python=spec["python"]).entrypoint([])
-    if spec["apt"]:
-        image = image.apt_install(*spec["apt"])
-    if spec["pip"]:
-        image = image.pip_install(*spec["pip"])
-    if spec["commands"]:
-        image = image.run_commands(*spec["commands"])
-    return image.env({**spec["env"], "SKYRL_REPO_ROOT": job.repo_root or "/root/SkyRL"})
-
-
-def container_seconds(job: Job) -> float:
-    """How long the container may live: every attempt with its grace, and the margin."""
-    return min(LONGEST, _whole(job))
-
-
-def limit_of(job: Job) -> float | None:
-    """Seconds after which the supervisor ends the run, so that it is not Modal who does; None where none is needed."""
-    return None if _whole(job) <= LONGEST else LONGEST - MARGIN - job.grace
-
-
-def _whole(job: Job) -> float:
-    return (job.timeout + job.grace) * (job.retries + 1) + MARGIN
-
-
-def _gpus(job: Job) -> int | None:
-    """GPUs in the container; None, so that it counts them, where the wishes differ in it."""
-    counts = {int(request.partition(":")[2] or 1) for request in job.gpu}
-    return None if len(counts) > 1 else job.gpus
-
-
-def _volume(item: JobVolume) -> modal.Volume:
-    volume = modal.Volume.from_name(item.name, create_if_missing=item.create_if_missing, version=item.version)
-    return volume.read_only() if item.read_only else volume
-
-
-async def _have(field: str, name: str, thing: Any) -> None:
-    """See that a named object is there."""
-    try:
-        await thing.hydrate.aio()
-    except modal.exception.NotFoundError as error:
-        remedy = {
-            "volumes": "create it with `modal volume create`, or leave create_if_missing on",
-            "secrets": "create it with `modal secret create`, with the keys that are named here",
-            "registry_secret": "create it with `modal secret create`: REGISTRY_USERNAME and REGISTRY_PASSWORD",
-        }[field]
-        raise SpecError(field, name, f"Modal has none such ({words_of(error)}): {remedy}") from error
-    except modal.exception.InvalidError as error:
-        raise SpecError(field, name, f"Modal refuses it: {words_of(error)}") from error
-
-
-def _not_carried(root: Path) -> tuple[dict[str, str], list[str]]:
-    """What Modal's upload does not carry as it is: links with where they lead, and names that are no text.
-
-    It would send what a link to a file leads to, and drop links to folders; so the container makes them itself.
-    """
-    links, unnamed = {}, []
-    for folder, below, names in os.walk(root):
-        inside = os.path.relpath(folder, root)
-        for name in [*names, *below]:
-            path = os.path.normpath(os.path.join(inside, name))
-            is_link = os.path.islink(os.path.join(folder, name))
-            target = os.readlink(os.path.join(folder, name)) if is_link else ""
-            if not (_is_text(path) and _is_text(target)):
-                unnamed.append(path)
-            elif is_link:
-                links[path] = target
-    return links, sorted(unnamed)
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _ignoring(names: set[str]) -> Callable[[Path], bool]:
-    return lambda path: path.as_posix() in names
-
-
-def carried(mount: JobMount) -> str:
-    """What goes with a mount, in words."""
-    return f"{mount.files:,} files ({mount.bytes / 1e6:,.1f} MB)"
+def _volume_reference(volume: Volume) -> modal.Volume:
+    reference = modal.Volume.from_name(volume.name, create_if_missing=volume.create_if_missing, version=volume.version)
+    return reference.read_only() if volume.read_only else reference

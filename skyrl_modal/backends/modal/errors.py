@@ -1,4 +1,4 @@
-"""What Modal's client raises, as errors of ours with Modal's words in them."""
+"""Conversion of the errors of Modal's client to this package's errors."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import modal.exception
 
 from skyrl_modal.errors import BackendUnavailable, SkyRLModalError, SpecError
 from skyrl_modal.protocol.job import Job
+from skyrl_modal.spec.run_spec import RunSpec
 
-#: What passes by itself: an outage of Modal's, a dropped connection.
-TRANSIENT = (
+#: Errors after which the same request may succeed: an outage of Modal's servers, a lost connection.
+TRANSIENT_ERRORS = (
     modal.exception.ServiceError,
     modal.exception.InternalError,
     modal.exception.ConnectionError,
@@ -19,45 +20,82 @@ TRANSIENT = (
     modal.exception.LogsFetchError,
     OSError,
 )
-#: Lines of a build's log that an error carries, and seconds that fetching them may take.
-BUILD_LINES = 30
-BUILD_LOG_PATIENCE = 15.0
+#: Lines of a build's log that an error includes.
+BUILD_LOG_LINES = 30
+#: Seconds for fetching them.
+BUILD_LOG_TIMEOUT = 15.0
+
+#: Texts of ``modal.exception.RemoteError`` for a call that was cancelled, with where they were seen:
+#: from Modal's servers (public logs of users; client 1.x), and from a server that sends no text (client 1.6.4).
+_CANCELLATION_TEXTS = ("Function call was cancelled by user or a failure.", "")
 
 
-def words_of(error: BaseException) -> str:
-    """What the error says; its name where it says nothing."""
+def error_text(error: BaseException) -> str:
+    """Return the message of an error, or the name of its class if it has no message.
+
+    Example:
+        >>> error_text(TimeoutError()), error_text(ValueError("no such volume"))
+        ('TimeoutError', 'no such volume')
+    """
     return str(error).strip() or type(error).__name__
 
 
-async def translated(error: BaseException, job: Job) -> BaseException:
-    """The error of ours that an error of Modal's client is for this job; what is not Modal's stays as it is."""
-    words = words_of(error)
+def is_cancellation(error: BaseException) -> bool:
+    """Return whether an error of ``FunctionCall.get`` means that the call was cancelled or that its app was stopped.
+
+    Modal's client has no class for it, so the text decides. See ``_CANCELLATION_TEXTS`` for the versions. Callers
+    prefer the result on the run's volume where there is one.
+
+    Example:
+        >>> is_cancellation(modal.exception.RemoteError("Function call was cancelled by user or a failure."))
+        True
+        >>> is_cancellation(modal.exception.RemoteError("Container terminated unexpectedly with exit code 137."))
+        False
+    """
+    return type(error) is modal.exception.RemoteError and str(error).strip() in _CANCELLATION_TEXTS
+
+
+async def translate_error(error: BaseException, job: Job, spec: RunSpec | None = None) -> BaseException:
+    """Return this package's error for an error of Modal's client. Other errors are returned unchanged.
+
+    Args:
+        error: The error.
+        job: The run that it occurred in.
+        spec: What the user declared; None for a run that was attached to.
+    """
+    text = error_text(error)
     if isinstance(error, SkyRLModalError | asyncio.CancelledError):
         return error
-    if isinstance(error, modal.exception.AuthError):
-        return BackendUnavailable("modal", f"the token was refused ({words}): run `modal setup`")
     if isinstance(error, modal.exception.ImageBuildError):
-        return SpecError("image", job.image["base"], f"it could not be built: {words}{await build_log(error)}")
-    if isinstance(error, modal.exception.NotFoundError):
-        return SpecError("launcher", job.app_name, f"Modal lacks something that it needs: {words}")
-    if isinstance(error, modal.exception.InvalidError):
-        field, value = ("gpu", list(job.gpu)) if "gpu" in words.lower() else ("launcher", job.app_name)
-        return SpecError(field, value, f"Modal refuses it: {words}")
-    if isinstance(error, modal.exception.ConnectionError | OSError):
-        return BackendUnavailable("modal", f"it cannot be reached: {words}")
-    if isinstance(error, modal.exception.Error):
-        return BackendUnavailable("modal", words)
+        return SpecError("image", job.image, f"the image could not be built: {text}{await _build_log(error)}")
+    if spec is not None and isinstance(error, modal.exception.NotFoundError):
+        remedy = f"Modal did not find an object that the app refers to: {text}"
+        return SpecError("app_name", spec.app_name, remedy)
+    if spec is not None and isinstance(error, modal.exception.InvalidError):
+        return SpecError("app_name", spec.app_name, f"Modal refused the app: {text}")
+    if isinstance(error, modal.exception.Error | OSError):
+        return backend_unavailable(error)
     return error
 
 
-async def build_log(error: modal.exception.ImageBuildError) -> str:
-    """The end of a failed build's log, ready to stand behind a message; empty where it cannot be had."""
+def backend_unavailable(error: modal.exception.Error | OSError) -> BackendUnavailable:
+    """Return this package's error for a request that Modal did not fulfil, whatever it was about."""
+    text = error_text(error)
+    if isinstance(error, modal.exception.AuthError):
+        return BackendUnavailable("modal", f"Modal refused the token ({text}). Run `modal setup`")
+    if isinstance(error, modal.exception.ConnectionError | OSError):
+        return BackendUnavailable("modal", f"Modal cannot be reached: {text}")
+    return BackendUnavailable("modal", text)
+
+
+async def _build_log(error: modal.exception.ImageBuildError) -> str:
+    """Return the end of a failed build's log, formatted to follow a message; empty if it cannot be fetched."""
     try:
-        async with asyncio.timeout(BUILD_LOG_PATIENCE):
+        async with asyncio.timeout(BUILD_LOG_TIMEOUT):
             logs = modal.Image.from_id(error.image_id).logs
-            # Entries are chunks, some shorter than a line.
-            text = "".join([entry.message async for entry in logs.tail.aio(BUILD_LINES * 10)])
+            # Entries are pieces of text, some shorter than a line.
+            text = "".join([entry.message async for entry in logs.tail.aio(BUILD_LOG_LINES * 10)])
     except (modal.exception.Error, OSError, TimeoutError):
         return ""
-    lines = text.splitlines()[-BUILD_LINES:]
-    return "\nThe end of its build log:\n" + "\n".join(f"  | {line}" for line in lines) if lines else ""
+    lines = text.splitlines()[-BUILD_LOG_LINES:]
+    return "\nThe end of the build log:\n" + "\n".join(f"  | {line}" for line in lines) if lines else ""

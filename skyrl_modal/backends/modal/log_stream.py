@@ -1,139 +1,105 @@
-"""The output of a call on Modal: chunks of text, maybe repeated, late or damaged, made one stream again."""
+"""The log of a call on Modal: pieces of text, which may be repeated, late or damaged, as one stream of events."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterator, Mapping
-from typing import Any
 
-from skyrl_modal.backends import Event
-from skyrl_modal.container.modal_entrypoint import PREFIX
-from skyrl_modal.event_queue import Events
-
-#: Events that may wait for whoever takes them: memory stays flat where the output comes faster than it goes.
-AHEAD = 256
+from skyrl_modal.backends.modal.event_channel import EventChannel
+from skyrl_modal.protocol.events import OutputEvent
+from skyrl_modal.protocol.log_lines import parse_line
+from skyrl_modal.protocol.result import StreamDigest
 
 
-class Channel:
-    """Events from the event loop to a thread, held back where the thread does not keep up."""
+class LogStream:
+    """Deduplicates the entries of a call's log across reconnections, and forwards them as events.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._events: Events[Event | BaseException | None] = Events()
-        self._taken = asyncio.Event()
-        self._is_full = False
-        #: Nobody takes any more.
-        self.is_closed = False
+    The command's output is standard output. The container's messages are lines of standard error. Modal's own messages
+    have the source ``system``.
 
-    def put(self, event: Event) -> None:
-        """Give one event."""
-        self._events.put(event)
+    Args:
+        channel: Receives the events.
 
-    def line(self, text: str) -> None:
-        """Give a line of ours."""
-        self._events.put(("line", text))
+    Attributes:
+        is_finished: Whether nothing is to be forwarded any more.
+    """
 
-    def end(self, error: BaseException | None = None) -> None:
-        """Nothing comes any more; an error is raised where the events are taken."""
-        self._events.put(error)
-
-    async def room(self) -> None:
-        """Wait until more can be put."""
-        self._taken.clear()
-        self._is_full = True  # from here on each event that is taken is told, so none of them can be missed
-        while self._events.qsize() > AHEAD and not self.is_closed:
-            await self._taken.wait()
-            self._taken.clear()
-        self._is_full = False
-
-    def close(self) -> None:
-        """Nobody takes any more: what waits for room goes on."""
-        self.is_closed = True
-        self._taken.set()
-
-    def __iter__(self) -> Iterator[Event]:
-        while (event := self._events.next()) is not None:
-            if self._is_full:
-                self._loop.call_soon_threadsafe(self._taken.set)
-            if isinstance(event, BaseException):
-                raise event
-            yield event
-
-
-class LogView:
-    """What was told of a call's log: each piece once, whatever the connection repeats."""
-
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: EventChannel) -> None:
+        self.is_finished = False
         self._channel = channel
-        self._told = {"stdout": 0, "stderr": 0, "system": 0}
-        self._skip = dict(self._told)
+        #: Characters of each source that were forwarded, and those that a repeated log still has to skip.
+        self._forwarded = {"stdout": 0, "stderr": 0, "system": 0}
+        self._to_skip = dict(self._forwarded)
         self._hash = hashlib.sha256()
-        self._lines = {"stderr": "", "system": ""}
-        self._grown = asyncio.Event()
-        #: All was told that will be.
-        self.is_over = False
+        self._partial_lines = {"stderr": "", "system": ""}
+        self._output_added = asyncio.Event()
 
-    def begin_again(self) -> None:
-        """The log comes from its beginning now."""
-        self._skip = dict(self._told)
+    def restart(self) -> None:
+        """Expect the log from its beginning. What was forwarded is skipped."""
+        self._to_skip = dict(self._forwarded)
 
-    def take(self, source: str, message: str) -> None:
-        """Take an entry of the log."""
-        skipped = min(self._skip[source], len(message))
-        self._skip[source] -= skipped
-        fresh = message[skipped:]
-        if not fresh:
+    def add(self, source: str, text: str) -> None:
+        """Forward an entry of the log, without the part that was forwarded before."""
+        skipped = min(self._to_skip[source], len(text))
+        self._to_skip[source] -= skipped
+        new = text[skipped:]
+        if not new:
             return
-        self._told[source] += len(fresh)
+        self._forwarded[source] += len(new)
         if source == "stdout":
-            data = fresh.encode("utf-8", "replace")
+            data = new.encode("utf-8", "replace")
             self._hash.update(data)
-            self._channel.put(("output", data))
-            self._grown.set()
+            self._channel.put(OutputEvent(data))
+            self._output_added.set()
             return
-        *whole, self._lines[source] = (self._lines[source] + fresh).split("\n")
-        for line in whole:
-            self._tell(source, line)
+        *lines, self._partial_lines[source] = (self._partial_lines[source] + new).split("\n")
+        for line in lines:
+            self._forward_line(source, line)
 
-    def _tell(self, source: str, line: str) -> None:
+    def _forward_line(self, source: str, line: str) -> None:
         if source == "system":
-            self._channel.line(f"Modal: {line}")
+            self._channel.message(f"Modal: {line}")
         else:
-            self._channel.line(line.removeprefix(PREFIX))
+            self._channel.message(*parse_line(line))
 
-    def end(self) -> None:
-        """Tell last lines that have no end."""
-        for source, line in self._lines.items():
+    def flush(self) -> None:
+        """Forward last lines that have no newline."""
+        for source, line in self._partial_lines.items():
             if line:
-                self._tell(source, line)
-            self._lines[source] = ""
+                self._forward_line(source, line)
+            self._partial_lines[source] = ""
 
-    async def reached(self, characters: int, patience: float) -> None:
-        """Wait until so many characters of the output were told, or nothing has come for so many seconds."""
-        while self._told["stdout"] < characters:
-            self._grown.clear()
+    async def wait_until_complete(self, expected: StreamDigest, timeout: float) -> None:
+        """Wait until all characters of the output were forwarded, or none has arrived for ``timeout`` seconds."""
+        while self._forwarded["stdout"] < expected.characters:
+            self._output_added.clear()
             try:
-                async with asyncio.timeout(patience):
-                    await self._grown.wait()
+                async with asyncio.timeout(timeout):
+                    await self._output_added.wait()
             except TimeoutError:
                 return
 
-    def is_whole(self, live: Mapping[str, Any]) -> bool:
-        """Whether what was told is what the container showed."""
-        return (self._told["stdout"], self._hash.hexdigest()) == (live["characters"], live["sha256"])
+    def is_complete(self, expected: StreamDigest) -> bool:
+        """Return whether the forwarded output is the text that the container wrote."""
+        return StreamDigest(characters=self._forwarded["stdout"], sha256=self._hash.hexdigest()) == expected
 
-    def add_rest(self, text: str) -> bool:
-        """Tell what is missing at the end; False where what was told is not how the text begins."""
-        told = self._told["stdout"]
-        if hashlib.sha256(text[:told].encode("utf-8", "replace")).digest() != self._hash.digest():
+    def add_missing_end(self, output: str) -> bool:
+        """Forward the end of the output that was not forwarded yet.
+
+        Args:
+            output: The complete output.
+
+        Returns:
+            False, without forwarding anything, if the forwarded output is not the beginning of it.
+        """
+        forwarded = self._forwarded["stdout"]
+        if hashlib.sha256(output[:forwarded].encode("utf-8", "replace")).digest() != self._hash.digest():
             return False
-        self.begin_again()
-        self._skip["stdout"] = 0
-        self.take("stdout", text[told:])
+        self._to_skip["stdout"] = 0
+        self.add("stdout", output[forwarded:])
         return True
 
 
-def facts_of(text: str) -> tuple[int, str]:
-    """How the container counts what it shows: characters, and their digest."""
-    return len(text), hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+def stream_digest(text: str) -> StreamDigest:
+    """Return the digest of a text, as the container calculates it for the text that it writes."""
+    return StreamDigest(characters=len(text), sha256=hashlib.sha256(text.encode("utf-8", "replace")).hexdigest())

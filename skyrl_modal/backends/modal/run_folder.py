@@ -1,66 +1,106 @@
-"""A run's folder on its volume on Modal, as it can be read from here."""
+"""A run's folder on its volume on Modal, read from this machine."""
 
 from __future__ import annotations
 
-import asyncio
+from typing import TypeVar
 
 import modal
 import modal.exception
 
-from skyrl_modal.backends.modal.errors import TRANSIENT, words_of
+from skyrl_modal.backends.modal.retry import retry_transient
+from skyrl_modal.errors import RecordError
+from skyrl_modal.protocol.codec import ProtocolError, from_json
 from skyrl_modal.protocol.job import Job
+from skyrl_modal.protocol.result import RunResultRecord
+from skyrl_modal.protocol.run_folder import OUTPUT_FILE, RESULT_FILE, STATUS_FILE
+from skyrl_modal.protocol.status import StatusRecord
 
-#: Seconds between two questions where Modal has nothing to wait for, or cannot be reached.
-INTERVAL = 0.5
+T = TypeVar("T")
 
 
-class RecordFolder:
-    """The folder of a run on the first volume that it may write to, as far as it was committed.
+class VolumeRunFolder:
+    """The folder of a run on the run's first writable volume, as far as it has been committed.
 
     Args:
         job: The run.
 
     Attributes:
-        volume: The volume's name; empty where the run has none to write to.
+        volume: The volume's name; empty if the run has no writable volume.
     """
 
     def __init__(self, job: Job) -> None:
         self.volume, self._path = "", ""
-        if job.run_volume is not None:
-            volume, inside = job.run_volume
-            self.volume, self._path = volume.name, f"/{inside}"
-        self._handle: modal.Volume | None = None
+        if job.run_folder_volume is not None:
+            volume, path = job.run_folder_volume
+            self.volume, self._path = volume.name, f"/{path}"
+        self._reference: modal.Volume | None = None
 
-    async def read(self, name: str) -> bytes | None:
-        """A file's content; None where there is none."""
-        if not self.volume:
-            return None
-        if self._handle is None:
-            self._handle = modal.Volume.from_name(self.volume)
-        parts: list[bytes] = []
-        while True:
-            try:
-                async for part in self._handle.read_file.aio(f"{self._path}/{name}"):
-                    parts.append(part)
-                return b"".join(parts)
-            except (FileNotFoundError, modal.exception.NotFoundError):
-                return None
-            except TRANSIENT:
-                parts.clear()
-                await asyncio.sleep(INTERVAL)
-
-    async def names(self, folder: str) -> list[str]:
-        """The paths of the files below a folder.
+    async def read_status(self) -> StatusRecord | None:
+        """Read state.json; None if there is none.
 
         Raises:
-            FileNotFoundError: It is not there.
+            RecordError: It is damaged, or was written by a newer version.
+        """
+        return await self._read_record(StatusRecord, STATUS_FILE)
+
+    async def read_result(self) -> RunResultRecord | None:
+        """Read result.json; None if there is none.
+
+        Raises:
+            RecordError: It is damaged, or was written by a newer version.
+        """
+        return await self._read_record(RunResultRecord, RESULT_FILE)
+
+    async def has_result(self) -> bool:
+        """Return whether there is a result.json, in whatever condition."""
+        return await self.read(RESULT_FILE) is not None
+
+    async def read_output(self) -> bytes | None:
+        """Read output.log; None if there is none."""
+        return await self.read(OUTPUT_FILE)
+
+    async def read(self, name: str) -> bytes | None:
+        """Read a file; None if there is none. While Modal cannot be reached, it waits."""
+        if not self.volume:
+            return None
+        return await retry_transient(self._read_once, name)
+
+    async def _read_once(self, name: str) -> bytes | None:
+        if self._reference is None:
+            self._reference = modal.Volume.from_name(self.volume)
+        try:
+            parts = [part async for part in self._reference.read_file.aio(f"{self._path}/{name}")]
+        except (FileNotFoundError, modal.exception.NotFoundError):
+            return None
+        return b"".join(parts)
+
+    async def _read_record(self, cls: type[T], name: str) -> T | None:
+        content = await self.read(name)
+        if content is None:
+            return None
+        try:
+            return from_json(cls, content)
+        except ProtocolError as error:
+            raise RecordError(f"{self._path}/{name} on the volume {self.volume}", str(error)) from error
+
+    async def list_files(self, folder: str) -> list[str]:
+        """Return the paths of the files below a folder of the run's folder, relative to it.
+
+        Raises:
+            FileNotFoundError: There is no such folder.
         """
         if not self.volume:
-            raise FileNotFoundError("no writable volume keeps this run's files")
+            raise FileNotFoundError("this run has no writable volume, so none of its files were kept")
         root = f"{self._path}/{folder}"
+        found = await retry_transient(self._list_once, root)
+        if found is None:
+            raise FileNotFoundError(f"the volume {self.volume} has no folder {root}")
+        return sorted(name.removeprefix(f"{root}/") for name in found)
+
+    async def _list_once(self, root: str) -> list[str] | None:
+        volume = modal.Volume.from_name(self.volume)
         try:
-            found = [entry async for entry in modal.Volume.from_name(self.volume).iterdir.aio(root, recursive=True)]
-        except modal.exception.NotFoundError as error:
-            raise FileNotFoundError(f"the volume {self.volume} has no {root}: {words_of(error)}") from error
-        files = [f"/{entry.path.lstrip('/')}" for entry in found if entry.type.name == "FILE"]
-        return sorted(name.removeprefix(f"{root}/") for name in files)
+            entries = [entry async for entry in volume.iterdir.aio(root, recursive=True)]
+        except modal.exception.NotFoundError:
+            return None
+        return [f"/{entry.path.lstrip('/')}" for entry in entries if entry.type.name == "FILE"]

@@ -1,0 +1,79 @@
+"""Modal's limits: running time of a function, and size of a cluster."""
+
+from __future__ import annotations
+
+from skyrl_modal.errors import SpecError
+from skyrl_modal.protocol.job import Limits
+from skyrl_modal.spec.run_spec import RunSpec
+
+#: Longest time for which Modal runs a function (https://modal.com/docs/guide/timeouts).
+MAX_FUNCTION_SECONDS = 24 * 3600
+#: Time beyond the attempts until Modal stops the container: for the start of Ray, saving and committing.
+CONTAINER_MARGIN_SECONDS = 300
+#: GPUs of a whole host on Modal (https://modal.com/docs/guide/gpu).
+GPUS_PER_HOST = 8
+#: The GPU types whose hosts have another number.
+GPUS_PER_HOST_BY_TYPE = {"A10": 4, "A10G": 4}
+#: Nodes of Modal's largest cluster (https://modal.com/docs/guide/multi-node-clusters).
+MAX_CLUSTER_NODES = 32
+
+
+def requested_seconds(limits: Limits) -> float:
+    """Return how long a container may need: all attempts with their grace periods, and the margin.
+
+    Example:
+        >>> requested_seconds(Limits(attempt_timeout=3600, grace=6, retries=1))
+        7512.0
+    """
+    return float((limits.attempt_timeout + limits.grace) * (limits.retries + 1) + CONTAINER_MARGIN_SECONDS)
+
+
+def container_timeout(limits: Limits) -> float:
+    """Return the timeout in seconds that is registered with Modal."""
+    return min(float(MAX_FUNCTION_SECONDS), requested_seconds(limits))
+
+
+def total_time_limit(limits: Limits) -> float | None:
+    """Return the seconds after which the supervisor ends the run, so that it still can save before Modal stops it.
+
+    Returns:
+        None if all attempts together end before Modal's limit.
+    """
+    if requested_seconds(limits) <= MAX_FUNCTION_SECONDS:
+        return None
+    return MAX_FUNCTION_SECONDS - CONTAINER_MARGIN_SECONDS - limits.grace
+
+
+def check_timeout(timeout: float) -> None:
+    """Check the timeout of one attempt.
+
+    Raises:
+        SpecError: It is longer than Modal's limit.
+    """
+    if timeout > MAX_FUNCTION_SECONDS:
+        remedy = "Modal stops a function after 24 h. Let the command save its state, and start another run to continue"
+        raise SpecError("timeout", timeout, remedy)
+
+
+def check_cluster(spec: RunSpec) -> None:
+    """Check the GPUs and the number of nodes of a cluster.
+
+    Raises:
+        SpecError: Modal has no such clusters.
+    """
+    if not spec.gpu_requests:
+        remedy = (
+            "Modal's clusters consist of containers that use all GPUs of their hosts. Request for example "
+            'gpu="H100:8", or use backend="local", where nodes may have no GPU'
+        )
+        raise SpecError("gpu", None, remedy)
+    for request in spec.gpu_requests:
+        required = GPUS_PER_HOST_BY_TYPE.get(request.name, GPUS_PER_HOST)
+        if request.count != required:
+            remedy = (
+                f"with nodes={spec.nodes}, each node uses all GPUs of its host. Request "
+                f'"{request.name}:{required}", or set nodes=1'
+            )
+            raise SpecError("gpu", str(request), remedy)
+    if spec.nodes > MAX_CLUSTER_NODES:
+        raise SpecError("nodes", spec.nodes, f"Modal's clusters have up to {MAX_CLUSTER_NODES} nodes")

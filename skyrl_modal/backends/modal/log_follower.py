@@ -1,0 +1,176 @@
+"""Following a call on Modal: its output and messages live, then its result."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+
+import modal.exception
+
+from skyrl_modal.backends.modal.call import KILL_TIMEOUT, ModalCall
+from skyrl_modal.backends.modal.errors import TRANSIENT_ERRORS, error_text, translate_error
+from skyrl_modal.backends.modal.event_channel import EventChannel
+from skyrl_modal.backends.modal.log_stream import LogStream, stream_digest
+from skyrl_modal.backends.modal.retry import POLL_INTERVAL, retry_errors
+from skyrl_modal.backends.modal.run_folder import VolumeRunFolder
+from skyrl_modal.protocol.events import ResultEvent
+from skyrl_modal.protocol.job import Job
+from skyrl_modal.protocol.result import StreamDigest
+
+#: Seconds without output after which the rest of the output, which should follow the result, is fetched instead.
+LOG_CATCH_UP_TIMEOUT = 10.0
+#: How long before the job's creation Modal's stored log is read: the clocks of two machines may differ.
+CLOCK_TOLERANCE = timedelta(minutes=5)
+
+#: Tasks that read a log. Modal's client cannot close a stream that waits (1.6.4), so they are not cancelled: they end
+#: soon after the call, and asyncio itself keeps only weak references to tasks.
+_reading_tasks: set[asyncio.Future[None]] = set()
+
+
+class LogFollower:
+    """Forwards what happens in a call.
+
+    Args:
+        call: The call.
+        job: The run.
+        folder: The run's folder, which holds the complete output when the run has ended.
+    """
+
+    def __init__(self, call: ModalCall, job: Job, folder: VolumeRunFolder) -> None:
+        self._call = call
+        self._job = job
+        self._folder = folder
+
+    async def follow(self, channel: EventChannel) -> None:
+        """Forward output and messages live, then the missing end of the output if there is one, then the result."""
+        stream = LogStream(channel)
+        reading = asyncio.ensure_future(self._read_log(stream, channel))
+        _reading_tasks.add(reading)
+        reading.add_done_callback(_reading_tasks.discard)
+        try:
+            record = await self._call.wait_or_kill()
+            expected = record.output.live
+            if expected is not None:
+                await stream.wait_until_complete(expected, LOG_CATCH_UP_TIMEOUT)
+            if expected is None or not stream.is_complete(expected):
+                await self._forward_missing_output(stream, channel, expected)
+        finally:
+            stream.is_finished = True
+            channel.close()
+        stream.flush()
+        channel.put(ResultEvent(record))
+
+    async def follow_to_end(self, channel: EventChannel) -> None:
+        """Like ``follow``, and finish the channel, with this package's error if it fails."""
+        try:
+            await self.follow(channel)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            channel.finish(await translate_error(error, self._job))
+        else:
+            channel.finish()
+
+    async def _read_log(self, stream: LogStream, channel: EventChannel) -> None:
+        """Read the call's log until the stream is finished; after a lost connection, again from its beginning."""
+        reader = _LogReader(self._call, stream, channel)
+        while not stream.is_finished:
+            await retry_errors((modal.exception.Error, OSError), reader.read)
+            await asyncio.sleep(POLL_INTERVAL)
+
+    async def _forward_missing_output(
+        self, stream: LogStream, channel: EventChannel, expected: StreamDigest | None
+    ) -> None:
+        fetching = asyncio.ensure_future(self._fetch_missing_output(stream, channel, expected))
+        _, unfinished = await asyncio.wait([fetching], timeout=KILL_TIMEOUT if self._call.is_killed else None)
+        if unfinished:
+            fetching.cancel()
+            channel.warning("the end of the output could not be fetched")
+        else:
+            fetching.result()
+
+    async def _fetch_missing_output(
+        self, stream: LogStream, channel: EventChannel, expected: StreamDigest | None
+    ) -> None:
+        """Forward the part of the output that the log did not bring: from output.log, else from Modal's stored log.
+
+        Args:
+            stream: The output that was forwarded.
+            channel: Receives a warning if it cannot be completed.
+            expected: The complete output; None if the container died before it could report it. Then everything that is
+                stored is forwarded.
+        """
+        for fetch in (self._read_output_text, self._fetch_stored_log):
+            text = await fetch()
+            if text is None or (expected is not None and stream_digest(text) != expected):
+                continue
+            if stream.add_missing_end(text):
+                return
+        stream.flush()
+        location = output_location(self._job, self._folder)
+        channel.warning(f"the output shown above is incomplete. The complete output is in {location}")
+
+    async def read_output(self) -> bytes:
+        """Return the output that is available now."""
+        content = await self._folder.read_output() if await self._call.has_ended() else None
+        if content is None:
+            content = (await self._fetch_stored_log() or "").encode()
+        return content
+
+    async def _read_output_text(self) -> str | None:
+        content = await self._folder.read_output()
+        return None if content is None else content.decode("utf-8", "replace")
+
+    async def _fetch_stored_log(self) -> str | None:
+        since = datetime.fromisoformat(self._job.created_at) - CLOCK_TOLERANCE
+        try:
+            parts = [entry.message async for entry in self._call.logs.fetch.aio(since=since, source="stdout")]
+        except TRANSIENT_ERRORS:
+            return None
+        return "".join(parts)
+
+
+class _LogReader:
+    """Reads the log of a call through one connection after the other, and reports a loss of the connection once."""
+
+    def __init__(self, call: ModalCall, stream: LogStream, channel: EventChannel) -> None:
+        self._call = call
+        self._stream = stream
+        self._channel = channel
+        self._is_disconnected = False
+
+    async def read(self) -> None:
+        """Read the log from its beginning until the connection ends.
+
+        Raises:
+            Exception: The connection failed before it brought an entry, so that the next try should wait longer.
+        """
+        self._stream.restart()
+        has_entries = False
+        try:
+            async for entry in self._call.logs.stream.aio():
+                if self._stream.is_finished:
+                    return
+                has_entries = True
+                if self._is_disconnected:
+                    self._is_disconnected = False
+                    self._channel.message("the connection to Modal is established again")
+                self._stream.add(entry.source, entry.message)
+                await self._channel.wait_for_space()
+        except (modal.exception.Error, OSError) as error:
+            if self._stream.is_finished:
+                return
+            if not self._is_disconnected:
+                self._is_disconnected = True
+                self._channel.message(
+                    f"the connection to Modal was lost ({error_text(error)}); the run continues, reconnecting"
+                )
+            if not has_entries:
+                raise
+
+
+def output_location(job: Job, folder: VolumeRunFolder) -> str:
+    """Return a description of where output.log is."""
+    if not folder.volume:
+        return "Modal's own log (the run has no writable volume for output.log)"
+    return f"{job.run_folder}/output.log on the volume {folder.volume}"

@@ -1,0 +1,76 @@
+"""Checks before a run: whether Modal is reachable, and has the secrets and volumes that the run refers to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import modal
+import modal.config
+import modal.exception
+from attrs import frozen
+
+from skyrl_modal.backends.modal.errors import error_text
+from skyrl_modal.errors import BackendUnavailable, SpecError
+
+#: Seconds for Modal's first response. Modal's client alone retries for a minute.
+FIRST_RESPONSE_TIMEOUT = 20.0
+
+
+@frozen
+class RequiredObject:
+    """An object on Modal that a run refers to by name.
+
+    Attributes:
+        field: The field of the launcher that names it: ``"volumes"``, ``"secrets"`` or ``"registry_secret"``.
+        name: Its name.
+        value: The reference.
+    """
+
+    field: str
+    name: str
+    value: modal.Secret | modal.Volume
+
+
+async def check_resources(required: Sequence[RequiredObject]) -> None:
+    """Check that Modal is reachable, accepts the token and has the named secrets and volumes.
+
+    Raises:
+        BackendUnavailable: Modal does not respond.
+        SpecError: It has no such secret or volume.
+        modal.exception.AuthError: It refuses the token.
+    """
+    try:
+        async with asyncio.timeout(FIRST_RESPONSE_TIMEOUT):
+            client = await modal.Client.from_env.aio()
+            await client.hello.aio()  # type: ignore[no-untyped-call]  # the client has no types for it
+    except TimeoutError:
+        server = modal.config.config.get("server_url")
+        reason = f"{server} did not respond within {FIRST_RESPONSE_TIMEOUT:g} s. Check the network connection"
+        raise BackendUnavailable("modal", reason) from None
+    await asyncio.gather(*(require(item) for item in required))
+
+
+async def require(item: RequiredObject) -> None:
+    """Check that Modal has an object.
+
+    Raises:
+        SpecError: It does not.
+    """
+    try:
+        await item.value.hydrate.aio()
+    except modal.exception.NotFoundError as error:
+        raise SpecError(item.field, item.name, f"{_remedy(item)} ({error_text(error)})") from error
+    except modal.exception.InvalidError as error:
+        raise SpecError(item.field, item.name, f"Modal refused it: {error_text(error)}") from error
+
+
+def _remedy(item: RequiredObject) -> str:
+    name = item.name
+    if item.field == "volumes":
+        return (
+            f"Modal has no volume named {name!r}. Create it with `modal volume create {name}`, or set "
+            "create_if_missing=True"
+        )
+    keys = "REGISTRY_USERNAME=... REGISTRY_PASSWORD=..." if item.field == "registry_secret" else "KEY=..."
+    return f"Modal has no secret named {name!r}. Create it with `modal secret create {name} {keys}`"
