@@ -13,7 +13,7 @@ import platformdirs
 import pytest
 
 from skyrl_modal import Launcher
-from tests.support.processes import MARK, wait_for_none
+from tests.support.processes import MARK, wait_for_marked_processes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,7 +43,7 @@ def own_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             patch.delenv(name, raising=False)
         patch.setenv("HYPOTHESIS_STORAGE_DIRECTORY", str(world / "hypothesis"))
         yield
-        left = wait_for_none(value, 15)
+        left = wait_for_marked_processes(value, 15)
         assert not left, f"processes were left behind: {left}"
         scratch = platformdirs.user_cache_path("skyrl_modal") / "scratch"
         assert not scratch.exists() or not list(scratch.iterdir()), f"scratch files were left in {scratch}"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from skyrl_modal import Launcher, Run, RunCancelled, RunNotFound, RunState, RunTimeout
-from tests.support.processes import to_another_thread
+from tests.support.processes import signal_other_thread
 
 Make = Callable[..., Launcher]
 
@@ -99,7 +99,7 @@ def test_ctrl_c_is_seen_also_where_the_main_thread_is_not_the_one_that_gets_it(c
     caller = call(SAVES)
     caller.wait_for("up")
 
-    to_another_thread(caller.process.pid, signal.SIGINT)
+    signal_other_thread(caller.process.pid, signal.SIGINT)
     _, out, err = caller.end()
 
     assert out.splitlines() == ["saving", "interrupted"]

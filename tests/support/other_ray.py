@@ -1,4 +1,4 @@
-"""A ``ray`` on the PATH that does something else on rank 1 of a cluster."""
+"""A ``ray`` program that runs another script on rank 1 of a cluster."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import sys
 import textwrap
 from pathlib import Path
 
-#: What rank 1 does: the real thing, but of another version.
+#: Script for rank 1: the real program, with another version.
 OTHER_VERSION = "import ray; ray.__version__ = '2.0.0'\nfrom ray.scripts.scripts import main; sys.exit(main())"
 
 
 def other_ray(folder: Path, script: str) -> Path:
-    """Make a folder with a ``ray`` that runs a script on rank 1, and the real one on the others."""
+    """Create a folder for the PATH, with a ``ray`` that runs a script on rank 1 and the real ray on other ranks."""
     real = Path(sys.executable).with_name("ray")
     folder.mkdir()
     text = (

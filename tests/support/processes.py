@@ -1,4 +1,4 @@
-"""The processes that tests start: found by a mark in their environment, waited for, and sent signals."""
+"""Processes that tests start: find them by a mark in their environment, wait for them, and send them signals."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
-#: A variable that every process started by these tests inherits, with a value of this session's own.
+#: Environment variable that all processes started by the tests inherit. Its value differs for each session.
 MARK = "SKYRL_MODAL_TEST_SESSION"
 
 
 def marked_processes(value: str) -> dict[int, str]:
-    """Living processes, other than this one and those it was started by, that carry this session's mark."""
-    me, found = os.getpid(), {}
+    """Return the running processes that have the mark, as command lines by pid; without this process."""
+    own_pid, found = os.getpid(), {}
     for entry in os.scandir("/proc"):
-        if not entry.name.isdigit() or int(entry.name) == me:
+        if not entry.name.isdigit() or int(entry.name) == own_pid:
             continue
         try:
             environment = Path(entry.path, "environ").read_bytes()
@@ -30,9 +30,9 @@ def marked_processes(value: str) -> dict[int, str]:
     return found
 
 
-def wait_for_none(value: str, seconds: float) -> dict[int, str]:
-    """Wait until no marked process lives; gives those that still do."""
-    deadline = time.monotonic() + seconds
+def wait_for_marked_processes(value: str, timeout: float) -> dict[int, str]:
+    """Wait until no process with the mark is running. Return those that are left after the timeout."""
+    deadline = time.monotonic() + timeout
     while left := marked_processes(value):
         handles = []
         for pid in left:
@@ -54,18 +54,22 @@ def wait_for_none(value: str, seconds: float) -> dict[int, str]:
 
 
 def supervisors(value: str = "") -> dict[int, list[int]]:
-    """The pids of supervisors with a mark (this session's): 0, of rank 0 where its caller follows it; 1, all others."""
+    """Return the pids of local supervisors with a mark, by default this session's.
+
+    Returns:
+        Two lists: at 0 the pids of rank 0 whose caller reads its events, at 1 all others.
+    """
     found: dict[int, list[int]] = {0: [], 1: []}
     for pid, command in marked_processes(value or os.environ[MARK]).items():
-        words = command.split(" ")
-        # Not bubblewrap and the shell around them, which have the same words further back.
-        if len(words) > 3 and words[3].endswith("container/__main__.py"):
-            found[0 if "--events" in words else 1].append(pid)
+        arguments = command.split(" ")
+        # bubblewrap and its shell have the same path at a later position of their arguments.
+        if len(arguments) > 3 and arguments[3].endswith("container/__main__.py"):
+            found[0 if "--events" in arguments else 1].append(pid)
     return found
 
 
-def to_another_thread(pid: int, number: int) -> None:
-    """Send a signal to a thread of a process that is not its main one and does not block the signal."""
+def signal_other_thread(pid: int, number: int) -> None:
+    """Send a signal to a thread of a process, other than its main thread, that does not block the signal."""
     for task in sorted(Path(f"/proc/{pid}/task").iterdir(), key=lambda path: int(path.name), reverse=True):
         blocked = next(line for line in (task / "status").read_text().splitlines() if line.startswith("SigBlk"))
         if int(task.name) == pid or int(blocked.split()[1], 16) >> (number - 1) & 1:
@@ -73,4 +77,4 @@ def to_another_thread(pid: int, number: int) -> None:
         if _LIBC.tgkill(pid, int(task.name), number):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         return
-    raise LookupError(f"process {pid} has no other thread that takes signal {number}")
+    raise LookupError(f"process {pid} has no other thread that accepts signal {number}")

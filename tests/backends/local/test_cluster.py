@@ -1,11 +1,10 @@
-"""Several nodes on this machine: with addresses of their own and without, and what is left when a rank dies."""
+"""Runs on several nodes of this machine: with addresses of their own and without, and what happens if a rank dies."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -18,22 +17,25 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import pytest
 
 from skyrl_modal import Launcher, RaySpec, RunResult, RunState, VolumeSpec
-from skyrl_modal.backends.local.network import cannot
+from skyrl_modal.backends.local.network import unavailable_reason
+from skyrl_modal.backends.local.volumes import volume_folder
+from skyrl_modal.protocol.state import FailureCause
 from tests.support.other_ray import OTHER_VERSION, other_ray
-from tests.support.processes import supervisors, wait_for_none
+from tests.support.processes import supervisors, wait_for_marked_processes
 
 pytestmark = pytest.mark.timeout(250)
 
-OWN_ADDRESSES = pytest.mark.skipif(cannot() is not None, reason=f"no private networks here: {cannot()}")
+requires_private_networks = pytest.mark.skipif(
+    unavailable_reason() is not None, reason=f"private networks are not available: {unavailable_reason()}"
+)
 
 
 @pytest.fixture
 def cluster(checkout: Path) -> Callable[..., Launcher]:
-    """Makes launchers of two nodes with a CPU each, without Ray unless said otherwise."""
+    """Return a function that creates launchers of two nodes, by default without Ray."""
     driver = Path(__file__).resolve().parents[2] / "contract" / "cluster_driver.py"
     shutil.copy(driver, checkout / "cluster_driver.py")
     names = (f"cluster-{os.urandom(4).hex()}-{number}" for number in range(100))
@@ -47,42 +49,45 @@ def cluster(checkout: Path) -> Callable[..., Launcher]:
     return make
 
 
-def until(look: Callable[[], list[Any]]) -> list[Any]:
-    """What is found, as soon as something is."""
+def wait_for(find: Callable[[], list[Any]]) -> list[Any]:
+    """Call a function until its result is not empty. Return the result."""
     deadline = time.monotonic() + 60
-    while not (found := look()):
+    while not (found := find()):
         assert time.monotonic() < deadline
         time.sleep(0.005)
     return found
 
 
-class Running:
-    """A run in a thread of its own, whose command has said something."""
+class BackgroundRun:
+    """A run in a thread, whose command has started."""
 
     def __init__(self, launcher: Launcher) -> None:
         self._results: list[RunResult] = []
-        self._said = threading.Event()
+        self._started = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(launcher,))
         self._thread.start()
-        assert self._said.wait(60)
+        assert self._started.wait(60)
 
     def _run(self, launcher: Launcher) -> None:
-        self._results.append(launcher.run("echo up; sleep 600", output=lambda _: self._said.set(), quiet=True))
+        self._results.append(launcher.run("echo up; sleep 600", output=lambda _: self._started.set(), quiet=True))
 
     def wait(self) -> RunResult:
+        """Wait for the end of the run."""
         self._thread.join(30)
         assert self._results, "the run has not ended"
         return self._results[0]
 
 
-def addresses(output: io.BytesIO) -> tuple[set[str], set[str]]:
+def nodes_and_addresses(output: io.BytesIO) -> tuple[set[str], set[str]]:
+    """Return the ids of the nodes that ran a task, and their addresses."""
     facts = json.loads(output.getvalue())
     return {item["id"] for item in facts}, {item["address"] for item in facts}
 
 
-@OWN_ADDRESSES
+@requires_private_networks
 @pytest.mark.ray
-def test_two_clusters_side_by_side_do_not_meet(cluster: Callable[..., Launcher]) -> None:
+def test_two_clusters_are_separate(cluster: Callable[..., Launcher]) -> None:
+    """Two clusters that are active at the same time have two nodes each, and no address in common."""
     outputs = [io.BytesIO(), io.BytesIO()]
     threads = [
         threading.Thread(
@@ -97,9 +102,9 @@ def test_two_clusters_side_by_side_do_not_meet(cluster: Callable[..., Launcher])
     for thread in threads:
         thread.join()
 
-    found = [addresses(output) for output in outputs]
-    assert [len(ids) for ids, _ in found] == [2, 2]
-    assert [len(at) for _, at in found] == [2, 2]
+    found = [nodes_and_addresses(output) for output in outputs]
+    assert [len(nodes) for nodes, _ in found] == [2, 2]
+    assert [len(addresses) for _, addresses in found] == [2, 2]
     assert not found[0][1] & found[1][1]
 
 
@@ -107,40 +112,41 @@ def test_two_clusters_side_by_side_do_not_meet(cluster: Callable[..., Launcher])
 def test_nodes_may_share_this_machines_network(
     cluster: Callable[..., Launcher], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """With the variable set to host, the nodes have one address, and a port that is in use is replaced."""
     monkeypatch.setenv("SKYRL_MODAL_LOCAL_NETWORK", "host")
     output = io.BytesIO()
-    with socket.socket() as taken:
-        taken.bind(("0.0.0.0", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    with socket.socket() as server:
+        server.bind(("0.0.0.0", 0))
+        server.listen()
+        port = server.getsockname()[1]
 
         cluster(ray=RaySpec(num_cpus=1, port=port)).run("python cluster_driver.py facts", output=output, check=True)
 
-    ids, at = addresses(output)
-    assert (len(ids), len(at)) == (2, 1)
-    said = capfd.readouterr().err
-    assert "side by side on its network ($SKYRL_MODAL_LOCAL_NETWORK is host)" in said
-    assert f"port {port} is taken" in said
+    nodes, addresses = nodes_and_addresses(output)
+    assert (len(nodes), len(addresses)) == (2, 1)
+    messages = capfd.readouterr().err
+    assert "on this machine's network ($SKYRL_MODAL_LOCAL_NETWORK is host)" in messages
+    assert f"port {port} is " in messages
 
 
 @pytest.mark.ray
-def test_nodes_without_namespaces(
-    cluster: Callable[..., Launcher], no_namespaces: None, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_nodes_without_namespaces_share_the_network(cluster: Callable[..., Launcher], no_namespaces: None) -> None:
+    """Without namespaces a cluster has its two nodes at this machine's address."""
     output = io.BytesIO()
 
     cluster(ray=RaySpec(num_cpus=1)).run(
-        "cd $SKYRL_REPO_ROOT && python cluster_driver.py facts", output=output, check=True
+        "cd $SKYRL_REPO_ROOT && python cluster_driver.py facts", output=output, check=True, quiet=True
     )
 
-    assert len(addresses(output)[0]) == 2
-    assert "side by side on its network (there are no namespaces)" in capfd.readouterr().err
+    nodes, addresses = nodes_and_addresses(output)
+    assert (len(nodes), len(addresses)) == (2, 1)
 
 
 @pytest.mark.ray
-def test_another_ray_on_a_node_is_told_in_rays_words(
+def test_another_ray_version_on_a_node_fails_the_run(
     cluster: Callable[..., Launcher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A node with another version of Ray fails the run. The detail names the rank and has the message of Ray."""
     folder = other_ray(tmp_path / "bin", OTHER_VERSION)
     (folder / "python").symlink_to(sys.executable)
     monkeypatch.setattr(sys, "executable", str(folder / "python"))
@@ -148,69 +154,76 @@ def test_another_ray_on_a_node_is_told_in_rays_words(
     result = cluster(ray=RaySpec(num_cpus=1)).run("echo never", quiet=True)
 
     assert (result.state, result.returncode) == (RunState.FAILED, 125)
-    assert re.match(r"rank 1 \([\d.]+\): its Ray node ended with exit code 1:\n", result.detail)
+    assert result.cause is FailureCause.RAY_NOT_READY
+    assert result.detail.startswith("rank 1 (")
     assert "Version mismatch" in result.detail
 
 
-def test_ranks_that_are_on_their_way_hear_of_an_end_that_came_before_them(
+def test_failed_head_ends_ranks_that_have_not_connected(
     cluster: Callable[..., Launcher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """If rank 0 fails before the others have connected to it, they exit with it, long before the start's timeout."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "ray").write_text("#!/bin/sh\necho broken\nexit 3\n")
     (tmp_path / "bin" / "ray").chmod(0o755)
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
 
-    # The head ends before the others can have joined: they would wait for it until start_timeout.
     result = cluster(nodes=3, ray=RaySpec(start_timeout=400)).run("echo never", quiet=True)
 
     assert (result.state, result.returncode) == (RunState.FAILED, 125)
-    assert "`ray start` ended with exit code 3. Its last words:" in result.detail
+    assert result.cause is FailureCause.RAY_NOT_READY
     assert result.duration < 100
     assert supervisors() == {0: [], 1: []}
 
 
-def test_a_rank_that_is_killed_fails_the_run(cluster: Callable[..., Launcher]) -> None:
-    running = Running(cluster())
+def test_a_killed_rank_fails_the_run(cluster: Callable[..., Launcher]) -> None:
+    """A run whose rank is killed fails, and its command is stopped."""
+    running = BackgroundRun(cluster())
     [pid] = supervisors()[1]
 
     os.kill(pid, signal.SIGKILL)
 
     result = running.wait()
     assert (result.state, result.returncode) == (RunState.FAILED, 143)
-    assert re.match(r"rank 1 \([\d.]+\): it is gone", result.detail)
+    assert result.cause is FailureCause.RANK_LOST
+    assert result.detail.startswith("lost the connection to rank 1 (")
 
 
-def test_ranks_end_with_a_rank_0_that_they_have_not_reached(cluster: Callable[..., Launcher]) -> None:
-    made = cluster()
-    runs = platformdirs.user_data_path("skyrl_modal") / "volumes" / made.volumes[0].name / ".skyrl_modal" / "runs"
+def test_ranks_exit_with_an_unreached_rank_0(cluster: Callable[..., Launcher]) -> None:
+    """A rank exits if rank 0 is killed before the rank has connected to it, and does not wait for a timeout."""
+    launcher = cluster()
+    runs = volume_folder(launcher.volumes[0].name) / ".skyrl_modal" / "runs"
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(made.run, "echo never", quiet=True)
-        [other] = until(lambda: supervisors()[1])
+        running = pool.submit(launcher.run, "echo never", quiet=True)
+        [other] = wait_for(lambda: supervisors()[1])
         os.kill(other, signal.SIGSTOP)
-        until(lambda: list(runs.glob("*/state.json")))
-        [first] = supervisors()[0]
-        os.kill(first, signal.SIGKILL)
+        wait_for(lambda: list(runs.glob("*/state.json")))
+        [head] = supervisors()[0]
+        os.kill(head, signal.SIGKILL)
         os.kill(other, signal.SIGCONT)
 
-        result = running.result(60)  # they would look for it for two minutes
+        result = running.result(60)  # the rank would otherwise try to connect for two minutes
 
-    assert result.state is RunState.LOST
+    assert (result.state, result.cause) == (RunState.LOST, FailureCause.SUPERVISOR_DIED)
     assert supervisors() == {0: [], 1: []}
 
 
-def test_the_death_of_rank_0_ends_all(cluster: Callable[..., Launcher]) -> None:
-    running = Running(cluster(nodes=4))
+def test_the_death_of_rank_0_ends_all_ranks(cluster: Callable[..., Launcher]) -> None:
+    """If rank 0 is killed, the run is lost and all other ranks exit."""
+    running = BackgroundRun(cluster(nodes=4))
     assert len(supervisors()[1]) == 3
     [pid] = supervisors()[0]
 
     os.kill(pid, signal.SIGKILL)
 
-    assert running.wait().state is RunState.LOST
+    result = running.wait()
+    assert (result.state, result.cause) == (RunState.LOST, FailureCause.SUPERVISOR_DIED)
     assert supervisors() == {0: [], 1: []}
 
 
-def test_a_caller_that_is_killed_takes_all_ranks_along(checkout: Path) -> None:
+def test_the_death_of_the_caller_ends_all_ranks(checkout: Path) -> None:
+    """If the caller that owns a run is killed, all processes of all ranks exit."""
     code = (
         "import sys; from skyrl_modal import Launcher; "
         "Launcher(backend='local', checkout=sys.argv[1], nodes=3, ray=None, volumes=[]).run('echo up; sleep 600')"
@@ -224,11 +237,11 @@ def test_a_caller_that_is_killed_takes_all_ranks_along(checkout: Path) -> None:
     caller.kill()
 
     caller.communicate()
-    assert wait_for_none(value, 20) == {}
+    assert wait_for_marked_processes(value, 20) == {}
 
 
-@OWN_ADDRESSES
-def test_the_next_cluster_can_be_had_at_once(cluster: Callable[..., Launcher]) -> None:
+@requires_private_networks
+def test_a_cluster_can_start_right_after_another(cluster: Callable[..., Launcher]) -> None:
+    """A cluster can start while the kernel still removes the interfaces of the previous one."""
     assert cluster(nodes=3).run("true", quiet=True).succeeded
-    # The interfaces of the first go shortly after the last process that could use them.
     assert cluster(nodes=3).run("true", quiet=True).succeeded

@@ -19,7 +19,7 @@ import pytest
 
 import skyrl_modal
 from skyrl_modal import Launcher, MountSpec, Run, RunLost, RunState, VolumeSpec
-from tests.support.processes import supervisors, to_another_thread
+from tests.support.processes import supervisors, signal_other_thread
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_a_supervisor_sees_a_signal_whichever_of_its_threads_gets_it(made: Launc
     assert next(lines) == "up"
 
     [pid] = supervisors()[1]
-    to_another_thread(pid, signal.SIGTERM)
+    signal_other_thread(pid, signal.SIGTERM)
 
     assert list(lines) == ["saving"]
     assert (run.wait(60).state, run.wait().returncode) == (RunState.CANCELLED, 3)

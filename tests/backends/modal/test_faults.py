@@ -18,7 +18,7 @@ import pytest
 from skyrl_modal import Launcher, Run, RunState, VolumeSpec
 from tests.backends.modal.conftest import Script
 from tests.support.loopback import LoopbackModal
-from tests.support.processes import to_another_thread
+from tests.support.processes import signal_other_thread
 
 Make = Callable[..., Launcher]
 
@@ -222,7 +222,7 @@ def test_a_container_sees_a_signal_whichever_of_its_threads_gets_it(server: Loop
 
     pid = server.wait_for_container("busy").pid
     assert pid is not None
-    to_another_thread(pid, signal.SIGINT)
+    signal_other_thread(pid, signal.SIGINT)
 
     server.wait_for_text("saving\n")
     run.cancel(now=True)

@@ -1,4 +1,4 @@
-"""A process that calls ``Launcher.run``, to be killed: ``python caller.py FACTS RESULT``, both paths of JSON files."""
+"""Call ``Launcher.run`` in a process that can be killed: ``python caller.py PARAMETERS RESULT``, two JSON files."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from pathlib import Path
 from skyrl_modal import Launcher, RaySpec, VolumeSpec
 
 
-def main(facts_path: str, result_path: str) -> None:
-    facts = json.loads(Path(facts_path).read_text(encoding="utf-8"))
+def main(parameters_path: str, result_path: str) -> None:
+    """Run the command that the parameters describe, and write its result."""
+    parameters = json.loads(Path(parameters_path).read_text(encoding="utf-8"))
     launcher = Launcher(
-        backend=facts["backend"],
-        checkout=facts["checkout"],
-        volumes=[VolumeSpec(name=facts["volume"])],
-        ray=RaySpec(num_cpus=1, object_store_memory=100_000_000) if facts["ray"] else None,
-        **{"gpu": None, **facts["fields"]},
+        backend=parameters["backend"],
+        checkout=parameters["checkout"],
+        volumes=[VolumeSpec(name=parameters["volume"])],
+        ray=RaySpec(num_cpus=1, object_store_memory=100_000_000) if parameters["ray"] else None,
+        **{"gpu": None, **parameters["fields"]},
     )
-    result = launcher.run(facts["command"])
-    told = {"state": str(result.state), "returncode": result.returncode, "detail": result.detail}
-    Path(result_path).write_text(json.dumps(told), encoding="utf-8")
+    result = launcher.run(parameters["command"])
+    record = {"state": str(result.state), "returncode": result.returncode, "detail": result.detail}
+    Path(result_path).write_text(json.dumps(record), encoding="utf-8")
 
 
 if __name__ == "__main__":

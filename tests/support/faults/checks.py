@@ -1,236 +1,269 @@
-"""What must be true of a run after its fault."""
+"""Checks of a run after its fault: its end, its output, and what remains of it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import attrs
 
 from .cases import Case
-from .stream import SAVED, SAVED_CODE, pieces
+from .stream import SAVED_CODE, SAVED_LINE, pieces
 
-#: How a line of ours begins that follows the output where a fault ends the run.
-LAST_WORDS = {"raylet SIGKILL": b"skyrl-modal | Ray ended with exit code ", "rank 1 SIGKILL": b"skyrl-modal | rank 1 ("}
-#: The line that stands where a preempted run goes on.
-MOVED = b"skyrl-modal | Modal has moved the run to another container; starting again\n"
-#: What is said where the live view is known not to be whole.
-DAMAGED = "damaged or not whole"
-LOG_ENDS = "output.log ends after"
+#: A message of the launcher. The command's output never contains this prefix.
+LAUNCHER_MESSAGE = re.compile(rb"skyrl-modal \| [^\n]*\n?")
+#: Faults after which the launcher adds a message to output.log, after the command's output.
+LOGGED_FAULTS = frozenset({"raylet SIGKILL", "rank 1 SIGKILL"})
 
 
 @attrs.frozen
-class Seen:
-    """What was seen of one run.
+class Observation:
+    """The facts about one run that are checked.
 
     Attributes:
-        caller: The caller's exit status, as of Popen.
-        shown: What it wrote to standard output.
-        said: What it wrote to standard error.
-        told: What ``run`` returned in it; None where it did not.
-        observed: What another process was told of the run afterwards; None where it found none.
-        log: output.log; None where there is none.
-        struck: How often the fault came.
-        leftovers: What was left behind, in words.
+        caller: Exit status of the caller, as in Popen.
+        output: Standard output of the caller.
+        messages: Standard error of the caller.
+        returned: Result that ``run`` returned in the caller; None if it did not return.
+        observed: Result and log that another process reads afterwards; None if it finds no run.
+        log: Contents of output.log; None if there is no such file.
+        injected: How often the fault was injected.
+        leftovers: Descriptions of what remains of the run.
     """
 
     caller: int
-    shown: bytes
-    said: str
-    told: dict[str, Any] | None
+    output: bytes
+    messages: str
+    returned: dict[str, Any] | None
     observed: dict[str, Any] | None
     log: bytes | None
-    struck: int
+    injected: int
     leftovers: tuple[str, ...]
 
 
 @attrs.frozen
 class Finding:
-    """What one run came to."""
+    """The outcome of one case, and the violations of what the package guarantees."""
 
     case: Case
     outcome: str
-    problems: tuple[str, ...]
+    violations: tuple[str, ...]
 
 
-def judge(case: Case, seen: Seen) -> Finding:
-    """Compare what was seen with what is promised."""
-    problems = list(seen.leftovers)
-    if seen.observed is None:
+def check(case: Case, observation: Observation) -> Finding:
+    """Compare an observation with the guarantees."""
+    violations = list(observation.leftovers)
+    observed = observation.observed
+    if observed is None:
         outcome = "not started"
-        problems += _not_started(case, seen)
-    elif "error" in seen.observed:
+        violations += _check_not_started(case, observation)
+    elif "error" in observed:
         outcome = "error"
-        problems.append(f"another process could not ask: {seen.observed['error']}")
+        violations.append(f"another process could not read the run: {observed['error']}")
     else:
-        outcome = seen.observed["state"] if seen.struck or case.fault in ("none", "time-out") else "fault too late"
-        problems += [*_ending(case, seen), *_output(case, seen)]
-    if problems:
-        problems.append(f"{attrs.asdict(case)}")
-        problems.append(f"observed {_short(seen.observed)}, told {seen.told}, caller {seen.caller}; it said:")
-        problems += [f"  {line[:300]}" for line in seen.said.splitlines()[-14:]]
-    return Finding(case, outcome, tuple(problems))
+        is_injected = observation.injected or case.fault in ("none", "timeout")
+        outcome = observed["state"] if is_injected else "fault too late"
+        violations += [*_check_end(case, observation, observed), *_check_output(case, observation, observed)]
+    if violations:
+        summary = {key: value for key, value in (observed or {}).items() if key not in ("lines", "followed")}
+        violations.append(f"{attrs.asdict(case)}")
+        violations.append(
+            f"observed {summary}, returned {observation.returned}, caller {observation.caller}, messages:"
+        )
+        violations += [f"  {line[:300]}" for line in observation.messages.splitlines()[-14:]]
+    return Finding(case, outcome, tuple(violations))
 
 
-def _short(observed: dict[str, Any] | None) -> str:
-    return str({k: v for k, v in (observed or {}).items() if k not in ("lines", "followed")})
-
-
-def _not_started(case: Case, seen: Seen) -> Iterator[str]:
+def _check_not_started(case: Case, observation: Observation) -> Iterator[str]:
     if not case.is_early:
-        yield "the run cannot be found, though it printed"
-    if seen.shown:
-        yield f"the run cannot be found, though the user saw {seen.shown[:100]!r}"
+        yield "the run cannot be found, but it had output"
+    if observation.output:
+        yield f"the run cannot be found, but its output was shown: {observation.output[:100]!r}"
 
 
-# -- how it ended ------------------------------------------------------------------------------------------------------
+# -- end of the run ----------------------------------------------------------------------------------------------------
 
 
-def _stopped_codes(case: Case, by: int) -> set[int]:
-    """Exit codes of a command that was stopped by a signal first."""
-    codes = {{"saves": SAVED_CODE, "dies": 128 + by, "ignores": 137}[case.manner]}
-    # Before its first line the command may not have begun, or not have come to say how it takes signals.
+def _codes_after_stop(case: Case, first_signal: int) -> set[int]:
+    """Return the possible exit codes of a command that was stopped by a signal."""
+    codes = {{"save": SAVED_CODE, "exit": 128 + first_signal, "ignore": 137}[case.on_signal]}
+    # Before its first line the command may not have started, or not have installed its signal handlers.
     return codes | {130, 143, 137, 1} if case.is_early else codes
 
 
-def _expected(case: Case, struck: int) -> tuple[set[str], set[int]]:
-    """The states and exit codes that are right."""
-    by_itself = ({"failed"} if case.code else {"succeeded"}, {case.code})
-    if case.fault in ("client SIGKILL", "client SIGTERM", "Ctrl-C", "cancel", "cancel a tree"):
-        return {"cancelled"}, _stopped_codes(case, 2)
+def _expected_end(case: Case, injected: int) -> tuple[set[str], set[int]]:
+    """Return the allowed states and exit codes."""
+    if case.fault in ("client SIGKILL", "client SIGTERM", "Ctrl-C", "cancel", "cancel process tree"):
+        return {"cancelled"}, _codes_after_stop(case, 2)
     if case.fault == "Ctrl-C twice":
-        return {"cancelled"}, _stopped_codes(case, 2) | {137}
+        return {"cancelled"}, _codes_after_stop(case, 2) | {137}
     if case.fault == "supervisor SIGKILL":
         return {"lost"}, {125}
     if case.fault in ("raylet SIGKILL", "rank 1 SIGKILL"):
-        return {"failed"}, _stopped_codes(case, 15)
-    if case.fault == "time-out":
+        return {"failed"}, _codes_after_stop(case, 15)
+    if case.fault == "timeout":
         return {"timed_out"}, {124}
-    if case.fault == "full volume" and case.backend == "modal" and struck:
-        return {"failed"}, {case.code or 125}
-    return by_itself
+    if case.fault == "full volume" and case.backend == "modal" and injected:
+        return {"failed"}, {case.exit_code or 125}
+    return {"failed"} if case.exit_code else {"succeeded"}, {case.exit_code}
 
 
-def _ending(case: Case, seen: Seen) -> Iterator[str]:
-    assert seen.observed is not None
-    states, codes = _expected(case, seen.struck)
-    state, code = seen.observed["state"], seen.observed["returncode"]
+def _check_end(case: Case, observation: Observation, observed: dict[str, Any]) -> Iterator[str]:
+    states, codes = _expected_end(case, observation.injected)
+    state, code = observed["state"], observed["returncode"]
     if state not in states or code not in codes:
         yield f"state and exit code are {state} and {code}, not {sorted(states)} and {sorted(codes)}"
     if code == 0 and state != "succeeded":
-        yield f"exit code 0 with the state {state}"
-    if seen.observed["state_now"] != state:
-        yield f"the state is {seen.observed['state_now']}, the result's {state}"
-    if case.fault.startswith("Ctrl-C"):
-        if seen.caller != -2:
-            yield f"the caller did not get KeyboardInterrupt, but ended with {seen.caller}"
-        # Killed before its container was up: only who did so knows that it was killed.
-        said = f"{state}, exit code" if case.is_early and case.backend == "modal" else f"{state}, exit code {code} "
-        if said not in seen.said:
-            yield "the caller was not told of the end that others see"
-    elif case.fault in ("client SIGKILL", "client SIGTERM"):
-        if seen.told is not None:
-            yield f"the caller ended before the fault: {seen.told}"
-    elif seen.told is None:
-        yield f"run did not return: the caller ended with {seen.caller}"
-    elif (seen.told["state"], seen.told["returncode"]) != (state, code):
-        yield f"the caller was told {seen.told['state']}, {seen.told['returncode']}; others {state}, {code}"
+        yield f"the exit code is 0, but the state is {state}"
+    if observed["state_now"] != state:
+        yield f"Run.state is {observed['state_now']}, but the state of the result is {state}"
+    yield from _check_caller(case, observation, state, code)
     if case.fault == "full volume":
-        local = case.backend == "local"
-        wanted = LOG_ENDS if local else "could not be committed"
-        if len(seen.log or b"") < len(seen.shown) if local else seen.struck:
-            if wanted not in seen.said:
-                yield f"the caller was not told: {wanted!r} is not in what it was told"
-            if wanted not in seen.observed["detail"]:
-                yield f"others are not told: {wanted!r} is not in the detail"
-    if case.fault == "supervisor SIGKILL" and not seen.observed["detail"]:
-        yield "nothing is said of why the run was lost"
+        yield from _check_full_volume(case, observation, observed)
+    if case.fault == "supervisor SIGKILL" and not observed["detail"]:
+        yield "the result does not explain why the run was lost"
 
 
-# -- what it printed ---------------------------------------------------------------------------------------------------
+def _check_caller(case: Case, observation: Observation, state: str, code: int) -> Iterator[str]:
+    """Check that the caller reports the same end as another process."""
+    returned = observation.returned
+    if case.fault.startswith("Ctrl-C"):
+        if observation.caller != -2:
+            yield f"the caller exited with {observation.caller}, not by KeyboardInterrupt"
+        # The caller alone knows the exit code of a run that it killed before its container started.
+        with_code = not (case.is_early and case.backend == "modal")
+        if (f"{state}, exit code {code} " if with_code else f"{state}, exit code") not in observation.messages:
+            yield "the caller did not report the end that other processes see"
+    elif case.fault in ("client SIGKILL", "client SIGTERM"):
+        if returned is not None:
+            yield f"the caller returned before the fault: {returned}"
+    elif returned is None:
+        yield f"run did not return: the caller exited with {observation.caller}"
+    elif (returned["state"], returned["returncode"]) != (state, code):
+        yield f"run returned {returned['state']}, {returned['returncode']}; other processes see {state}, {code}"
+
+
+def _check_full_volume(case: Case, observation: Observation, observed: dict[str, Any]) -> Iterator[str]:
+    """Check that a loss of data is reported."""
+    local = case.backend == "local"
+    expected = "output.log ends after" if local else "could not be committed"
+    if len(observation.log or b"") < len(observation.output) if local else observation.injected:
+        if expected not in observation.messages:
+            yield f"the caller did not report {expected!r}"
+        if expected not in observed["detail"]:
+            yield f"the detail of the result does not contain {expected!r}"
+
+
+# -- output ------------------------------------------------------------------------------------------------------------
 
 
 def _text(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
-def _is_beginning(data: bytes, case: Case, *, anywhere: bool) -> bool:
-    """Whether data is how the command's output begins, with what it says when it saves, and nothing else."""
-    stopped_at, whole = set(), b""
-    for piece, _ in pieces(case.stream, case.lines, case.longest):
-        stopped_at.add(len(whole))
+def _expected_output(case: Case) -> bytes:
+    return b"".join(piece for piece, _ in pieces(case.stream_seed, case.lines, case.longest_line))
+
+
+def _is_prefix(data: bytes, case: Case, *, anywhere: bool) -> bool:
+    """Return whether data is a prefix of the expected output, possibly followed by the line of a saving command.
+
+    Args:
+        data: Output of an attempt.
+        case: The case.
+        anywhere: Whether the output may end within a piece. A command that saves is interrupted between pieces only.
+    """
+    ends, whole = set(), b""
+    for piece, _ in pieces(case.stream_seed, case.lines, case.longest_line):
+        ends.add(len(whole))
         whole += piece
-    stopped_at.add(len(whole))
+    ends.add(len(whole))
     if anywhere:
-        return whole.startswith(data.removesuffix(SAVED)) or whole.startswith(data)
-    told = len(data.removesuffix(SAVED)) if case.manner == "saves" and data.endswith(SAVED) else len(data)
-    return whole.startswith(data[:told]) and (told in stopped_at or case.manner != "saves")
+        return whole.startswith(data.removesuffix(SAVED_LINE)) or whole.startswith(data)
+    saves = case.on_signal == "save"
+    length = len(data.removesuffix(SAVED_LINE)) if saves and data.endswith(SAVED_LINE) else len(data)
+    return whole.startswith(data[:length]) and (length in ends or not saves)
 
 
-def _whole(case: Case) -> bytes:
-    return b"".join(piece for piece, _ in pieces(case.stream, case.lines, case.longest))
-
-
-def _output(case: Case, seen: Seen) -> Iterator[str]:
-    assert seen.observed is not None
-    local, log = case.backend == "local", seen.log
-    survives = case.fault not in ("client SIGKILL", "client SIGTERM")
-    # Where nothing of the container is left, no more than what Modal has committed by itself can be on the volume.
+def _check_output(case: Case, observation: Observation, observed: dict[str, Any]) -> Iterator[str]:
+    local, log = case.backend == "local", observation.log
+    # If the container was killed, its volume has only what Modal committed in the background.
     killed = (case.fault in ("supervisor SIGKILL", "Ctrl-C twice") and not local) or case.fault == "full volume"
     if log is None:
         if not killed and not case.is_early:
             yield "there is no output.log"
         log = b""
-    # What was shown beside the log.
-    if local and survives and case.fault != "full volume" and seen.shown != log:
-        yield f"shown and output.log differ: {_difference(seen.shown, log)}"
-    if local and not survives and not log.startswith(seen.shown):
-        yield f"shown is not how output.log begins: {_difference(seen.shown, log)}"
-    shown, logged = _text(seen.shown), _text(log)
-    if not local and not survives and not logged.startswith(shown.rstrip("\ufffd")):
-        yield f"shown is not how output.log begins: {_difference(shown, logged)}"
-    if not local and survives and shown != logged:
-        if not killed:
-            yield f"shown and output.log differ: {_difference(shown, logged)}"
-        elif not shown.startswith(logged.rstrip("\ufffd")):
-            yield f"output.log is not how shown begins: {_difference(shown, logged)}"
-        elif case.fault == "supervisor SIGKILL" and DAMAGED not in seen.said and seen.log is not None:
-            yield "output.log has less than was shown, and nobody said so"
-    if killed and case.fault != "full volume" and not case.is_early:
-        beginning = shown.removesuffix(SAVED.decode()).rstrip("\ufffd")
-        if not _text(_whole(case)).startswith(beginning):
-            yield f"shown has a gap or a repeat: {_difference(shown, _text(_whole(case)))}"
-    if case.fault == "full volume" and local and not seen.shown.startswith(log):
-        yield f"output.log is not how shown begins: {_difference(seen.shown, log)}"
-    # Either beside what the command printed.
-    if case.fault in ("none", "client stopped", "dropped stream", "UNAVAILABLE", "offline", "full volume"):
-        whole = _whole(case)
-        if (seen.shown if local else shown) != (whole if local else _text(whole)):
-            yield f"shown is not what was printed: {_difference(shown, _text(whole))}"
-    elif case.fault == "preemption":
-        parts = log.split(MOVED)
-        if len(parts) != seen.struck + 1 or parts[-1] != _whole(case):
-            yield f"output.log has {len(parts) - 1} new starts, not {seen.struck}, or does not end with a whole one"
-        if not all(_is_beginning(part, case, anywhere=False) for part in parts[:-1]):
-            yield "an attempt before a preemption has a gap or a repeat"
-    elif not case.is_early:
-        anywhere = case.fault in ("supervisor SIGKILL", "Ctrl-C twice", "time-out") or case.manner != "saves"
-        if case.fault in LAST_WORDS:
-            log = log.partition(LAST_WORDS[case.fault])[0]
-        if not _is_beginning(log, case, anywhere=anywhere):
-            yield f"output.log has a gap or a repeat: {_difference(logged, _text(_whole(case)))}"
-    # What others can read of it.
-    lines = logged.split("\n")
+    yield from _compare_shown_and_logged(case, observation, log, killed=killed)
+    yield from _compare_with_expected(case, observation, log, killed=killed)
+    lines = _text(log).split("\n")
     if lines[-1] == "":
         lines.pop()
-    if not killed and seen.observed["lines"] != lines:
-        yield f"logs() is not output.log: {len(seen.observed['lines'])} lines, not {len(lines)}"
-    followed = seen.observed["followed"]
+    if not killed and observed["lines"] != lines:
+        yield f"logs() differs from output.log: {len(observed['lines'])} lines, not {len(lines)}"
+    followed = observed["followed"]
     if followed is not None and not killed and followed != lines:
-        yield f"logs(follow=True) is not output.log: {len(followed)} lines, not {len(lines)}"
+        yield f"logs(follow=True) differs from output.log: {len(followed)} lines, not {len(lines)}"
+
+
+def _compare_shown_and_logged(case: Case, observation: Observation, log: bytes, *, killed: bool) -> Iterator[str]:
+    """Compare the caller's output with output.log."""
+    local = case.backend == "local"
+    caller_survives = case.fault not in ("client SIGKILL", "client SIGTERM")
+    shown, logged = _text(observation.output), _text(log)
+    if case.fault == "full volume" and local:
+        if not observation.output.startswith(log):
+            yield f"output.log is not a prefix of the shown output: {_difference(observation.output, log)}"
+    elif local and caller_survives:
+        if observation.output != log:
+            yield f"shown output and output.log differ: {_difference(observation.output, log)}"
+    elif local:
+        if not log.startswith(observation.output):
+            yield f"the shown output is not a prefix of output.log: {_difference(observation.output, log)}"
+    elif not caller_survives:
+        if not logged.startswith(shown.rstrip("\ufffd")):
+            yield f"the shown output is not a prefix of output.log: {_difference(shown, logged)}"
+    elif shown != logged:
+        if not killed:
+            yield f"shown output and output.log differ: {_difference(shown, logged)}"
+        elif not shown.startswith(logged.rstrip("\ufffd")):
+            yield f"output.log is not a prefix of the shown output: {_difference(shown, logged)}"
+        elif (
+            case.fault == "supervisor SIGKILL"
+            and "damaged or not whole" not in observation.messages
+            and observation.log is not None
+        ):
+            yield "output.log is shorter than the shown output, and the caller did not report it"
+
+
+def _compare_with_expected(case: Case, observation: Observation, log: bytes, *, killed: bool) -> Iterator[str]:
+    """Compare the caller's output and output.log with the output of the command."""
+    local = case.backend == "local"
+    shown, whole = _text(observation.output), _expected_output(case)
+    shown_prefix = shown.removesuffix(SAVED_LINE.decode()).rstrip("\ufffd")
+    is_cut = killed and case.fault != "full volume" and not case.is_early
+    if is_cut and not _text(whole).startswith(shown_prefix):
+        yield f"the shown output has a gap or a repetition: {_difference(shown, _text(whole))}"
+    if case.fault in ("none", "client SIGSTOP", "dropped stream", "UNAVAILABLE", "offline", "full volume"):
+        if (observation.output if local else shown) != (whole if local else _text(whole)):
+            yield f"the shown output differs from the command's: {_difference(shown, _text(whole))}"
+    elif case.fault == "preemption":
+        attempts = LAUNCHER_MESSAGE.split(log)
+        if len(attempts) != observation.injected + 1 or attempts[-1] != whole:
+            yield (
+                f"output.log has {len(attempts) - 1} restarts, not {observation.injected}, "
+                "or its last attempt is incomplete"
+            )
+        if not all(_is_prefix(attempt, case, anywhere=False) for attempt in attempts[:-1]):
+            yield "the output of an attempt before a preemption has a gap or a repetition"
+    elif not case.is_early:
+        anywhere = case.fault in ("supervisor SIGKILL", "Ctrl-C twice", "timeout") or case.on_signal != "save"
+        command_output = LAUNCHER_MESSAGE.split(log)[0] if case.fault in LOGGED_FAULTS else log
+        if not _is_prefix(command_output, case, anywhere=anywhere):
+            yield f"output.log has a gap or a repetition: {_difference(_text(log), _text(whole))}"
 
 
 def _difference(one: Any, other: Any) -> str:
-    """Where two outputs part."""
+    """Describe the position where two outputs begin to differ."""
     at = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    return f"{len(one)} and {len(other)} long, they part at {at}: {one[at : at + 60]!r}, {other[at : at + 60]!r}"
+    return f"{len(one)} and {len(other)} long, different from {at}: {one[at : at + 60]!r}, {other[at : at + 60]!r}"

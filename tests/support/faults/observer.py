@@ -1,6 +1,6 @@
-"""Another process of the same user's: a line of JSON asks it, a line of JSON answers.
+"""Answer requests about runs in another process of the same user: one line of JSON for each request and each answer.
 
-``{"do": "cancel"}`` cancels a run as soon as it can be found; ``"wait"`` tells its result and its log.
+The request ``{"action": "cancel"}`` cancels a run as soon as it is found; ``"wait"`` returns its result and its log.
 """
 
 from __future__ import annotations
@@ -13,26 +13,27 @@ from typing import Any
 from skyrl_modal import Run, RunNotFound
 
 
-def find(run_id: str, patience: float) -> Run | None:
-    """The run, which may be on its way still; None where it does not come."""
-    deadline = time.monotonic() + patience
+def find(run_id: str, start_timeout: float) -> Run | None:
+    """Return a run, after waiting until it is registered, or None if it is not registered in time."""
+    deadline = time.monotonic() + start_timeout
     while True:
         try:
             return Run.attach(run_id)
         except RunNotFound:
             if time.monotonic() >= deadline:
                 return None
-            time.sleep(0.02)  # the record is a file of another process: nobody tells of it
+            time.sleep(0.02)  # the record is a file that another process writes: there is no event to wait for
 
 
-def answer(question: dict[str, Any]) -> dict[str, Any]:
-    run = find(question["run_id"], question["patience"])
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Execute a request and return the answer."""
+    run = find(request["run_id"], request["start_timeout"])
     if run is None:
         return {"found": False}
-    if question["do"] == "cancel":
+    if request["action"] == "cancel":
         run.cancel()
         return {"found": True}
-    result = run.wait(question["timeout"])
+    result = run.wait(request["timeout"])
     return {
         "found": True,
         "state": str(result.state),
@@ -40,17 +41,18 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
         "detail": result.detail,
         "state_now": str(run.state),
         "lines": list(run.logs()),
-        "followed": list(run.logs(follow=True)) if question["follow"] else None,
+        "followed": list(run.logs(follow=True)) if request["follow"] else None,
     }
 
 
 def main() -> None:
+    """Answer requests on standard input until it is closed."""
     for line in sys.stdin:
         try:
-            told = answer(json.loads(line))
-        except Exception as error:  # it is a finding, for who asked
-            told = {"found": True, "error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(told), flush=True)
+            reply = answer(json.loads(line))
+        except Exception as error:  # reported as a violation by the campaign
+            reply = {"found": True, "error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(reply), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The command of every run of the campaign: a numbered output that is known beforehand, byte for byte.
+"""The command of every run of the campaign: a numbered output that is known in advance, byte for byte.
 
-It runs by itself (``python3 stream.py SEED LINES ...``), on the standard library alone, and is imported by who checks.
+It runs as a script on the standard library alone (``python3 stream.py SEED LINES ...``), and is imported by the checks.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import sys
 import time
 from collections.abc import Iterator
 
-#: What a command that saves prints last, and ends with.
-SAVED, SAVED_CODE = b"saved\n", 3
-#: How the command takes INT and TERM.
-MANNERS = ("saves", "dies", "ignores")
+#: Last line and exit code of a command that saves its state when it is stopped.
+SAVED_LINE, SAVED_CODE = b"saved\n", 3
+#: Responses of the command to INT and TERM: save and exit, exit by the signal, ignore the signal.
+SIGNAL_RESPONSES = ("save", "exit", "ignore")
 
 
 def _line(rng: random.Random, number: int, longest: int) -> bytes:
@@ -28,7 +28,7 @@ def _line(rng: random.Random, number: int, longest: int) -> bytes:
     elif kind < 6:
         body = "Schritt fünf, größer: é € 😀 語".encode()
     elif kind < 7:
-        body = bytes(rng.choices(range(0x80, 0x100), k=rng.randrange(1, 20)))  # no UTF-8
+        body = bytes(rng.choices(range(0x80, 0x100), k=rng.randrange(1, 20)))  # invalid UTF-8
     elif kind < 9:
         body = b"".join(b"\r%06d |%-10s| %d%%" % (number, b"#" * done, 10 * done) for done in range(11))
     else:
@@ -37,7 +37,7 @@ def _line(rng: random.Random, number: int, longest: int) -> bytes:
 
 
 def pieces(seed: int, lines: int, longest: int = 4000) -> Iterator[tuple[bytes, float]]:
-    """What is written at once, cut anywhere, and the seconds of silence after it."""
+    """Return the data of each write, cut anywhere in a line, with the pause in seconds that follows it."""
     rng = random.Random(seed)
     number = 0
     while number < lines:
@@ -58,8 +58,8 @@ def _write(data: bytes) -> None:
         view = view[os.write(1, view) :]
 
 
-def _grandchild() -> None:
-    """A process in a session of its own, below nobody, that holds the output open and ignores what can be ignored."""
+def _start_grandchild() -> None:
+    """Start an orphan in its own session that holds the output open and ignores signals."""
     if os.fork():
         return
     os.setsid()
@@ -72,7 +72,7 @@ def _grandchild() -> None:
 
 
 def _listen(path: str) -> socket.socket:
-    """Listen on a port that is written to a file, for whoever looks whether it is closed again."""
+    """Listen on a port and write its number to a file, so that the campaign can check that it was closed."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen()
@@ -82,42 +82,43 @@ def _listen(path: str) -> socket.socket:
 
 
 def main() -> int:
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser()
     parser.add_argument("seed", type=int)
     parser.add_argument("lines", type=int)
-    parser.add_argument("--longest", type=int, default=4000)
-    parser.add_argument("--manner", choices=MANNERS, default="dies")
-    parser.add_argument("--code", type=int, default=0)
-    parser.add_argument("--stay", action="store_true", help="do not end after the last line")
+    parser.add_argument("--longest-line", type=int, default=4000)
+    parser.add_argument("--on-signal", choices=SIGNAL_RESPONSES, default="exit")
+    parser.add_argument("--exit-code", type=int, default=0)
+    parser.add_argument("--stay", action="store_true", help="do not exit after the last line")
     parser.add_argument("--grandchildren", type=int, default=0)
     parser.add_argument("--port-file", default="")
     options = parser.parse_args()
-    waking, wake = os.pipe()
-    os.set_blocking(wake, False)
-    asked: list[int] = []
+    wakeup_read, wakeup_write = os.pipe()
+    os.set_blocking(wakeup_write, False)
+    received: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        if options.manner == "saves":
-            signal.signal(number, lambda number, _: asked.append(number))
+        if options.on_signal == "save":
+            signal.signal(number, lambda number, _: received.append(number))
         else:
-            signal.signal(number, signal.SIG_DFL if options.manner == "dies" else signal.SIG_IGN)
-    signal.set_wakeup_fd(wake)
+            signal.signal(number, signal.SIG_DFL if options.on_signal == "exit" else signal.SIG_IGN)
+    signal.set_wakeup_fd(wakeup_write)
     for _ in range(options.grandchildren):
-        _grandchild()
+        _start_grandchild()
     listener = _listen(options.port_file) if options.port_file else None
-    for piece, pause in pieces(options.seed, options.lines, options.longest):
+    for piece, pause in pieces(options.seed, options.lines, options.longest_line):
         _write(piece)
         if pause:
-            select.select([waking], [], [], pause)
-        if asked:
+            select.select([wakeup_read], [], [], pause)
+        if received:
             break
-    while options.stay and not asked:
-        select.select([waking], [], [])
-    if asked:
-        _write(SAVED)
+    while options.stay and not received:
+        select.select([wakeup_read], [], [])
+    if received:
+        _write(SAVED_LINE)
         return SAVED_CODE
     if listener is not None:
         listener.close()
-    return int(options.code)
+    return int(options.exit_code)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A short excerpt of the campaign, and that what it looks for it also finds."""
+"""Some runs of the campaign, and tests of its checks."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import attrs
 import pytest
 
-from .campaign import chosen, table
+from .campaign import select_cases, table
 from .cases import ROUND, Case, draw
-from .checks import MOVED, Finding, Seen, judge
-from .stream import SAVED, SAVED_CODE, pieces
-from .world import World
+from .checks import Finding, Observation, check
+from .fault_environment import FaultEnvironment
+from .stream import SAVED_CODE, SAVED_LINE, pieces
 
 SEED = 23
-EXCERPT = (
+SAMPLE = (
     ("none", "modal"),
     ("client SIGKILL", "local"),
     ("client SIGKILL", "modal"),
@@ -22,107 +22,120 @@ EXCERPT = (
     ("Ctrl-C", "modal"),
     ("Ctrl-C twice", "local"),
     ("cancel", "modal"),
-    ("cancel a tree", "local"),
+    ("cancel process tree", "local"),
     ("supervisor SIGKILL", "local"),
     ("supervisor SIGKILL", "modal"),
     ("dropped stream", "modal"),
     ("UNAVAILABLE", "modal"),
     ("preemption", "modal"),
-    ("time-out", "local"),
+    ("timeout", "local"),
     ("full volume", "local"),
 )
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    made = World(tmp_path_factory.mktemp("faults"), client_timeout=4)
-    yield made
-    made.close()
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultEnvironment]:
+    """Yield an environment for runs with faults."""
+    environment = FaultEnvironment(tmp_path_factory.mktemp("faults"), client_timeout=4)
+    yield environment
+    environment.close()
 
 
-@pytest.mark.parametrize("which", EXCERPT, ids=", ".join)
-def test_a_run_with_one_fault(which: tuple[str, str], world: World) -> None:
-    if which == ("full volume", "local") and not world.can_mount:
-        pytest.skip("a small file system can be mounted by root alone")
+@pytest.mark.parametrize("fault_and_backend", SAMPLE, ids=", ".join)
+def test_run_with_one_fault(fault_and_backend: tuple[str, str], environment: FaultEnvironment) -> None:
+    """A run with one fault violates no guarantee."""
+    if fault_and_backend == ("full volume", "local") and not environment.can_mount:
+        pytest.skip("only root can mount a small file system")
 
-    finding = world.run(draw(SEED, ROUND.index(which)))
+    finding = environment.run(draw(SEED, ROUND.index(fault_and_backend)))
 
-    assert finding.problems == ()
+    assert finding.violations == ()
 
 
-def test_a_number_of_a_seed_is_always_the_same_run() -> None:
-    numbers = [case.number for case in chosen(SEED, 3, "cancel", "modal")]
+def test_case_depends_on_seed_and_number_only() -> None:
+    """A number of a seed is always the same case, and another seed has other cases."""
+    numbers = [case.number for case in select_cases(SEED, 3, "cancel", "modal")]
 
     assert [ROUND[number % len(ROUND)] for number in numbers] == [("cancel", "modal")] * 3
     assert draw(SEED, numbers[2]) == draw(SEED, numbers[2])
     assert draw(SEED, numbers[2]) != draw(SEED + 1, numbers[2])
 
 
-# -- the judge, on runs that never were --------------------------------------------------------------------------------
+# -- checks, on invented observations ----------------------------------------------------------------------------------
 
-CASE = attrs.evolve(draw(SEED, ROUND.index(("cancel", "local"))), manner="saves", moment=5)
-PARTS = [piece for piece, _ in pieces(CASE.stream, CASE.lines, CASE.longest)]
+CASE = attrs.evolve(draw(SEED, ROUND.index(("cancel", "local"))), on_signal="save", after_lines=5)
+PARTS = [piece for piece, _ in pieces(CASE.stream_seed, CASE.lines, CASE.longest_line)]
 
 
-def seen(log: bytes, case: Case = CASE, state: str = "cancelled", returncode: int = SAVED_CODE) -> Seen:
-    """A run as it should be, of which all was seen."""
-    facts = {"state": state, "returncode": returncode, "detail": "why"}
+def observation(log: bytes, state: str = "cancelled", returncode: int = SAVED_CODE) -> Observation:
+    """Return the observation of a run without violations."""
+    result = {"state": state, "returncode": returncode, "detail": "why"}
     lines = log.decode("utf-8", "replace").split("\n")
-    observed = {**facts, "found": True, "state_now": state, "lines": lines[: -1 if log.endswith(b"\n") else None]}
-    return Seen(0, log, "", facts, {**observed, "followed": None}, log, 1, ())
+    observed = {**result, "found": True, "state_now": state, "lines": lines[: -1 if log.endswith(b"\n") else None]}
+    return Observation(0, log, "", result, {**observed, "followed": None}, log, 1, ())
 
 
-def test_the_judge_has_nothing_to_say_of_a_run_as_it_should_be() -> None:
-    assert judge(CASE, seen(b"".join(PARTS[:9]) + SAVED)).problems == ()
+def test_check_accepts_a_correct_run() -> None:
+    """A run that keeps all guarantees has no violations."""
+    assert check(CASE, observation(b"".join(PARTS[:9]) + SAVED_LINE)).violations == ()
 
 
 @pytest.mark.parametrize(
-    ("log", "problem"),
+    "log",
     [
-        (b"".join([*PARTS[:4], *PARTS[5:9]]) + SAVED, "gap or a repeat"),
-        (b"".join([*PARTS[:4], *PARTS[3:9]]) + SAVED, "gap or a repeat"),
-        (b"".join(PARTS[:9])[:-1] + SAVED, "gap or a repeat"),
+        b"".join([*PARTS[:4], *PARTS[5:9]]) + SAVED_LINE,
+        b"".join([*PARTS[:4], *PARTS[3:9]]) + SAVED_LINE,
+        b"".join(PARTS[:9])[:-1] + SAVED_LINE,
     ],
+    ids=["gap", "repetition", "incomplete"],
 )
-def test_the_judge_sees_gaps_and_repeats(log: bytes, problem: str) -> None:
-    assert problem in str(judge(CASE, seen(log)).problems)
+def test_check_finds_gaps_and_repetitions(log: bytes) -> None:
+    """Output with a gap or a repetition is a violation."""
+    assert "gap or a repetition" in str(check(CASE, observation(log)).violations)
 
 
 @pytest.mark.parametrize(
-    ("changes", "problem"),
+    ("change", "violation"),
     [
-        ({"shown": b"".join(PARTS[:8])}, "shown and output.log differ"),
+        ({"output": b"".join(PARTS[:8])}, "shown output and output.log differ"),
         ({"log": None}, "there is no output.log"),
-        ({"told": None}, "run did not return"),
-        ({"told": {"state": "cancelled", "returncode": 0, "detail": ""}}, "the caller was told"),
+        ({"returned": None}, "run did not return"),
+        ({"returned": {"state": "cancelled", "returncode": 0, "detail": ""}}, "run returned"),
         ({"observed": None}, "cannot be found"),
         ({"leftovers": ("process 1 is left",)}, "process 1 is left"),
     ],
 )
-def test_the_judge_sees_what_others_are_not_told(changes: dict[str, object], problem: str) -> None:
-    right = seen(b"".join(PARTS[:9]) + SAVED)
+def test_check_finds_missing_information(change: dict[str, object], violation: str) -> None:
+    """Differences between caller, log and other processes, missing records and leftovers are violations."""
+    correct = observation(b"".join(PARTS[:9]) + SAVED_LINE)
 
-    assert problem in str(judge(CASE, attrs.evolve(right, **changes)).problems)
-
-
-def test_the_judge_takes_no_fault_for_a_success() -> None:
-    assert "not ['cancelled']" in str(judge(CASE, seen(b"".join(PARTS), state="succeeded", returncode=0)).problems)
-    assert "exit code 0 with" in str(judge(CASE, seen(b"".join(PARTS), returncode=0)).problems)
+    assert violation in str(check(CASE, attrs.evolve(correct, **change)).violations)  # type: ignore[arg-type]  # any field
 
 
-def test_the_judge_counts_new_starts() -> None:
-    case = attrs.evolve(draw(SEED, ROUND.index(("preemption", "modal"))), manner="saves", code=0)
-    parts = [piece for piece, _ in pieces(case.stream, case.lines, case.longest)]
-    log = b"".join(parts[:3]) + SAVED + MOVED + b"".join(parts)
+def test_check_finds_wrong_success() -> None:
+    """A cancelled run that is reported as succeeded, or with exit code 0, is a violation."""
+    succeeded = check(CASE, observation(b"".join(PARTS), state="succeeded", returncode=0))
+    with_code_0 = check(CASE, observation(b"".join(PARTS), returncode=0))
 
-    assert judge(case, seen(log, case, "succeeded", 0)).problems == ()
-    assert "new starts" in str(judge(case, seen(b"".join(parts), case, "succeeded", 0)).problems)
+    assert "not ['cancelled']" in str(succeeded.violations)
+    assert "the exit code is 0, but" in str(with_code_0.violations)
 
 
-def test_the_table_counts() -> None:
+def test_check_counts_restarts() -> None:
+    """A preempted run restarts once for each preemption, which a launcher message in output.log shows."""
+    case: Case = attrs.evolve(draw(SEED, ROUND.index(("preemption", "modal"))), on_signal="save", exit_code=0)
+    parts = [piece for piece, _ in pieces(case.stream_seed, case.lines, case.longest_line)]
+    log = b"".join(parts[:3]) + SAVED_LINE + b"skyrl-modal | starting again\n" + b"".join(parts)
+
+    assert check(case, observation(log, "succeeded", 0)).violations == ()
+    assert "restarts" in str(check(case, observation(b"".join(parts), "succeeded", 0)).violations)
+
+
+def test_table_counts_outcomes() -> None:
+    """The table has a row for each fault and backend, and the totals."""
     other = draw(SEED, ROUND.index(("none", "modal")))
     text = table([Finding(CASE, "cancelled", ()), Finding(CASE, "lost", ("wrong",)), Finding(other, "failed", ())])
 
     rows = {line.split("  ")[0]: line.split()[-4:] for line in text.splitlines()[1:]}
     assert rows["cancel, local"] == ["2", "1", "1", "1"]
-    assert rows["together"] == ["1", "1", "1", "1"]
+    assert rows["total"] == ["1", "1", "1", "1"]
