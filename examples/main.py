@@ -1,11 +1,12 @@
-"""Run a command from a SkyRL checkout on Modal, by Modal's own command line.
+"""Run a command from a SkyRL checkout on Modal, with Modal's command line.
 
     modal run examples/main.py --command "uv run examples/train/gsm8k/gsm8k_dataset.py --output_dir /root/data/gsm8k"
     MODAL_GPU=A100:4 MODAL_APP_NAME=me_skyrl_app \
         modal run examples/main.py --command "bash examples/train/gsm8k/run_gsm8k_modal.sh"
 
-The checkout is found from $SKYRL_REPO_ROOT, the working directory, or this file, upwards. It is in the container at
-/root/SkyRL, the volume skyrl-data at /root/data, and a Ray is up. It ends with the command's own exit code.
+The checkout is searched in $SKYRL_REPO_ROOT, then from the working directory and from this file upwards. In the
+container it is mounted at /root/SkyRL, and the volume skyrl-data at /root/data. Ray runs when the command starts. The
+exit code is that of the command.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 from skyrl_modal import Launcher
 from skyrl_modal.modal_run import ModalRun
 
-runner = ModalRun(Launcher())  # MODAL_GPU and MODAL_APP_NAME are the launcher's defaults
+runner = ModalRun(Launcher())  # MODAL_GPU and MODAL_APP_NAME are defaults of the launcher
 app = runner.app
 
 

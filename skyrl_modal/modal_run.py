@@ -1,69 +1,105 @@
-"""For ``modal run``: a launcher's function in an app that the modal command itself runs and shows."""
+"""A launcher's run inside of the command ``modal run``, which starts the app and displays its log."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import modal
-from attrs import evolve
+import modal.exception
 
 from skyrl_modal.backends.modal.app import RunApp
 from skyrl_modal.backends.modal.backend import ModalBackend
+from skyrl_modal.backends.modal.errors import backend_unavailable
 from skyrl_modal.backends.modal.execution import ModalExecution
+from skyrl_modal.findings import Severity
 from skyrl_modal.launcher import Launcher
-from skyrl_modal.prepare.staging import stage
-from skyrl_modal.run.foreground import STOPPING, tell_end
-from skyrl_modal.run.handle import Run, RunResult
-from skyrl_modal.views.text import Lines
+from skyrl_modal.prepare.command import normalize_command
+from skyrl_modal.prepare.findings import find_problems
+from skyrl_modal.prepare.plan import make_plan
+from skyrl_modal.prepare.staging import check_with_backend, take_snapshots
+from skyrl_modal.protocol.job import Job
+from skyrl_modal.run.foreground import report_end
+from skyrl_modal.run.handle import Run
+from skyrl_modal.run.interrupts import STOPPING_MESSAGE
+from skyrl_modal.run.result import RunResult
+from skyrl_modal.views.text import StderrReporter
+
+#: The command of the plan that is made before the real command is known. It names no script.
+_PLACEHOLDER_COMMAND = ":"
 
 
 class ModalRun:
-    """One run in an app that ``modal run`` starts, shows the log of, and ends.
+    """One run in an app that ``modal run`` starts, displays and stops.
 
-    It is made where the app's script is imported: the files are taken then, and Modal builds and uploads as it starts
-    the app. The record, the exit code and all else are those of ``Launcher.run``.
+    Create it where the app's script is imported: the snapshots are taken then, and Modal builds and uploads when it
+    starts the app. The record and the exit code are those of ``Launcher.run``.
 
     Args:
-        launcher: What to run with; its backend is not asked.
+        launcher: What to run with. Its backend is ignored.
 
     Attributes:
-        app: What ``modal run`` runs.
+        app: The app that ``modal run`` runs.
 
     Raises:
-        SpecError: Something that was declared is wrong.
+        SpecError: A value is invalid.
         CheckoutNotFound: There is no checkout.
+        BackendUnavailable: There is no token for Modal.
     """
 
     app: modal.App
 
     def __init__(self, launcher: Launcher) -> None:
-        plan = evolve(launcher, backend="modal").plan("nvidia-smi")
-        self._reporter = Lines()
-        staged = stage(plan, ModalBackend(), launcher.secrets, self._reporter)
-        self._run_app = RunApp(staged.job, staged.snapshots, staged.secrets)
+        self._backend = ModalBackend()
+        self._reporter = StderrReporter()
+        self._plan = make_plan(launcher, _PLACEHOLDER_COMMAND, self._backend.name)
+        secret_values = check_with_backend(self._plan, self._backend, self._reporter)
+        self._run_app = RunApp(take_snapshots(self._plan, secret_values, self._reporter))
         self.app, self._function = self._run_app.define()
+        for warning in self._run_app.warnings:
+            self._reporter.warn(warning)
 
     def run(self, command: str) -> RunResult:
-        """Run a command inside of the app's ``local_entrypoint``, to its end. Its output is shown by ``modal run``.
+        """Run a command to its end. Call it in the app's ``local_entrypoint``. ``modal run`` displays the output.
+
+        Ctrl-C stops the command with its grace period; a second Ctrl-C kills it.
 
         Args:
             command: A shell string.
 
         Returns:
-            How it ended. After Ctrl-C the command has had its time to save.
+            How it ended.
+
+        Raises:
+            SpecError: The command is empty.
+            BackendUnavailable: Modal cannot be reached, or did not accept the call.
         """
-        job = evolve(self._run_app.job, command=command)
-        self._reporter.line(f"run {job.id}: {command}")
-        call = self._function.spawn(*self._run_app.arguments(job))
+        job = dataclasses.replace(self._run_app.job, command=normalize_command(command))
+        self._reporter.info(f"run {job.run_id}: {job.command}")
+        self._warn_about_command(job)
+        try:
+            call = self._function.spawn(*self._run_app.arguments(job))
+        except modal.exception.Error as error:
+            raise backend_unavailable(error) from error
         self._run_app.release()
-        run = Run(job, "modal", ModalExecution(job, call_id=call.object_id))
-        run.remember()
-        presses = 0
+        execution = ModalExecution.attached(job, self._run_app.handle(call.object_id))
+        run = Run(job, self._backend.name, execution, stored_spec=self._plan.stored_spec)
+        run._save_to_index()
+        result = self._wait(run)
+        report_end(result, self._reporter)
+        return result
+
+    def _warn_about_command(self, job: Job) -> None:
+        """Report what the plan could not find without the command, such as calls of ``ray start`` in its scripts."""
+        for finding in find_problems(job, self._plan.selections):
+            if finding.severity is not Severity.NOTE and finding not in self._plan.findings:
+                self._reporter.warn(str(finding))
+
+    def _wait(self, run: Run) -> RunResult:
+        interrupts = 0
         while True:
             try:
-                result = run.wait()
-                break
+                return run.wait()
             except KeyboardInterrupt:
-                presses += 1
-                self._reporter.line(STOPPING)
-                run.cancel(now=presses > 1)
-        tell_end(result, self._reporter)
-        return result
+                interrupts += 1
+                self._reporter.info(STOPPING_MESSAGE)
+                run.cancel(now=interrupts > 1)
