@@ -1,10 +1,9 @@
-"""The SkyRL checkout: where it is, what state git has it in, and the Ray version that it pins."""
+"""The SkyRL checkout: its folder, its state in git, and the Ray version that it pins."""
 
 from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -12,52 +11,58 @@ from pathlib import Path
 from attrs import frozen
 
 from skyrl_modal.errors import CheckoutNotFound, SpecError
+from skyrl_modal.gitfiles.git_command import GitCommandError
+from skyrl_modal.gitfiles.status import read_status
 
+#: A requirement that pins one version of Ray, such as ``ray[default]==2.51.1``.
 _RAY_PIN = re.compile(r"ray(?:\[[^\]]*\])?\s*==\s*([0-9][0-9A-Za-z.]*)\s*(?:;.*)?")
 
 
 @frozen
 class Checkout:
-    """A folder that holds a SkyRL source tree.
+    """A folder that contains a SkyRL source tree.
 
     Attributes:
-        root: The folder with ``skyrl-gym/`` in it.
-        commit: The commit that is checked out; None where git does not know the folder.
-        changed: Number of files that differ from the commit, untracked ones included; None where git was not asked.
-        ray_version: The version of Ray that its pyproject.toml pins; None where it pins none, or several.
+        root: The folder that contains ``skyrl-gym/``.
+        commit: The commit that is checked out; None if the folder is in no repository, or git could not be asked.
+        changed_files: The number of files that differ from the commit, untracked ones included; None without a commit.
+        ray_version: The version of Ray that its pyproject.toml pins; None if it pins none, or several.
+        warning: Why commit and changed files could not be read; empty if they could, or there is no repository.
     """
 
     root: Path
     commit: str | None = None
-    changed: int | None = None
+    changed_files: int | None = None
     ray_version: str | None = None
+    warning: str = ""
 
     @property
     def description(self) -> str:
-        """What is known from git in a few words, such as ``commit 1a2b3c4, 2 files changed``."""
+        """The state in git as a short text, such as ``commit 1a2b3c4d5, 2 files changed``."""
         if self.commit is None:
-            return "not a git checkout"
-        if self.changed is None:
+            return "commit unknown" if self.warning else "not a git checkout"
+        if self.changed_files is None:
             return f"commit {self.commit[:9]}"
-        noun = "file" if self.changed == 1 else "files"
-        state = f"{self.changed} {noun} changed" if self.changed else "no changes"
+        noun = "file" if self.changed_files == 1 else "files"
+        state = f"{self.changed_files} {noun} changed" if self.changed_files else "no changes"
         return f"commit {self.commit[:9]}, {state}"
 
 
 def find_checkout(given: str | Path | None = None) -> Path:
-    """Find the checkout: the folder itself or the nearest one above it that holds ``skyrl-gym/``.
+    """Find the checkout: a folder, or the nearest one above it, that contains ``skyrl-gym/``.
 
-    Looked at in this order: what is given, ``$SKYRL_REPO_ROOT``, the working directory, the script that was started.
-    What is given, by argument or variable, must be right: a wrong one is an error and never a reason to look elsewhere.
+    The search begins at the argument or at ``$SKYRL_REPO_ROOT``, if one of them is set; it is an error if neither that
+    folder nor one above it is a checkout. Otherwise it begins at the working directory, then at the folder of the
+    script that was started.
 
     Args:
         given: The checkout, or a folder in it; None to search.
 
     Returns:
-        The checkout's root, absolute.
+        The root of the checkout, absolute.
 
     Raises:
-        CheckoutNotFound: None of the places is in a checkout.
+        CheckoutNotFound: None of the folders is in a checkout.
     """
     places: list[tuple[str, Path]] = []
     variable = os.environ.get("SKYRL_REPO_ROOT")
@@ -78,49 +83,36 @@ def find_checkout(given: str | Path | None = None) -> Path:
     raise CheckoutNotFound(absolute)
 
 
-def read_checkout(root: Path) -> Checkout:
-    """Read what git and pyproject.toml say of a checkout. Nothing in it is written.
+def inspect_checkout(root: Path) -> Checkout:
+    """Read the state of a checkout in git, and the Ray version in its pyproject.toml.
 
-    Raises:
-        SpecError: A pyproject.toml is there and is no TOML.
-    """
-    # `git status` is asked without its optional index refresh: the checkout is read, never written.
-    # One call answers both questions.
-    try:
-        status = subprocess.run(
-            ["git", "--no-optional-locks", "-C", str(root), "status", "--porcelain=v2", "--branch", "-z", "--", "."],
-            check=False,
-            capture_output=True,
-            timeout=20,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "LC_ALL": "C"},
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return Checkout(root, ray_version=pinned_ray(root))
-    if status.returncode != 0:
-        return Checkout(root, ray_version=pinned_ray(root))
-    commit, changed = None, 0
-    entries = iter(status.stdout.decode("utf-8", "replace").split("\0"))
-    for entry in entries:
-        if entry.startswith("# branch.oid "):
-            oid = entry.removeprefix("# branch.oid ")
-            commit = None if oid == "(initial)" else oid
-        elif entry.startswith("2 "):  # a rename: the old name follows as an entry of its own
-            changed += 1
-            next(entries, None)
-        elif entry and not entry.startswith("#"):
-            changed += 1
-    return Checkout(root, commit=commit, changed=changed, ray_version=pinned_ray(root))
-
-
-def pinned_ray(root: Path) -> str | None:
-    """The version of Ray that the checkout pins with ``ray==``, None where there is no single one.
+    Nothing is written, and no program that the repository names is executed.
 
     Args:
-        root: The checkout; the pyproject.toml of the older layout's skyrl-train/ is read where the root has none.
+        root: The checkout.
 
     Raises:
-        SpecError: The pyproject.toml is no TOML.
+        SpecError: The pyproject.toml is not valid TOML.
+    """
+    ray_version = pinned_ray_version(root)
+    try:
+        status = read_status(root)
+    except (GitCommandError, OSError) as error:
+        warning = f"the commit of {root} is not recorded: {error}"
+        return Checkout(root, ray_version=ray_version, warning=warning)
+    if status is None:
+        return Checkout(root, ray_version=ray_version)
+    return Checkout(root, status.commit, status.changed_files, ray_version)
+
+
+def pinned_ray_version(root: Path) -> str | None:
+    """Return the version of Ray that a checkout pins with ``ray==``, or None if it pins none, or several.
+
+    Args:
+        root: The checkout. If its root has no pyproject.toml, the one of the older layout's skyrl-train/ is read.
+
+    Raises:
+        SpecError: The pyproject.toml is not valid TOML.
     """
     for path in (root / "pyproject.toml", root / "skyrl-train" / "pyproject.toml"):
         if not path.is_file():
@@ -128,7 +120,7 @@ def pinned_ray(root: Path) -> str | None:
         try:
             project = tomllib.loads(path.read_text(encoding="utf-8")).get("project", {})
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise SpecError("checkout", str(path), f"this file cannot be read as TOML: {error}") from error
+            raise SpecError("checkout", str(path), f"this file is not valid TOML: {error}") from error
         requirements = list(project.get("dependencies", []))
         for group in project.get("optional-dependencies", {}).values():
             requirements.extend(group)

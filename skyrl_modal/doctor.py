@@ -13,7 +13,7 @@ from attrs import frozen
 
 from skyrl_modal.backends.local.backend import why_side_by_side
 from skyrl_modal.backends.local.sandbox import find_sandbox
-from skyrl_modal.checkout import find_checkout, read_checkout
+from skyrl_modal.checkout import find_checkout, inspect_checkout
 from skyrl_modal.errors import SkyRLModalError
 
 
@@ -58,7 +58,7 @@ def examine() -> Iterator[Finding]:
 
 def _checkout() -> Finding:
     try:
-        checkout = read_checkout(find_checkout())
+        checkout = inspect_checkout(find_checkout())
     except SkyRLModalError as error:
         return Finding("checkout", False, str(error), optional=True)
     ray = f"pins ray=={checkout.ray_version}" if checkout.ray_version else "pins no version of Ray"

@@ -1,4 +1,4 @@
-"""Which files go into a run, and the copy of them that it sees."""
+"""The selection of files for a run, and snapshots of them."""
 
 from __future__ import annotations
 

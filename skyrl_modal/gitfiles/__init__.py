@@ -1,1 +1,1 @@
-"""Which files git would include: usable on its own, without git."""
+"""Selection of the files of a folder by git's rules. This package can be used on its own."""

@@ -1,18 +1,26 @@
-"""What a ``[...]`` of a pattern matches, as git's ``wildmatch`` has it."""
+"""Character classes (``[...]``) of patterns, as git's ``wildmatch.c`` reads them."""
 
 from __future__ import annotations
 
 _ANY = frozenset(range(1, 256)) - {0x2F}
 
 
-class NeverMatches(Exception):
-    """The pattern is one that git accepts and that then matches no path; its text says why."""
+class PatternNeverMatches(Exception):
+    """git accepts the pattern, but it matches no path. The message states why."""
 
 
-def bracket(pattern: bytes, position: int, ignore_case: bool) -> tuple[int, frozenset[int]]:
-    """The bytes that a ``[...]`` matches, and where it ends.
+def parse_bracket(pattern: bytes, position: int, ignore_case: bool) -> tuple[int, frozenset[int]]:
+    """Return the end of a ``[...]`` and the bytes that it matches.
 
-    The order of the branches is wildmatch's own, for what it does with malformed classes follows from it.
+    The branches are in the order of wildmatch.c, because the treatment of malformed classes follows from that order.
+
+    Args:
+        pattern: The whole pattern.
+        position: The position of the ``[``.
+        ignore_case: Whether ``core.ignorecase`` is set.
+
+    Raises:
+        PatternNeverMatches: The class is not closed, or names an unknown class.
     """
     text = pattern + b"\0"
     position += 1
@@ -23,12 +31,12 @@ def bracket(pattern: bytes, position: int, ignore_case: bool) -> tuple[int, froz
     byte = text[position]
     while True:
         if not byte:
-            raise NeverMatches("a [ without its ]")
+            raise PatternNeverMatches("a [ without its ]")
         if byte == 0x5C:
             position += 1
             byte = text[position]
             if not byte:
-                raise NeverMatches("a [ without its ]")
+                raise PatternNeverMatches("a [ without its ]")
             members.add(byte)
         elif byte == 0x2D and previous and text[position + 1] and text[position + 1] != 0x5D:
             position += 1
@@ -37,7 +45,7 @@ def bracket(pattern: bytes, position: int, ignore_case: bool) -> tuple[int, froz
                 position += 1
                 byte = text[position]
                 if not byte:
-                    raise NeverMatches("a [ without its ]")
+                    raise PatternNeverMatches("a [ without its ]")
             span = set(range(previous, byte + 1))
             members |= span
             if ignore_case:
@@ -46,7 +54,7 @@ def bracket(pattern: bytes, position: int, ignore_case: bool) -> tuple[int, froz
         elif byte == 0x5B and text[position + 1] == 0x3A:
             close = text.find(b"]", position + 2)
             if close < 0:
-                raise NeverMatches("a [ without its ]")
+                raise PatternNeverMatches("a [ without its ]")
             if close < position + 3 or text[close - 1] != 0x3A:
                 members.add(byte)
             else:
@@ -60,7 +68,7 @@ def bracket(pattern: bytes, position: int, ignore_case: bool) -> tuple[int, froz
         if byte == 0x5D:
             break
     if ignore_case:
-        # Paths are lowered before they are compared, so a capital that stands in a class by itself matches nothing.
+        # Paths are lowered before they are compared, so a single capital letter in a class matches nothing.
         members = {member for member in members if not 0x41 <= member <= 0x5A}
     return position + 1, frozenset(_ANY - members if negated else _ANY & members)
 
@@ -69,7 +77,7 @@ _GRAPHIC = frozenset(range(0x21, 0x7F))
 _DIGITS = frozenset(b"0123456789")
 _LOWER = frozenset(range(0x61, 0x7B))
 _UPPER = frozenset(range(0x41, 0x5B))
-# git's own character table, which knows neither locale nor vertical tab.
+# git has its own table of characters (ctype.c), which depends on no locale and has no vertical tab.
 _CLASSES = {
     b"alnum": _DIGITS | _LOWER | _UPPER,
     b"alpha": _LOWER | _UPPER,
@@ -87,7 +95,7 @@ _CLASSES = {
 
 
 def _named_class(name: bytes, ignore_case: bool) -> frozenset[int]:
-    found = _CLASSES.get(name)
-    if found is None:
-        raise NeverMatches(f"[:{name.decode('utf-8', 'backslashreplace')}:] is not a class")
-    return found | _LOWER if ignore_case and name == b"upper" else found
+    members = _CLASSES.get(name)
+    if members is None:
+        raise PatternNeverMatches(f"[:{name.decode('utf-8', 'backslashreplace')}:] is not a class")
+    return members | _LOWER if ignore_case and name == b"upper" else members

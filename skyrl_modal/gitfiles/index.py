@@ -1,235 +1,110 @@
-"""Which paths git tracks: its index, versions 2 to 4, split and sparse, SHA-1 and SHA-256.
-
-The format is Documentation/gitformat-index of git. Only names and kinds are taken from it.
-"""
+"""The paths that git tracks, according to git's index."""
 
 from __future__ import annotations
 
-import struct
 from bisect import bisect_left
-from collections.abc import Collection
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
-from attrs import define
+from skyrl_modal.gitfiles.files import read_regular_file
+from skyrl_modal.gitfiles.git_command import GitCommandError, GitProcess, run_git
+from skyrl_modal.gitfiles.index_format import GITLINK, HEADER, WORD, Entry, IndexReadError, is_plain, parse_index
 
-from skyrl_modal.gitfiles.object_store import Objects
-
-_HEADER = struct.Struct(">4sLL")
-_WORD = struct.Struct(">L")
-_GITLINK, _FOLDER = 0o160000, 0o040000
-_EXTENDED, _SKIP_WORKTREE = 0x4000, 0x4000
-# So many times a name is looked for in the raw bytes before the whole index is taken apart.
-_RAW_LOOKUPS = 100
-
-
-class IndexUnreadable(Exception):
-    """The index is not one that this reader understands; the text says why."""
-
-
-@define
-class Entry:
-    """One path of the index.
-
-    Attributes:
-        path: From the top of the worktree; a folder of a sparse index ends in a slash.
-        mode: As git writes it.
-        object_id: Of the content.
-        skipped: It is left out of the worktree by a sparse checkout.
-    """
-
-    path: bytes
-    mode: int
-    object_id: bytes
-    skipped: bool
-
-
-def read_entries(path: Path, hash_size: int) -> list[Entry]:
-    """The entries of an index file in its order, with those of the shared index that a split one is laid over.
-
-    Args:
-        path: The file; an absent one is an empty index.
-        hash_size: 20 for SHA-1, 32 for SHA-256.
-
-    Raises:
-        IndexUnreadable: The file cannot be read or understood.
-    """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise IndexUnreadable(str(error.strerror)) from error
-    try:
-        entries, position = _parse(data, hash_size)
-        link = _extension(data, position, b"link", len(data) - hash_size)
-        if link is None or not any(link[:hash_size]):
-            return entries
-        shared = path.parent / f"sharedindex.{link[:hash_size].hex()}"
-        try:
-            base, _ = _parse(shared.read_bytes(), hash_size)
-        except OSError as error:
-            raise IndexUnreadable(f"{shared.name}: {error.strerror}") from error
-        return _merged(base, entries, link[hash_size:])
-    except (struct.error, IndexError, ValueError) as error:
-        raise IndexUnreadable(f"it is damaged ({error})") from error
-
-
-def _parse(data: bytes, hash_size: int) -> tuple[list[Entry], int]:
-    signature, version, count = _HEADER.unpack_from(data)
-    if signature != b"DIRC" or version not in (2, 3, 4):
-        raise IndexUnreadable(f"its version is {version}" if signature == b"DIRC" else "it is no index")
-    entries = []
-    position = _HEADER.size
-    fixed = struct.Struct(f">24xL12x{hash_size}sH")
-    name = b""
-    for _ in range(count):
-        mode, object_id, flags = fixed.unpack_from(data, position)
-        start = position
-        position += fixed.size
-        skipped = False
-        if flags & _EXTENDED:
-            skipped = bool(data[position] << 8 & _SKIP_WORKTREE)
-            position += 2
-        if version == 4:
-            cut, position = _offset(data, position)
-            end = data.index(b"\0", position)
-            name = name[: len(name) - cut] + data[position:end]
-            position = end + 1
-        else:
-            end = data.index(b"\0", position)
-            name = data[position:end]
-            position = start + (end - start + 8) // 8 * 8
-        entries.append(Entry(name, mode, object_id, skipped))
-    return entries, position
-
-
-def _offset(data: bytes, position: int) -> tuple[int, int]:
-    """A number in the variable width of pack files' offsets."""
-    byte = data[position]
-    value = byte & 0x7F
-    while byte & 0x80:
-        position += 1
-        byte = data[position]
-        value = (value + 1) << 7 | byte & 0x7F
-    return value, position + 1
-
-
-def _extension(data: bytes, position: int, wanted: bytes, end: int) -> bytes | None:
-    while position + 8 <= end:
-        size: int = _WORD.unpack_from(data, position + 4)[0]
-        if data[position : position + 4] == wanted:
-            return data[position + 8 : position + 8 + size]
-        position += 8 + size
-    return None
-
-
-def _merged(base: list[Entry], own: list[Entry], link: bytes) -> list[Entry]:
-    """The shared entries without the deleted ones, with the replaced ones, and the index's own."""
-    if not link:
-        return sorted([*base, *own], key=lambda entry: entry.path)
-    deleted, position = _bitmap(link, 0)
-    replaced, _ = _bitmap(link, position)
-    fresh = iter(own)
-    merged = list(base)
-    for number in sorted(replaced):
-        entry = next(fresh)
-        # A replacement carries no name of its own.
-        merged[number] = Entry(base[number].path, entry.mode, entry.object_id, entry.skipped)
-    kept = [entry for number, entry in enumerate(merged) if number not in deleted]
-    return sorted([*kept, *fresh], key=lambda entry: entry.path)
-
-
-def _bitmap(data: bytes, position: int) -> tuple[set[int], int]:
-    """The positions that are set in an EWAH bitmap, and where it ends."""
-    bits, words = struct.unpack_from(">LL", data, position)
-    position += 8
-    values = struct.unpack_from(f">{words}Q", data, position)
-    position += 8 * words + 4
-    found: set[int] = set()
-    at = 0
-    place = 0
-    while place < words:
-        marker = values[place]
-        run, literals = marker >> 1 & 0xFFFFFFFF, marker >> 33
-        if marker & 1:
-            found.update(range(at, min(at + 64 * run, bits)))
-        at += 64 * run
-        for word in values[place + 1 : place + 1 + literals]:
-            found.update(at + bit for bit in range(64) if word >> bit & 1)
-            at += 64
-        place += 1 + literals
-    return found, position
+#: Number of lookups in the raw bytes before the index is parsed.
+RAW_LOOKUPS = 100
+#: Size of all ignore files that a sparse checkout leaves out of the worktree.
+MAX_IGNORE_FILE_BYTES = 64 << 20
 
 
 class Index:
-    """Questions about what is tracked, taken apart no further than the questions need.
+    """Answers questions about tracked paths, and parses the index only where a question needs it.
 
-    In most checkouts nothing that is tracked is ignored, and the names that are asked for do not occur in the file at
-    all: a search of its raw bytes answers that without the fifty thousand objects that a large index would become.
+    In most checkouts no tracked file is ignored, and the paths in question do not occur in the index file. A search in
+    its raw bytes shows this without creating an object for each entry. The forms that are not parsed here (version 4,
+    split, sparse, SHA-256) are listed by git.
+
+    Args:
+        git_dir: The repository; None for an empty index.
+        worktree: The top folder of the worktree.
+        sha256: Whether the repository uses SHA-256.
+        ignore_case: Whether ``core.ignorecase`` is set.
+        on_damage: Called with the error if the index cannot be read. The paths then count as not tracked.
     """
 
-    def __init__(self, path: Path, objects: Objects, ignore_case: bool = False) -> None:
-        self._path, self._objects, self._ignore_case = path, objects, ignore_case
-        self._lookups_left = 0 if ignore_case else _RAW_LOOKUPS
+    def __init__(
+        self,
+        git_dir: Path | None,
+        worktree: Path,
+        *,
+        sha256: bool,
+        ignore_case: bool,
+        on_damage: Callable[[IndexReadError], None],
+    ) -> None:
+        self._git_dir, self._worktree, self._sha256 = git_dir, worktree, sha256
+        self._ignore_case, self._on_damage = ignore_case, on_damage
+        self._is_damaged = False
+        self._lookups_left = 0 if ignore_case else RAW_LOOKUPS
 
-    def load(self) -> None:
-        """Reads what may fail to be read.
-
-        Raises:
-            IndexUnreadable: The file cannot be read or understood.
-            ObjectMissing: It is sparse, and what it leaves out is not in the repository.
-        """
+    @cached_property
+    def is_readable(self) -> bool:
+        """Whether the index can be read, as far as this shows without parsing a plain one."""
         if self._raw is None:
             len(self._modes)
         len(self.absent_ignore_files)
+        return not self._is_damaged
 
     def tracks_file(self, path: bytes) -> bool:
-        """Whether a file is tracked at this path (from the top of the worktree)."""
-        return self._may_hold(path) and self._folded(path) in self._modes
+        """Return whether a file is tracked at this path (from the top of the worktree)."""
+        return self._occurs_in_file(path) and self._folded(path) in self._modes
 
     def tracks_folder(self, path: bytes) -> bool:
-        """Whether something in this folder (without a slash at its end) is tracked, or it is a submodule."""
-        if not self._may_hold(path):
+        """Return whether this folder (without a slash at its end) is a submodule or contains a tracked path."""
+        if not self._occurs_in_file(path):
             return False
         path = self._folded(path)
-        return self._modes.get(path) == _GITLINK or self._has_below(path + b"/")
+        return self._modes.get(path) == GITLINK or self._has_below(path + b"/")
 
     def is_submodule(self, path: bytes) -> bool:
-        """Whether this folder is tracked as a submodule."""
-        return self._may_hold(path) and self._modes.get(self._folded(path)) == _GITLINK
+        """Return whether this folder is tracked as a submodule."""
+        return self._occurs_in_file(path) and self._modes.get(self._folded(path)) == GITLINK
 
     @property
     def submodules(self) -> list[bytes]:
         """The paths that are tracked as submodules."""
         raw = self._raw
-        if raw is not None and _WORD.pack(_GITLINK) not in raw:
+        if raw is not None and WORD.pack(GITLINK) not in raw:
             return []
-        return [path for path, mode in self._modes.items() if mode == _GITLINK]
-
-    @cached_property
-    def tracked(self) -> Collection[bytes]:
-        """Every path that is tracked; in small letters where case is ignored."""
-        return self._modes.keys()
+        return [path for path, mode in self._modes.items() if mode == GITLINK]
 
     @cached_property
     def absent_ignore_files(self) -> dict[bytes, bytes]:
-        """The ``.gitignore`` files that a sparse checkout leaves out, which git reads from the index, by path."""
+        """The ``.gitignore`` files that a sparse checkout leaves out of the worktree, by path, with their content.
+
+        git reads them from the objects in the index.
+        """
         raw = self._raw
-        if raw is not None and (not raw or _HEADER.unpack_from(raw)[1] == 2):
-            # Version 2 has no flag for what is left out.
+        if raw is not None and (not raw or HEADER.unpack_from(raw)[1] == 2):
+            # Version 2 has no flag for files that are left out.
             return {}
-        return {
-            entry.path: self._objects.blob(entry.object_id)
+        absent = {
+            entry.path: entry.object_id
             for entry in self._entries
             if entry.skipped and entry.path.rpartition(b"/")[2] == b".gitignore" and entry.mode & 0o170000 == 0o100000
         }
+        if not absent or self._git_dir is None:
+            return {}
+        try:
+            return dict(zip(absent, _read_objects(self._git_dir, self._worktree, list(absent.values())), strict=True))
+        except IndexReadError as error:
+            self._report(error)
+            return {}
 
     def _folded(self, path: bytes) -> bytes:
         return path.lower() if self._ignore_case else path
 
-    def _may_hold(self, path: bytes) -> bool:
-        """False where the bytes of the path do not occur in the index, looked for only while that is cheaper."""
+    def _occurs_in_file(self, path: bytes) -> bool:
+        """Return False if the path does not occur in the index file. Only the first lookups search the raw bytes."""
         if self._lookups_left <= 0 or self._raw is None:
             return True
         self._lookups_left -= 1
@@ -240,35 +115,36 @@ class Index:
         place = bisect_left(paths, prefix)
         return place < len(paths) and paths[place].startswith(prefix)
 
+    def _report(self, error: IndexReadError) -> None:
+        self._is_damaged = True
+        self._on_damage(error)
+
     @cached_property
     def _raw(self) -> bytes | None:
-        """The file, where every name stands in it in full; None where it has to be taken apart."""
-        try:
-            data = self._path.read_bytes()
-        except FileNotFoundError:
+        """The content of the file, if it contains each path in full; None if git has to list the entries."""
+        if self._git_dir is None:
             return b""
+        try:
+            data = read_regular_file(self._git_dir / "index")
+            return data if not self._sha256 and is_plain(data) else None
+        except FileNotFoundError:
+            pass
         except OSError as error:
-            raise IndexUnreadable(str(error.strerror)) from error
-        if len(data) < _HEADER.size or data[:4] != b"DIRC":
-            raise IndexUnreadable("it is no index")
-        whole = _HEADER.unpack_from(data)[1] in (2, 3)
-        return data if whole and b"link" not in data and b"sdir" not in data else None
+            self._report(IndexReadError(str(error.strerror)))
+        except IndexReadError as error:
+            self._report(error)
+        return b""
 
     @cached_property
     def _entries(self) -> list[Entry]:
-        entries = read_entries(self._path, self._objects.hash_size)
-        if not any(entry.mode == _FOLDER for entry in entries):
-            return entries
-        whole: list[Entry] = []
-        for entry in entries:
-            if entry.mode == _FOLDER:
-                whole.extend(
-                    Entry(entry.path + path, mode, object_id, True)
-                    for path, mode, object_id in self._objects.files_of_tree(entry.object_id)
-                )
-            else:
-                whole.append(entry)
-        return whole
+        try:
+            if self._raw:
+                return parse_index(self._raw)
+            if self._raw is None and self._git_dir is not None:
+                return _list_entries(self._git_dir, self._worktree)
+        except IndexReadError as error:
+            self._report(error)
+        return []
 
     @cached_property
     def _modes(self) -> dict[bytes, int]:
@@ -277,3 +153,66 @@ class Index:
     @cached_property
     def _sorted(self) -> list[bytes]:
         return sorted(self._modes)
+
+
+def _list_entries(git_dir: Path, worktree: Path) -> list[Entry]:
+    """Return the entries of an index of any form, as git lists them."""
+    try:
+        output = run_git(git_dir, worktree, "ls-files", "--stage", "-z", "-t", "--full-name")
+    except GitCommandError as error:
+        raise IndexReadError(f"only git can read its format: {error}") from error
+    return parse_ls_files(output)
+
+
+def parse_ls_files(output: bytes) -> list[Entry]:
+    r"""Parse the output of ``git ls-files --stage -z -t``.
+
+    Its format is documented in git-ls-files(1): a tag (``S`` for an entry that a sparse checkout leaves out), the mode,
+    the object, the stage, a tab and the path, then a NUL. Seen with git 2.39.
+
+    Example:
+        >>> parse_ls_files(b"S 100644 0aff 0\ta/b\0")
+        [Entry(path=b'a/b', mode=33188, object_id=b'\n\xff', skipped=True)]
+    """
+    entries = []
+    for record in output.split(b"\0")[:-1]:
+        facts, _, path = record.partition(b"\t")
+        tag, mode, object_id, _ = facts.split(b" ")
+        entries.append(Entry(path, int(mode, 8), bytes.fromhex(object_id.decode()), tag == b"S"))
+    return entries
+
+
+def _read_objects(git_dir: Path, worktree: Path, object_ids: list[bytes]) -> list[bytes]:
+    """Return the contents of objects."""
+    names = "".join(f"{object_id.hex()}\n" for object_id in object_ids).encode()
+    command = ("cat-file", "--batch")
+    try:
+        output = GitProcess(git_dir, worktree, command, stdin=names, max_output=MAX_IGNORE_FILE_BYTES).read_stdout()
+    except GitCommandError as error:
+        raise IndexReadError(f"only git can read ignore files that are not checked out: {error}") from error
+    return parse_cat_file(output)
+
+
+def parse_cat_file(output: bytes) -> list[bytes]:
+    r"""Parse the output of ``git cat-file --batch``.
+
+    Its format is documented in git-cat-file(1), "Batch output": the object, its type, its size, a newline, the content
+    and a newline; or the object and ``missing``. Seen with git 2.39.
+
+    Raises:
+        IndexReadError: An object is missing, for example in a partial clone.
+
+    Example:
+        >>> parse_cat_file(b"0aff blob 3\n*.o\n")
+        [b'*.o']
+    """
+    contents = []
+    position = 0
+    while position < len(output):
+        end = output.index(b"\n", position)
+        facts = output[position:end].split(b" ")
+        if len(facts) != 3:
+            raise IndexReadError(f"the object {facts[0].decode('ascii', 'replace')} is not in the repository")
+        position = end + 1 + int(facts[2]) + 1
+        contents.append(output[end + 1 : position - 1])
+    return contents

@@ -1,8 +1,8 @@
-"""Rules of several ignore files to one decision: the last rule that matches, of the deepest file that has one.
+"""Combination of the rules of several ignore files: the last matching rule of the deepest ignore file decides.
 
-A decision for a name costs about as much as two look-ups in a dict, because in each folder the rules are reduced to
-what can match a single name there: the path rules whose folder this is, and the name rules. Folders with the same path
-rules, which is nearly all of them, share one table.
+In each folder the rules are reduced to those that can match a single name there: the path rules of this folder, and the
+name rules. A decision then costs about as much as two look-ups in a dict. Folders with the same path rules, which are
+nearly all folders, share one table.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
-from skyrl_modal.gitfiles.pattern import Rule, Ruleset
+from skyrl_modal.gitfiles.ignore_file import IgnoreFile
+from skyrl_modal.gitfiles.pattern import Rule
 
 
-class Table:
-    """The rules that can match a name in one folder, in the order of their weight.
+class NameTable:
+    """The rules that can match a name in one folder, in ascending order of precedence.
 
     Attributes:
-        literals: The names that some rule matches by being equal, with the last such rule's place.
-        suffixes: What names end with for some rule to match.
-        regexes: The other rules for names, the last first.
-        whole: The rules that need the whole path.
+        literals: The names that a rule matches by equality, with the position of the last such rule.
+        suffixes: The ends of names that a rule matches.
+        regexes: The regexes of the other rules for names, the last rule first.
+        whole: The rules that match the whole path.
     """
 
     def __init__(self, rules: Sequence[Rule]) -> None:
@@ -39,7 +40,7 @@ class Table:
                 regexes.append((rule.regex, place))
             elif rule.whole is not None:
                 self.whole.append((re.compile(rule.whole.encode("latin-1"), re.DOTALL), place))
-        # Last rule first, so that the first alternative that matches is the one that decides.
+        # The last rule comes first, so that the first alternative that matches is the one that decides.
         regexes.reverse()
         self.whole.reverse()
         self._by_suffix = sorted(suffixes.items(), key=lambda item: -item[1])
@@ -52,8 +53,8 @@ class Table:
         combined = "|".join(f"({regex})" for regex in self.regexes).encode("latin-1")
         return re.compile(combined, re.DOTALL).fullmatch if combined else None
 
-    def find(self, name: bytes) -> int:
-        """The place of the last rule that matches a name, or -1; rules that need the whole path are left aside."""
+    def find_last_match(self, name: bytes) -> int:
+        """Return the position of the last rule that matches a name, or -1. Rules for whole paths are not considered."""
         place = self.literals.get(name, -1)
         if name.endswith(self.suffixes):
             place = max(place, next(place for suffix, place in self._by_suffix if name.endswith(suffix)))
@@ -62,99 +63,113 @@ class Table:
         return place
 
 
-class Here:
-    """What a chain of ignore files says about the names in one kind of folder."""
+class FolderRules:
+    """The rules of a stack of ignore files for the names in one group of folders."""
 
     def __init__(self, rules: tuple[Rule, ...], bases: tuple[int, ...]) -> None:
         self._rules, self._bases = rules, bases
 
     @cached_property
-    def folders(self) -> Table:
-        """For names of folders."""
-        return Table(self._rules)
+    def for_folders(self) -> NameTable:
+        """The rules for names of folders."""
+        return NameTable(self._rules)
 
     @cached_property
-    def files(self) -> Table:
-        """For names of everything else; a rule that is for folders alone keeps its place and matches nothing."""
-        return Table([_NOTHING if rule.only_folders else rule for rule in self._rules])
+    def for_files(self) -> NameTable:
+        """The rules for all other names. A rule for folders only keeps its position and matches nothing."""
+        return NameTable([_NO_MATCH if rule.only_folders else rule for rule in self._rules])
 
-    def rule(self, name: bytes, path: bytes, is_folder: bool) -> Rule | None:
-        """The rule that decides about a path, whose last part is ``name``; both lowered where case is ignored."""
-        table = self.folders if is_folder else self.files
-        place = table.find(name)
+    def find_rule(self, name: bytes, path: bytes, is_folder: bool) -> Rule | None:
+        """Return the rule that decides about a path whose last part is ``name``.
+
+        Where case is ignored, both arguments must be lowered.
+        """
+        table = self.for_folders if is_folder else self.for_files
+        place = table.find_last_match(name)
         for regex, at in table.whole:
             if at > place and regex.fullmatch(path, self._bases[at]):
                 place = at
         return None if place < 0 else self._rules[place]
 
 
-_NOTHING = Rule(b"", "", 0, False, False)
+_NO_MATCH = Rule(b"", "", 0, False, False)
 
 
-class Chain:
-    """The ignore files that are in force in a folder, the weakest first.
+class RuleStack:
+    """The ignore files that apply in a folder, in ascending order of precedence.
 
-    A chain is immutable; a folder with ignore files of its own gets a longer one.
+    A stack is immutable; a folder with an ignore file of its own gets a longer one.
+
+    Args:
+        parts: Ignore files, each with the length of the path of its folder.
+        ignore_case: Whether ``core.ignorecase`` is set.
     """
 
-    def __init__(self, parts: tuple[tuple[Ruleset, int], ...] = (), ignore_case: bool = False) -> None:
-        self._parts = tuple((ruleset, base) for ruleset, base in parts if ruleset.rules)
+    def __init__(self, parts: tuple[tuple[IgnoreFile, int], ...] = (), ignore_case: bool = False) -> None:
+        self._parts = tuple((file, base) for file, base in parts if file.rules)
         self._ignore_case = ignore_case
-        self._here: dict[tuple[tuple[int, ...], ...], Here] = {}
-        self._has_paths = any(rule.folder is not None for ruleset, _ in self._parts for rule in ruleset.rules)
+        self._cache: dict[tuple[tuple[int, ...], ...], FolderRules] = {}
+        self._has_paths = any(rule.folder is not None for file, _ in self._parts for rule in file.rules)
 
     def __bool__(self) -> bool:
         return bool(self._parts)
 
-    def extended(self, ruleset: Ruleset, base: bytes) -> Chain:
-        """With one more ignore file, which lies in the folder ``base`` (ending in a slash, or empty)."""
-        if not ruleset.rules:
-            return self
-        return Chain((*self._parts, (ruleset, len(base))), self._ignore_case)
+    def extended(self, file: IgnoreFile, base: bytes) -> RuleStack:
+        """Return the stack with one more ignore file.
 
-    def here(self, folder: bytes) -> Here:
-        """What is in force for the names in ``folder`` (ending in a slash, or empty)."""
+        Args:
+            file: The ignore file, which takes precedence over the others.
+            base: Its folder, ending in a slash, or empty.
+        """
+        if not file.rules:
+            return self
+        return RuleStack((*self._parts, (file, len(base))), self._ignore_case)
+
+    def rules_in(self, folder: bytes) -> FolderRules:
+        """Return the rules for the names in a folder, which ends in a slash or is empty."""
         key: tuple[tuple[int, ...], ...] = ()
         if self._has_paths:
             if self._ignore_case:
                 folder = folder.lower()
-            # A list on the way is a third faster than a generator, and this is done for each folder.
-            key = tuple([ruleset.active(folder[base:]) for ruleset, base in self._parts])
-        found = self._here.get(key)
-        if found is None:
-            rules: list[Rule] = []
-            bases: list[int] = []
-            for number, (ruleset, base) in enumerate(self._parts):
-                active = key[number] if key else ()
-                for place, rule in enumerate(ruleset.rules):
-                    if rule.folder is None or place in active:
-                        rules.append(rule)
-                        bases.append(base)
-            found = self._here[key] = Here(tuple(rules), tuple(bases))
-        return found
+            # A list comprehension is a third faster than a generator here, and this is done for each folder.
+            key = tuple([file.active_path_rules(folder[base:]) for file, base in self._parts])
+        rules = self._cache.get(key)
+        if rules is None:
+            rules = self._cache[key] = self._reduced(key)
+        return rules
 
-    def rule(self, folder: bytes, name: bytes, is_folder: bool) -> Rule | None:
-        """The rule that decides about ``name`` in ``folder``, whatever case it is written in."""
+    def _reduced(self, key: tuple[tuple[int, ...], ...]) -> FolderRules:
+        rules: list[Rule] = []
+        bases: list[int] = []
+        for number, (file, base) in enumerate(self._parts):
+            active = key[number] if key else ()
+            chosen = [rule for place, rule in enumerate(file.rules) if rule.folder is None or place in active]
+            rules += chosen
+            bases += [base] * len(chosen)
+        return FolderRules(tuple(rules), tuple(bases))
+
+    def find_rule(self, folder: bytes, name: bytes, is_folder: bool) -> Rule | None:
+        """Return the rule that decides about ``name`` in ``folder``, in any case of letters."""
         path = folder + name
         if self._ignore_case:
             name, path = name.lower(), path.lower()
-        return self.here(folder).rule(name, path, is_folder)
+        return self.rules_in(folder).find_rule(name, path, is_folder)
 
 
-class Sieve:
-    """A quick test in front of the judging: most names in most folders are ones that no rule can be about.
+class NamePrefilter:
+    """A quick test that finds the names for which a decision is needed. No rule can match most names of most folders.
 
     Attributes:
-        files: Those names of files that have to be judged.
-        folders: The same of folders.
+        files: Returns the names of files that a rule may match.
+        folders: Returns the names of folders that a rule may match.
     """
 
-    def __init__(self, heres: list[Here], ignore_case: bool) -> None:
+    def __init__(self, rules: list[FolderRules], ignore_case: bool) -> None:
         self._ignore_case = ignore_case
-        self.files = self._made([here.files for here in heres])
-        self.folders = self._made([here.folders for here in heres])
+        self.files = self._filter([folder_rules.for_files for folder_rules in rules])
+        self.folders = self._filter([folder_rules.for_folders for folder_rules in rules])
 
-    def _made(self, tables: list[Table]) -> Callable[[list[bytes]], list[bytes]]:
+    def _filter(self, tables: list[NameTable]) -> Callable[[list[bytes]], list[bytes]]:
         literals = frozenset({b".git"}.union(*(table.literals for table in tables)))
         suffixes = tuple({suffix for table in tables for suffix in table.suffixes})
         regexes = [regex for table in tables for regex in table.regexes]

@@ -1,4 +1,4 @@
-"""What a caller says about files that are to go or to stay: ``include`` and ``exclude``."""
+"""The caller's own rules, which take precedence over ignore files: ``include`` and ``exclude``."""
 
 from __future__ import annotations
 
@@ -6,52 +6,56 @@ import os
 
 from attrs import frozen
 
-from skyrl_modal.gitfiles.matcher import Chain
-from skyrl_modal.gitfiles.pattern import parse
+from skyrl_modal.gitfiles.ignore_file import parse_ignore_file
+from skyrl_modal.gitfiles.matcher import RuleStack
+
+#: The sources of the rules of a stack made by ``Overrides.rules``.
+EXCLUDE, INCLUDE = "exclude", "include"
 
 
 @frozen
-class UserRules:
+class Overrides:
     """``exclude`` and ``include`` of one selection.
 
     Attributes:
-        exclude: Lines in the language of ``.gitignore``.
-        include: The same; they win over ``exclude``.
+        exclude: Patterns in the language of ``.gitignore``.
+        include: The same; they take precedence over ``exclude``.
     """
 
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
 
-    def chain(self, ignore_case: bool) -> Chain:
-        """The lines as rules, those of ``include`` last, where they win."""
-        chain = Chain(ignore_case=ignore_case)
-        for name, lines in (("exclude", self.exclude), ("include", self.include)):
-            chain = chain.extended(parse(b"\n".join(map(os.fsencode, lines)), name, ignore_case), b"")
-        return chain
+    def rules(self, ignore_case: bool) -> RuleStack:
+        """Return the patterns as rules, those of ``include`` last."""
+        stack = RuleStack(ignore_case=ignore_case)
+        for name, lines in ((EXCLUDE, self.exclude), (INCLUDE, self.include)):
+            stack = stack.extended(parse_ignore_file(b"\n".join(map(os.fsencode, lines)), name, ignore_case), b"")
+        return stack
 
-    def reaching(self, ignore_case: bool) -> Chain:
-        """Rules for the folders that an include with a slash leads through, so that they are entered even if ignored.
+    def parent_folder_rules(self, ignore_case: bool) -> RuleStack:
+        """Return rules for the parent folders of includes that contain a slash; these are scanned even if ignored.
 
-        An include without one, such as ``*.pt``, holds in every folder that is entered anyway: it does not send the
-        walk through all of a ``.venv``.
+        An include without a slash, such as ``*.pt``, applies in every folder that is scanned in any case. It does not
+        cause a scan of a whole ``.venv``.
         """
-        ways: list[bytes] = []
+        parents: list[bytes] = []
         for line in self.include:
             parts = os.fsencode(line).strip(b"/").split(b"/")
             for depth in range(1, len(parts)):
                 if parts[depth - 1] == b"**":
                     if depth > 1:
-                        ways.append(b"/" + b"/".join(parts[:depth]))
+                        parents.append(b"/" + b"/".join(parts[:depth]))
                     break
-                ways.append(b"/" + b"/".join(parts[:depth]))
-        return Chain(ignore_case=ignore_case).extended(parse(b"\n".join(ways), "include", ignore_case), b"")
+                parents.append(b"/" + b"/".join(parts[:depth]))
+        file = parse_ignore_file(b"\n".join(parents), INCLUDE, ignore_case)
+        return RuleStack(ignore_case=ignore_case).extended(file, b"")
 
 
-def matches(chain: Chain, path: str) -> bool:
-    """Whether a rule speaks of a file or of a folder on the way to it."""
+def matches_path(rules: RuleStack, path: str) -> bool:
+    """Return whether a rule matches a file or one of its parent folders."""
     parts = os.fsencode(path).split(b"/")
     for depth, part in enumerate(parts):
         folder = b"".join(part + b"/" for part in parts[:depth])
-        if chain.rule(folder, part, depth < len(parts) - 1) is not None:
+        if rules.find_rule(folder, part, depth < len(parts) - 1) is not None:
             return True
     return False

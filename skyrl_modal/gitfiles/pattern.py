@@ -1,66 +1,77 @@
-"""Lines of ignore files to rules that decide as git does.
+"""Patterns of ignore files, compiled to rules that match as git matches.
 
-gitignore-parser compiles the patterns. What it is handed is not the line but a canonical spelling of it, since a part
-of what git's ``wildmatch`` accepts is compiled wrongly from the raw line: the line is read byte by byte as git's
-``dir.c`` and ``wildmatch.c`` read it, classes are expanded to the bytes that they match, and every byte that could mean
-something to the library stands as a private code point, which is put back as an escaped byte in the regex that comes
-out.
+gitignore-parser compiles the patterns, but compiles some patterns of git's ``wildmatch`` incorrectly. Each pattern is
+therefore parsed here, byte by byte as git's ``dir.c`` and ``wildmatch.c`` do it, and rewritten before it is compiled:
+character classes are expanded to the bytes that they match, and bytes that are special to the library are replaced by
+private code points, which are restored as escaped bytes in the resulting regex.
 
-Bytes are carried as latin-1 text on the way, because git's ``?`` is one byte.
+Bytes are represented as latin-1 text, because git's ``?`` matches one byte.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import lru_cache
+from enum import Enum
 from itertools import pairwise
+from typing import NamedTuple
 
-from attrs import field, frozen
+from attrs import frozen
 from gitignore_parser import rule_from_pattern
 
-from skyrl_modal.gitfiles.character_class import NeverMatches, bracket
+from skyrl_modal.gitfiles.character_class import PatternNeverMatches, parse_bracket
 
 _SPECIAL = frozenset(b"*?[\\")
-# Above every byte; the library treats these as letters, inside and outside of a class.
+# Code points above every byte. The library treats them as letters, inside and outside of a class.
 _SHIELD = 0xE000
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
 _UNSHIELD = {_SHIELD + byte: re.escape(chr(byte)) for byte in range(256)}
-# Stands for a folder that every pattern is put below, and for the last part where only the folders are compiled.
+# The name of a folder that is put before every pattern, and of the last part where only folders are compiled.
 _ANCHOR = chr(_SHIELD + 256)
+
+
+class _TokenKind(Enum):
+    BYTE = "byte"
+    SET = "set"
+    ANY = "?"
+    STAR = "*"
+    STARSTAR = "**"
+    SLASH = "/"
 
 
 @frozen
 class _Token:
-    """One piece of a pattern: a byte, a set of bytes, ``?``, ``*``, ``**`` or a slash."""
+    """One piece of a pattern."""
 
-    kind: str  # "byte", "set", "any", "star", "starstar", "slash"
+    kind: _TokenKind
     byte: int = 0
     members: frozenset[int] = frozenset()
 
 
-_SLASH, _ONE, _STAR, _STARSTAR = _Token("slash"), _Token("any"), _Token("star"), _Token("starstar")
+_SLASH, _ONE = _Token(_TokenKind.SLASH), _Token(_TokenKind.ANY)
+_STAR, _STARSTAR = _Token(_TokenKind.STAR), _Token(_TokenKind.STARSTAR)
 
 
 @frozen(eq=False)
 class Rule:
     """One line of an ignore file, ready to be matched.
 
-    A rule is of one of three forms. A *name rule* (``folder`` and ``whole`` are None) looks at a name alone. A *path
-    rule* has ``folder``, a regex for the folder below the ignore file's own, written with a slash after each part, and
-    looks at the name only in folders that match. A rule with ``whole`` needs the whole path below the ignore file's
-    folder: git compares the literal beginning of ``foo**/bar`` first, so it matches ``foobar``.
+    A rule has one of three forms. A *name rule* (``folder`` and ``whole`` are None) matches a name alone. A *path rule*
+    has ``folder``, a regex for the folder below the one of the ignore file, with a slash after each part; it matches
+    names in the folders that match. A rule with ``whole`` matches the whole path below the folder of the ignore file:
+    git compares the literal beginning of ``foo**/bar`` first, so that it matches ``foobar``.
 
     Attributes:
         text: The line, without its end.
-        source: The file that it stands in, as it is shown to a person.
-        lineno: Counted from 1.
-        negated: It begins with ``!``.
-        only_folders: It ends with ``/``.
-        literal: The one name that it matches, where it has no wildcard.
-        suffix: What a name ends with, where it is ``*`` and a literal.
-        regex: The regex of the name, latin-1, where it is neither.
-        folder: The regex of the folder, or the folder itself where ``folder_is_literal``.
+        source: The name of the file that contains it, as reports show it.
+        lineno: The line number, counted from 1.
+        negated: Whether the line begins with ``!``.
+        only_folders: Whether the line ends with ``/``.
+        literal: The only name that the rule matches, if it has no wildcard.
+        suffix: The end of the names that match, if the pattern is ``*`` and a literal.
+        regex: The regex of the name, latin-1, in all other cases.
+        folder: The regex of the folder, or the folder itself if ``folder_is_literal``.
+        folder_is_literal: Whether ``folder`` is compared and not matched.
         whole: The regex of the whole path.
     """
 
@@ -81,174 +92,107 @@ class Rule:
         return f"{place}: {self.text.decode('utf-8', 'backslashreplace')}"
 
 
-@frozen(eq=False)
-class Ruleset:
-    """The rules of one ignore file in their order, and the lines that can match nothing.
+class _Form(NamedTuple):
+    """The part of a rule that depends on its form; see ``Rule``."""
 
-    Attributes:
-        rules: The last one that matches decides.
-        never: ``(line number, line, why)`` of each line that is a pattern but matches nothing.
-    """
-
-    rules: tuple[Rule, ...] = ()
-    never: tuple[tuple[int, bytes, str], ...] = ()
-    folders: dict[bytes, tuple[int, ...]] = field(init=False, repr=False)
-    folder_regexes: tuple[tuple[re.Pattern[bytes], int], ...] = field(init=False, repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        folders: dict[bytes, tuple[int, ...]] = {}
-        regexes: list[tuple[re.Pattern[bytes], int]] = []
-        for number, rule in enumerate(self.rules):
-            if rule.folder is None:
-                continue
-            if rule.folder_is_literal:
-                folders[rule.folder] = (*folders.get(rule.folder, ()), number)
-            else:
-                regexes.append((re.compile(rule.folder, re.DOTALL), number))
-        object.__setattr__(self, "folders", folders)
-        object.__setattr__(self, "folder_regexes", tuple(regexes))
-
-    def active(self, folder: bytes) -> tuple[int, ...]:
-        """The numbers of the path rules that look at names in ``folder`` (ending in a slash, or empty)."""
-        found = self.folders.get(folder, ())
-        if self.folder_regexes:
-            found += tuple(number for regex, number in self.folder_regexes if regex.fullmatch(folder))
-        return found
+    literal: bytes | None = None
+    suffix: bytes | None = None
+    regex: str | None = None
+    folder: bytes | None = None
+    folder_is_literal: bool = True
+    whole: str | None = None
 
 
-@lru_cache(maxsize=512)
-def parse(content: bytes, source: str, ignore_case: bool = False) -> Ruleset:
-    r"""Reads an ignore file as git reads it.
+def compile_rule(line: bytes, source: str, lineno: int, ignore_case: bool) -> Rule:
+    r"""Compile one line of an ignore file.
 
     Args:
-        content: The bytes of the file.
-        source: The file's name as reports shall show it.
-        ignore_case: git's ``core.ignorecase``; names are then to be lowered before they are matched.
+        line: The line, trimmed, neither empty nor a comment.
+        source: The name of its file, as reports show it.
+        lineno: Its line number.
+        ignore_case: Whether ``core.ignorecase`` is set; names must then be lowered before they are matched.
+
+    Raises:
+        PatternNeverMatches: git accepts the line, but it matches no path.
 
     Example:
-        >>> rules = parse(b"# built\n*.o\n!/keep.o\n[z\n", ".gitignore")
-        >>> [str(rule) for rule in rules.rules]
-        ['.gitignore:2: *.o', '.gitignore:3: !/keep.o']
-        >>> rules.never
-        ((4, b'[z', 'a [ without its ]'),)
+        >>> compile_rule(b"!docs/*.md", ".gitignore", 3, ignore_case=False).folder
+        b'docs/'
     """
-    rules: list[Rule] = []
-    never: list[tuple[int, bytes, str]] = []
-    for lineno, line in _lines(content):
-        try:
-            rules.append(_rule(line, source, lineno, ignore_case))
-        except NeverMatches as reason:
-            never.append((lineno, line, str(reason)))
-    return Ruleset(tuple(rules), tuple(never))
-
-
-def _lines(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """The lines that hold a pattern, trimmed as git trims them; only a newline ends a line."""
-    content = content.removeprefix(b"\xef\xbb\xbf")
-    for lineno, line in enumerate(content.split(b"\n"), 1):
-        if not line or line[:1] == b"#":
-            continue
-        # git works on C strings, so a NUL ends the pattern.
-        pattern = _trimmed(line.removesuffix(b"\r").split(b"\0")[0])
-        if pattern:
-            yield lineno, pattern
-
-
-def _trimmed(line: bytes) -> bytes:
-    """Without the blanks (not tabs) at its end, but for one that a backslash protects."""
-    if line[-1:] != b" ":
-        return line
-    start = None
-    position = 0
-    while position < len(line):
-        byte = line[position]
-        if byte == 0x20:
-            start = position if start is None else start
-        else:
-            start = None
-            if byte == 0x5C:
-                position += 1
-                if position == len(line):
-                    return line
-        position += 1
-    return line if start is None else line[:start]
-
-
-def _rule(line: bytes, source: str, lineno: int, ignore_case: bool) -> Rule:
     negated = line[:1] == b"!"
     pattern = line[1:] if negated else line
     only_folders = pattern[-1:] == b"/"
     if only_folders:
         pattern = pattern[:-1]
     if not pattern:
-        raise NeverMatches("nothing is left of it")
+        raise PatternNeverMatches("nothing is left of it")
     has_slash = b"/" in pattern
-    if has_slash and pattern[:1] == b"/":
-        pattern = pattern[1:]
-    glued = 0
-    if has_slash:
-        # git compares the literal beginning before wildmatch sees the rest, so `**` at the start of that rest counts as
-        # if a slash stood before it.
-        while glued < len(pattern) and pattern[glued] not in _SPECIAL:
-            glued += 1
-    tokens = list(_tokens(pattern, has_slash, glued, ignore_case))
-
-    def made(**form: object) -> Rule:
-        return Rule(line, source, lineno, negated, only_folders, **form)  # type: ignore[arg-type]  # a form of either kind
-
     if not has_slash:
-        return made(**_name_form(tokens))
+        form = _name_form(list(_tokens(pattern, has_slash, 0, ignore_case)))
+    else:
+        form = _path_form(pattern.removeprefix(b"/"), ignore_case)
+    return Rule(line, source, lineno, negated, only_folders, *form)
+
+
+def _path_form(pattern: bytes, ignore_case: bool) -> _Form:
+    """Return the form of a pattern that contains a slash."""
+    # git compares the literal beginning before wildmatch matches the rest, so a `**` at the start of that rest counts
+    # as if a slash preceded it.
+    glued = 0
+    while glued < len(pattern) and pattern[glued] not in _SPECIAL:
+        glued += 1
+    tokens = list(_tokens(pattern, True, glued, ignore_case))
     while tokens[glued : glued + 4] == [_STARSTAR, _SLASH] * 2:
         del tokens[glued : glued + 2]
     doubled = [one is _SLASH and two is _SLASH for one, two in pairwise(tokens)]
     deep_at = glued < len(tokens) and tokens[glued] is _STARSTAR and glued > 0 and tokens[glued - 1] is not _SLASH
     if deep_at and (any(doubled[glued + 1 : glued + 2]) or tokens[glued + 1 :] == [_SLASH]):
-        # `foo**//bar` and `foo**//`: with the `**/` taken as nothing, what is left of the pattern is what is left of
-        # the path, a slash and more or nothing at all.
+        # `foo**//bar` and `foo**//`: where `**/` matches nothing, the rest of the pattern has to match the rest of the
+        # path, which is a slash and more, or nothing.
         del tokens[glued : glued + 2], doubled[glued : glued + 2]
         deep_at = False
     if any(doubled):
-        raise NeverMatches("no path has two slashes in a row")
+        raise PatternNeverMatches("no path has two slashes in a row")
     if not tokens or tokens[0] is _SLASH or tokens[-1] is _SLASH:
-        raise NeverMatches("no path begins or ends with a slash")
+        raise PatternNeverMatches("no path begins or ends with a slash")
     if deep_at:
-        return made(whole=_glued_form(tokens, glued))
+        return _Form(whole=_glued_form(tokens, glued))
     if tokens[-1] is _STARSTAR:
         folder, name = [*tokens, _SLASH], [_STAR]
     else:
         cut = max((number for number, token in enumerate(tokens) if token is _SLASH), default=-1) + 1
         folder, name = tokens[:cut], tokens[cut:]
+    form = _name_form(name)
     if folder == [_STARSTAR, _SLASH]:
-        return made(**_name_form(name))
-    if all(token.kind in ("byte", "slash") for token in folder):
-        return made(folder=_literal(folder), **_name_form(name))
-    compiled = _compiled(folder)
-    return made(folder=compiled.encode("latin-1"), folder_is_literal=False, **_name_form(name))
+        return form
+    if all(token.kind in (_TokenKind.BYTE, _TokenKind.SLASH) for token in folder):
+        return form._replace(folder=_literal(folder))
+    return form._replace(folder=_compile(folder).encode("latin-1"), folder_is_literal=False)
 
 
-def _name_form(tokens: list[_Token]) -> dict[str, object]:
-    """How a single name is matched; the first two forms are shortcuts that git takes too."""
-    if all(token.kind == "byte" for token in tokens):
-        return {"literal": _literal(tokens)}
-    if tokens[0] is _STAR and all(token.kind == "byte" for token in tokens[1:]):
-        return {"suffix": _literal(tokens[1:])}
-    return {"regex": _compiled(tokens)}
+def _name_form(tokens: list[_Token]) -> _Form:
+    """Return the form of a single name. The first two are shortcuts that git has as well."""
+    if all(token.kind is _TokenKind.BYTE for token in tokens):
+        return _Form(literal=_literal(tokens))
+    if tokens[0] is _STAR and all(token.kind is _TokenKind.BYTE for token in tokens[1:]):
+        return _Form(suffix=_literal(tokens[1:]))
+    return _Form(regex=_compile(tokens))
 
 
 def _glued_form(tokens: list[_Token], prefix: int) -> str:
     literal = "".join(_UNSHIELD[_SHIELD + byte] for byte in _literal(tokens[:prefix]))
-    return literal + _compiled(tokens[prefix:])
+    return literal + _compile(tokens[prefix:])
 
 
 def _literal(tokens: list[_Token]) -> bytes:
     return bytes(0x2F if token is _SLASH else token.byte for token in tokens)
 
 
-def _compiled(tokens: list[_Token]) -> str:
-    """The regex that gitignore-parser makes of the tokens, to be matched in full against latin-1 text.
+def _compile(tokens: list[_Token]) -> str:
+    """Return gitignore-parser's regex of the tokens, to be matched in full against latin-1 text.
 
-    The pattern is put below a folder of its own, because the library treats what stands first (and a leading ``**``)
-    apart; a pattern that ends in a slash gets a last part for the same reason.
+    The pattern is put below a folder, because the library treats the first part (and a leading ``**``) differently; a
+    pattern that ends in a slash gets a last part for the same reason.
     """
     canonical = "".join(map(_canonical, tokens))
     folders_only = canonical.endswith("/")
@@ -260,19 +204,18 @@ def _compiled(tokens: list[_Token]) -> str:
 
 def _canonical(token: _Token) -> str:
     match token.kind:
-        case "byte":
+        case _TokenKind.BYTE:
             return _shielded(token.byte)
-        case "any":
+        case _TokenKind.ANY:
             return "?"
-        case "star":
+        case _TokenKind.STAR:
             return "*"
-        case "starstar":
+        case _TokenKind.STARSTAR:
             return "**"
-        case "slash":
+        case _TokenKind.SLASH:
             return "/"
-    members = sorted(token.members)
     ranges: list[tuple[int, int]] = []
-    for byte in members:
+    for byte in sorted(token.members):
         if ranges and ranges[-1][1] == byte - 1:
             ranges[-1] = (ranges[-1][0], byte)
         else:
@@ -286,50 +229,61 @@ def _shielded(byte: int) -> str:
 
 
 def _tokens(pattern: bytes, has_slash: bool, start: int, ignore_case: bool) -> Iterator[_Token]:
-    """Cuts a pattern as wildmatch does; ``start`` is where git's literal comparison ends and wildmatch begins."""
+    """Yield the tokens of a pattern as wildmatch reads them.
+
+    Args:
+        pattern: The pattern, without a leading ``!`` and a trailing slash.
+        has_slash: Whether the line contains a slash other than the trailing one.
+        start: The position at which git's literal comparison ends and wildmatch begins.
+        ignore_case: Whether ``core.ignorecase`` is set.
+    """
     position, end = 0, len(pattern)
     while position < end:
         byte = pattern[position]
         if byte == 0x5C:  # backslash
             position += 1
             if position == end:
-                raise NeverMatches("a backslash at its end protects nothing")
+                raise PatternNeverMatches("a backslash at its end protects nothing")
             byte = pattern[position]
             if ignore_case and 0x41 <= byte <= 0x5A:
-                # wildmatch lowers the path and the pattern, but not a letter that a backslash protects.
-                raise NeverMatches("with core.ignorecase an escaped capital matches nothing")
-            yield _SLASH if byte == 0x2F else _Token("byte", byte)
+                # wildmatch lowers the path and the pattern, but not a letter after a backslash.
+                raise PatternNeverMatches("with core.ignorecase an escaped capital matches nothing")
+            yield _SLASH if byte == 0x2F else _Token(_TokenKind.BYTE, byte)
             position += 1
         elif byte == 0x2A:  # star
             first = position
             while position < end and pattern[position] == 0x2A:
                 position += 1
-            following = pattern[position : position + 2]
-            deep = (
-                has_slash
-                and position - first > 1
-                and (first == start or pattern[first - 1] == 0x2F)
-                and (not following or following[0] == 0x2F or following == b"\\/")
-            )
-            if not deep:
-                yield _STAR
-            elif following == b"\\/":
-                # Before an escaped slash wildmatch does not try zero folders. What stands literally before a `**` that
-                # begins the rest goes on to the first slash, so there it may.
-                yield from (_STAR, _SLASH, _STARSTAR)
-            else:
-                yield _STARSTAR
+            yield from _star_tokens(pattern, first, position, has_slash, start)
         elif byte == 0x3F:  # question mark
             yield _ONE
             position += 1
         elif byte == 0x5B:  # bracket
-            position, members = bracket(pattern, position, ignore_case)
+            position, members = parse_bracket(pattern, position, ignore_case)
             if not members:
-                raise NeverMatches("its [...] matches no byte")
-            yield _Token("set", members=members)
+                raise PatternNeverMatches("its [...] matches no byte")
+            yield _Token(_TokenKind.SET, members=members)
         elif byte == 0x2F:
             yield _SLASH
             position += 1
         else:
-            yield _Token("byte", byte | 0x20 if ignore_case and 0x41 <= byte <= 0x5A else byte)
+            yield _Token(_TokenKind.BYTE, byte | 0x20 if ignore_case and 0x41 <= byte <= 0x5A else byte)
             position += 1
+
+
+def _star_tokens(pattern: bytes, first: int, end: int, has_slash: bool, start: int) -> tuple[_Token, ...]:
+    """Return the tokens of the stars from ``first`` to ``end``."""
+    following = pattern[end : end + 2]
+    deep = (
+        has_slash
+        and end - first > 1
+        and (first == start or pattern[first - 1] == 0x2F)
+        and (not following or following[0] == 0x2F or following == b"\\/")
+    )
+    if not deep:
+        return (_STAR,)
+    if following == b"\\/":
+        # Before an escaped slash wildmatch does not try to match zero folders. The literal text before a `**` that
+        # begins the rest continues to the first slash, so there it may.
+        return (_STAR, _SLASH, _STARSTAR)
+    return (_STARSTAR,)

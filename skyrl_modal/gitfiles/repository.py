@@ -1,4 +1,4 @@
-"""The repository around a folder, found and read as git does it, but without git."""
+"""The git repository that contains a folder, found and read by git's rules."""
 
 from __future__ import annotations
 
@@ -8,123 +8,137 @@ import stat
 from functools import cached_property
 from pathlib import Path
 
-from skyrl_modal.gitfiles.config import GitConfig, excludes_file, settings
-from skyrl_modal.gitfiles.index import Index, IndexUnreadable
-from skyrl_modal.gitfiles.matcher import Chain
-from skyrl_modal.gitfiles.object_store import ObjectMissing, Objects
-from skyrl_modal.gitfiles.pattern import Ruleset, parse
+from skyrl_modal.gitfiles.config import excludes_file, read_config
+from skyrl_modal.gitfiles.files import read_regular_file
+from skyrl_modal.gitfiles.ignore_file import IgnoreFile, parse_ignore_file
+from skyrl_modal.gitfiles.index import Index
+from skyrl_modal.gitfiles.index_format import IndexReadError
+from skyrl_modal.gitfiles.matcher import RuleStack
 
 _HEAD = re.compile(rb"ref:\s*refs/|[0-9a-fA-F]{40}")
-_WHOLE_DISK = "GIT_DISCOVERY_ACROSS_FILESYSTEM"
+_ACROSS_FILE_SYSTEMS = "GIT_DISCOVERY_ACROSS_FILESYSTEM"
 
 
 class Repository:
-    """What decides in one worktree besides its ``.gitignore`` files.
+    """The facts that decide about the files of one worktree, apart from the ignore files in it.
+
+    Args:
+        top: The top folder of the worktree.
+        git_dir: The repository; None if there is none, and the folder is treated as after ``git init``.
 
     Attributes:
-        top: The folder of the worktree.
-        git_dir: Its repository; None where there is none, and what git would do after ``git init`` holds.
-        problems: Sentences about what could not be read.
-        config: git's settings that are in force in it.
-        ignore_case: ``core.ignorecase``.
+        top: As given.
+        git_dir: As given.
+        problems: Messages about files that could not be read.
+        config: The settings of git.
+        ignore_case: Whether ``core.ignorecase`` is set.
     """
 
     def __init__(self, top: Path, git_dir: Path | None) -> None:
         self.top, self.git_dir = top, git_dir
         self._common_dir = None if git_dir is None else _common_dir(git_dir)
-        self.config: GitConfig = settings(git_dir, self._common_dir)
-        self.problems: list[str] = list(self.config.problems)
+        self.config = read_config(git_dir, self._common_dir, top)
+        self.problems = list(self.config.problems)
         self.ignore_case = self.config.flag("core.ignorecase")
 
     @cached_property
-    def chain(self) -> Chain:
-        """The ignore files that hold everywhere in the worktree, the weakest first."""
+    def general_rules(self) -> RuleStack:
+        """The ignore files that apply in the whole worktree, in ascending order of precedence."""
         files = [excludes_file(self.config, self.top)]
         if self._common_dir is not None:
             files.append(self._common_dir / "info" / "exclude")
-        chain = Chain(ignore_case=self.ignore_case)
+        rules = RuleStack(ignore_case=self.ignore_case)
         for path in files:
             if path is not None:
-                chain = chain.extended(self.read_ignore_file(path, str(path)), b"")
-        return chain
+                rules = rules.extended(self._read_ignore_file(path), b"")
+        return rules
 
-    def read_ignore_file(self, path: Path, shown: str) -> Ruleset:
-        """The rules of an ignore file outside of the worktree; what cannot be read is told in ``problems``."""
+    def _read_ignore_file(self, path: Path) -> IgnoreFile:
+        """Read an ignore file outside of the worktree."""
         try:
-            return self.rules(path.read_bytes(), shown)
+            return self.parse_ignore_file(read_regular_file(path), str(path))
         except (FileNotFoundError, NotADirectoryError):
-            return Ruleset()
+            return IgnoreFile()
         except OSError as error:
-            self.problems.append(unreadable(shown, error))
-            return Ruleset()
+            self.problems.append(unreadable_message(str(path), error))
+            return IgnoreFile()
 
-    def rules(self, content: bytes, shown: str) -> Ruleset:
-        """The rules in the content of an ignore file; lines that can match nothing are told in ``problems``."""
-        ruleset = parse(content, shown, self.ignore_case)
-        for lineno, line, why in ruleset.never:
+    def parse_ignore_file(self, content: bytes, shown: str) -> IgnoreFile:
+        """Parse an ignore file, and add lines that match nothing to ``problems``.
+
+        Args:
+            content: The content of the file.
+            shown: The name of the file in messages.
+        """
+        file = parse_ignore_file(content, shown, self.ignore_case)
+        for lineno, line, reason in file.unmatchable:
             text = line.decode("utf-8", "backslashreplace")
-            self.problems.append(f"{shown}:{lineno}: {text!r} matches nothing, neither here nor in git: {why}")
-        return ruleset
+            self.problems.append(f"{shown}:{lineno}: {text!r} matches nothing, neither here nor in git: {reason}")
+        return file
 
     @cached_property
     def index(self) -> Index:
-        """What is tracked."""
-        if self.git_dir is None or self._common_dir is None:
-            return Index(self.top / ".git" / "index", Objects(self.top))
-        wide = self.config.values.get("extensions.objectformat") == b"sha256"
-        objects = Objects(self._common_dir / "objects", 32 if wide else 20)
-        return Index(self.git_dir / "index", objects, self.ignore_case)
+        """The tracked paths."""
+        return Index(
+            self.git_dir,
+            self.top,
+            sha256=self.config.values.get("extensions.objectformat") == b"sha256",
+            ignore_case=self.ignore_case,
+            on_damage=self._report_damaged_index,
+        )
+
+    def _report_damaged_index(self, error: IndexReadError) -> None:
+        self.problems.append(
+            f"git's index of {self.top} cannot be read ({error}): tracked files that an ignore file matches are "
+            "excluded. Run `git status` to see what is wrong with it"
+        )
 
     @cached_property
     def absent_ignore_files(self) -> dict[bytes, bytes]:
-        """The content of the ``.gitignore`` files that a sparse checkout leaves out, by path."""
+        """The content of the ``.gitignore`` files that a sparse checkout leaves out of the worktree, by path."""
         index = self.readable_index
         return {} if index is None else index.absent_ignore_files
 
     @cached_property
     def readable_index(self) -> Index | None:
-        """The index, or None (told in ``problems``) where it cannot be understood."""
-        try:
-            self.index.load()
-        except (IndexUnreadable, ObjectMissing) as error:
-            self.problems.append(
-                f"git's index of {self.top} cannot be read ({error}): tracked files that an ignore file matches stay "
-                "behind; `git status` tells what is wrong with it"
-            )
-            return None
-        return self.index
+        """The index, or None if it cannot be read, which is then noted in ``problems``."""
+        return self.index if self.index.is_readable else None
 
 
-def unreadable(shown: str, error: OSError) -> str:
-    """The sentence about an ignore file that cannot be read."""
-    return f"{shown} cannot be read ({error.strerror}): its patterns are not in force; `chmod +r {shown}` lets them be"
+def unreadable_message(shown: str, error: OSError) -> str:
+    """Return the message about an ignore file that cannot be read."""
+    return f"{shown} cannot be read ({error.strerror}): its patterns are not applied. Run `chmod +r {shown}`"
 
 
-def find(folder: Path) -> Repository:
-    """The repository that a folder belongs to, or one without a ``git_dir`` where there is none."""
+def find_worktree(folder: Path) -> tuple[Path, Path] | None:
+    """Return the top folder and the repository of the worktree that contains a folder; None if there is none."""
     device = folder.stat().st_dev
     ceilings = {Path(entry) for entry in os.environ.get("GIT_CEILING_DIRECTORIES", "").split(os.pathsep) if entry}
-    across = os.environ.get(_WHOLE_DISK, "").lower() in ("1", "true", "yes", "on")
+    across = os.environ.get(_ACROSS_FILE_SYSTEMS, "").lower() in ("1", "true", "yes", "on")
     for top in (folder, *folder.parents):
         if top != folder and (top in ceilings or (not across and top.stat().st_dev != device)):
             break
-        git_dir = repository_of(top)
+        git_dir = git_dir_of(top)
         if git_dir is not None:
-            return Repository(top, git_dir)
-    return Repository(folder, None)
+            return top, git_dir
+    return None
 
 
-def repository_of(top: Path) -> Path | None:
-    """The repository whose worktree begins at this folder."""
+def find_repository(folder: Path) -> Repository:
+    """Return the repository that contains a folder, or one without ``git_dir`` if there is none."""
+    worktree = find_worktree(folder)
+    return Repository(folder, None) if worktree is None else Repository(*worktree)
+
+
+def git_dir_of(top: Path) -> Path | None:
+    """Return the repository whose worktree has this top folder; None if there is none."""
     place = top / ".git"
     try:
-        mode = place.stat().st_mode
-        if stat.S_ISDIR(mode):
+        if stat.S_ISDIR(place.stat().st_mode):
             return place if _is_repository(place) else None
-        # A pipe of this name would keep us waiting.
-        content = place.read_bytes() if stat.S_ISREG(mode) else b""
+        content = read_regular_file(place)
     except OSError:
-        # Absent, or not for us: either way git would look further up.
+        # Absent or not accessible: in both cases git continues the search in the parent folder.
         return None
     if not content.startswith(b"gitdir:"):
         return None
@@ -135,18 +149,16 @@ def repository_of(top: Path) -> Path | None:
 def _is_repository(folder: Path) -> bool:
     head = folder / "HEAD"
     try:
-        text = os.fsencode(head.readlink()) if head.is_symlink() else head.read_bytes()
+        text = b"ref: " + os.fsencode(head.readlink()) if head.is_symlink() else read_regular_file(head)
     except OSError:
         return False
-    if head.is_symlink():
-        text = b"ref: " + text
     common = _common_dir(folder)
     return bool(_HEAD.match(text)) and (common / "objects").is_dir() and (common / "refs").is_dir()
 
 
 def _common_dir(git_dir: Path) -> Path:
     try:
-        text = (git_dir / "commondir").read_bytes()
+        text = read_regular_file(git_dir / "commondir")
     except OSError:
         return git_dir
     return git_dir / os.fsdecode(text.rstrip(b"\r\n"))

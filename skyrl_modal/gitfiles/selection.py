@@ -1,4 +1,4 @@
-"""Which files of a folder go into a run."""
+"""The selection of the files of a folder."""
 
 from __future__ import annotations
 
@@ -12,102 +12,115 @@ from types import MappingProxyType
 from attrs import field, frozen
 
 from skyrl_modal.errors import SpecError
-from skyrl_modal.gitfiles import warnings as hazards
-from skyrl_modal.gitfiles.overrides import UserRules, matches
-from skyrl_modal.gitfiles.pattern import parse
-from skyrl_modal.gitfiles.walk import Found, Mode, Verdict, Walker
-from skyrl_modal.snapshots.content_pool import digest_of, fingerprint
+from skyrl_modal.gitfiles.decision import Decision, Exclusion, FolderMode, WalkResult
+from skyrl_modal.gitfiles.digest import file_digest, tree_digest
+from skyrl_modal.gitfiles.ignore_file import parse_ignore_file
+from skyrl_modal.gitfiles.overrides import Overrides, matches_path
+from skyrl_modal.gitfiles.report import format_selection
+from skyrl_modal.gitfiles.walk import TreeWalker
+from skyrl_modal.gitfiles.warnings import find_env_files, find_warnings
 
 
 @frozen
 class Selection:
-    """The files of a folder that go into a run: what git tracks or does not ignore, and why the others stay.
+    """The files of a folder that are included in a run, and the reasons why other files are excluded.
 
-    Sizes, warnings and the digest are worked out when they are first asked for, and are then those of that moment.
+    Included are the files that git tracks or does not ignore. Sizes, warnings and the digest are computed at the first
+    access, from the files as they are at that moment.
 
     Attributes:
-        root: The folder, absolute and without symbolic links on the way.
-        files: Their paths below the root, with ``/`` between the parts, sorted. A name that is not UTF-8 is given as
-            Python gives it everywhere else (``os.fsdecode``), so that ``os.fsencode`` makes the same bytes of it.
+        root: The folder, absolute and without symbolic links.
+        files: The paths below the root, with ``/`` between the parts, sorted. A name that is not UTF-8 is decoded by
+            ``os.fsdecode``, so that ``os.fsencode`` restores its bytes.
     """
 
     root: Path
     files: tuple[str, ...] = field(repr=lambda files: f"<{len(files)} files>")
-    _user: UserRules = field(repr=False)
+    _overrides: Overrides = field(repr=False)
     _skip_caches: bool = field(repr=False)
-    _found: Found = field(repr=False, eq=False)
+    _result: WalkResult = field(repr=False, eq=False)
 
     @cached_property
     def excluded(self) -> Mapping[str, str]:
-        """What stays behind, by path, with the reason; a folder that is not entered stands as ``folder/``."""
-        return MappingProxyType({os.fsdecode(path): reason for path, reason in sorted(self._found.excluded)})
+        """The excluded paths with the reasons; a folder that was not scanned is listed as ``folder/``."""
+        return MappingProxyType({exclusion.path: exclusion.reason for exclusion in self.exclusions})
+
+    @cached_property
+    def exclusions(self) -> tuple[Exclusion, ...]:
+        """The excluded paths with the reasons and with the kinds of rules that exclude them, sorted by path."""
+        excluded = sorted(self._result.excluded, key=lambda item: item[:2])
+        return tuple(Exclusion(os.fsdecode(path), reason, by) for path, reason, by in excluded)
+
+    def ignored_env_files(self) -> tuple[tuple[str, str], ...]:
+        """Return path and reason of each ``.env`` file that is excluded, except those that ``exclude`` names."""
+        return tuple((path, reason) for path, reason, _ in find_env_files(self.exclusions))
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
-        """The size in bytes of each file, in the order of ``files``; 0 for one that has vanished since."""
+        """The size in bytes of each file, in the order of ``files``; 0 for a file that was removed."""
         return tuple(0 if status is None else status.st_size for status in self._status)
 
     @cached_property
     def bytes(self) -> int:
-        """What the files amount to."""
+        """The size of all files together, in bytes."""
         return sum(self.sizes)
 
     @cached_property
     def warnings(self) -> tuple[str, ...]:
-        """What may be wrong with the selection, each with what to do about it."""
-        found = [*self._found.warnings, *self._idle_includes()]
-        found += hazards.find(self.root, self.files, self._status, self.excluded, self._found.tops)
+        """Possible problems of the selection, each with a remedy."""
+        found = [*self._result.warnings, *self._unused_includes()]
+        found += find_warnings(self.root, self.files, self._status, self.exclusions, self._result.worktrees)
         return tuple(dict.fromkeys(found))
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the paths, permissions and contents of the files, in hex.
 
-        Two folders with the same digest give the same snapshot. Every file is read for it; one that cannot be read is
-        left out, as it is of a snapshot.
+        Two folders with the same digest have the same snapshot. Every file is read; an unreadable one is left out, as
+        in a snapshot.
         """
         base = os.fspath(self.root) + "/"
         entries = []
         for path in self.files:
             try:
-                entries.append((path, *fingerprint(base + path)))
+                entries.append((path, *file_digest(base + path)))
             except OSError:
-                # Told by `warnings`.
+                # `warnings` reports it.
                 continue
-        return digest_of(entries)
+        return tree_digest(entries)
 
     def explain(self, path: str | os.PathLike[str]) -> str:
-        """Why a path goes or stays: the line of the ignore file that decides, or what else does.
+        """Return why a path is included or excluded, with the line of the ignore file that decides.
 
         Args:
-            path: Below the root, or absolute and in it.
+            path: A path below the root, relative or absolute.
 
         Raises:
-            SpecError: The path does not lie in the root, or does not exist.
+            SpecError: The path is not in the root, or does not exist.
         """
         parts = self._parts(path)
-        walker = Walker(self.root, self._user, self._skip_caches)
+        walker = TreeWalker(self.root, self._overrides, self._skip_caches)
         folder = walker.start()
         reason = folder.reason
         for depth, part in enumerate(parts):
-            at = "/".join(parts[: depth + 1])
-            here = os.path.join(os.fsencode(self.root), os.fsencode(at))
+            relative = "/".join(parts[: depth + 1])
+            full = os.path.join(os.fsencode(self.root), os.fsencode(relative))
             try:
-                is_folder = stat.S_ISDIR(os.lstat(here).st_mode)
+                is_folder = stat.S_ISDIR(os.lstat(full).st_mode)
             except OSError as error:
-                raise SpecError("path", os.fspath(path), f"{at} cannot be looked at ({error.strerror})") from error
-            folder = walker.entered_alone(folder)
-            verdict = walker.judge(folder, os.fsencode(part), is_folder)
-            if verdict is None:
-                return f"{at} stays: .git never goes"
-            shown = f"{at}/" if is_folder else at
+                raise SpecError("path", os.fspath(path), f"{relative} cannot be read ({error.strerror})") from error
+            folder = walker.enter_unlisted(folder)
+            decision = walker.decide(folder, os.fsencode(part), is_folder)
+            if decision is None:
+                return f"{relative} is excluded: .git is never included"
+            shown = f"{relative}/" if is_folder else relative
             if depth == len(parts) - 1:
-                return self._explained(shown, verdict, is_folder)
+                return self._explain_decision(shown, decision, is_folder)
             if not is_folder:
-                raise SpecError("path", os.fspath(path), f"{at} is not a folder")
-            if verdict.mode is None:
-                return f"{'/'.join(parts)} stays: its folder {shown} does ({verdict.reason}), and is not entered"
-            folder = walker.below(folder, os.fsencode(part), verdict)
+                raise SpecError("path", os.fspath(path), f"{relative} is not a folder")
+            if decision.mode is None:
+                return f"{'/'.join(parts)} is excluded: its folder {shown} is excluded ({decision.reason})"
+            folder = walker.child(folder, os.fsencode(part), decision)
         return f"{self.root} is the root{': ' + reason if reason else ''}"
 
     def _parts(self, path: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -121,42 +134,42 @@ class Selection:
             raise SpecError("path", os.fspath(path), f"give a path in {self.root}, without ..")
         return given.parts
 
-    def _explained(self, shown: str, verdict: Verdict, is_folder: bool) -> str:
+    def _explain_decision(self, shown: str, decision: Decision, is_folder: bool) -> str:
         if shown in self.excluded:
-            entered = is_folder and verdict.mode is not None
-            kept = " (some of what is in it goes)" if entered and self._holds(shown) else ""
-            return f"{shown} stays{kept}: {self.excluded[shown]}"
-        if is_folder and verdict.mode in (Mode.TRACKED, Mode.NOTHING) and not verdict.goes:
-            return f"{shown} stays but for what is named: {verdict.reason}"
-        return f"{shown} {'goes' if verdict.goes else 'stays'}: {verdict.reason}"
+            scanned = is_folder and decision.mode is not None
+            partly = " (except for some files in it)" if scanned and self._contains(shown) else ""
+            return f"{shown} is excluded{partly}: {self.excluded[shown]}"
+        if is_folder and not decision.included and decision.mode in (FolderMode.TRACKED_ONLY, FolderMode.NONE):
+            return f"{shown} is excluded except for files that are named: {decision.reason}"
+        return f"{shown} is {'included' if decision.included else 'excluded'}: {decision.reason}"
 
-    def _holds(self, folder: str) -> bool:
+    def _contains(self, folder: str) -> bool:
         return any(path.startswith(folder) for path in self.files)
 
     def __str__(self) -> str:
-        return hazards.table(self.root, self.files, self.sizes, self.excluded, self.warnings)
+        return format_selection(self.root, self.files, self.sizes, self.excluded, self.warnings)
 
     @cached_property
     def _status(self) -> tuple[os.stat_result | None, ...]:
         base = os.fspath(self.root) + "/"
-        return tuple(_status(base + path) for path in self.files)
+        return tuple(_stat_or_none(base + path) for path in self.files)
 
-    def _idle_includes(self) -> list[str]:
-        """Includes that name nothing that is there."""
-        idle = []
-        for line in self._user.include:
+    def _unused_includes(self) -> list[str]:
+        """Warn about includes that match no file."""
+        unused = []
+        for line in self._overrides.include:
             if line.startswith("!"):
                 continue
-            chain = UserRules(include=(line,)).chain(False)
-            if not any(matches(chain, path) for path in self.files):
-                idle.append(
-                    f"include {line!r} matches nothing: look for a mistyped name; a pattern without a slash does not "
-                    "reach into an ignored folder, so name the folder as well"
+            rules = Overrides(include=(line,)).rules(ignore_case=False)
+            if not any(matches_path(rules, path) for path in self.files):
+                unused.append(
+                    f"include {line!r} matches nothing: check the spelling. A pattern without a slash does not search "
+                    "ignored folders, so name the folder as well"
                 )
-        return idle
+        return unused
 
 
-def _status(path: str) -> os.stat_result | None:
+def _stat_or_none(path: str) -> os.stat_result | None:
     try:
         return os.lstat(path)
     except OSError:
@@ -166,22 +179,27 @@ def _status(path: str) -> os.stat_result | None:
 def select(
     root: str | os.PathLike[str], include: Iterable[str] = (), exclude: Iterable[str] = (), *, skip_caches: bool = False
 ) -> Selection:
-    """The files of a folder that go into a run: exactly those that git tracks or does not ignore.
+    """Select the files of a folder that git tracks or does not ignore.
 
-    git itself is not run, and needs neither be there nor trust the folder. A folder outside of any repository is looked
-    at as if it were a fresh one. ``.git`` never goes; links go as links; empty folders stay, as in git; a submodule and
-    a clone inside of the folder go as their own repositories say.
+    git is only run where its configuration includes other files, or where its index has an uncommon form (split,
+    sparse, version 4, SHA-256). It then executes no program that the repository names. The folder may belong to another
+    user, or be in no repository; it is then treated as after ``git init``. ``.git`` is never included, links are
+    included as links, empty folders are excluded, as in git. For a submodule or a nested clone its own repository
+    decides.
 
     Args:
         root: The folder.
-        include: Patterns in the language of ``.gitignore`` for what goes whatever git says. One that names a folder
-            takes all of it. One with a slash also reaches into ignored folders; one without does not.
-        exclude: The same for what stays, tracked or not. Where both match, ``include`` wins.
-        skip_caches: Leave untracked environments and caches behind (``.venv``, ``__pycache__``, ``*.pyc``,
-            ``*.egg-info``, ``.pytest_cache``, ``node_modules``, ``.DS_Store``) also where no ignore file names them.
+        include: Patterns in the language of ``.gitignore`` for files to include even if git ignores them. One that
+            names a folder includes all of it. One with a slash also matches in ignored folders; one without does not.
+        exclude: The same for files to exclude, tracked or not. ``include`` takes precedence over ``exclude``.
+        skip_caches: Whether to exclude untracked environments and caches (``.venv``, ``__pycache__``, ``*.pyc``,
+            ``*.egg-info``, ``.pytest_cache``, ``node_modules``, ``.DS_Store``) that no ignore file names.
+
+    Returns:
+        The selection.
 
     Raises:
-        SpecError: The root is absent, no folder or unreadable, or a pattern is one that can match nothing.
+        SpecError: The root is absent, not a folder or unreadable, or a pattern can match nothing.
 
     Example:
         >>> import pathlib, tempfile
@@ -192,7 +210,7 @@ def select(
         >>> selection.files
         ('.gitignore', 'train.py')
         >>> selection.explain("x.log")
-        'x.log stays: .gitignore:1: *.log'
+        'x.log is excluded: .gitignore:1: *.log'
         >>> select(root, include=["x.log"], exclude=[".gitignore"]).files
         ('train.py', 'x.log')
     """
@@ -202,28 +220,28 @@ def select(
     except (OSError, RuntimeError) as error:
         raise SpecError("root", str(root), "there is no such folder") from error
     if not resolved.is_dir():
-        raise SpecError("root", str(root), "is not a folder: name the folder that the file lies in")
-    user = UserRules(_patterns("exclude", exclude), _patterns("include", include))
-    found = Walker(resolved, user, skip_caches).walk()
-    # One call for all of them: a NUL cannot be in a name, so no name runs into the next.
-    files = b"\0".join(found.files).decode("utf-8", "surrogateescape").split("\0") if found.files else []
+        raise SpecError("root", str(root), "is not a folder: name the folder that contains the file")
+    overrides = Overrides(_check_patterns("exclude", exclude), _check_patterns("include", include))
+    result = TreeWalker(resolved, overrides, skip_caches).walk()
+    # One call decodes all names. A name contains no NUL, so the names remain separate.
+    files = b"\0".join(result.files).decode("utf-8", "surrogateescape").split("\0") if result.files else []
     files.sort()
-    found.files.clear()
-    return Selection(resolved, tuple(files), user, skip_caches, found)
+    result.files.clear()
+    return Selection(resolved, tuple(files), overrides, skip_caches, result)
 
 
-def _patterns(field_name: str, patterns: Iterable[str]) -> tuple[str, ...]:
+def _check_patterns(field_name: str, patterns: Iterable[str]) -> tuple[str, ...]:
     if isinstance(patterns, (str, bytes)):
         raise SpecError(field_name, patterns, f"give a list of patterns: {field_name}=[{patterns!r}]")
-    found = tuple(patterns)
-    for pattern in found:
+    checked = tuple(patterns)
+    for pattern in checked:
         if not isinstance(pattern, str):
             raise SpecError(field_name, pattern, "a pattern is text, in the language of .gitignore")
         if not pattern.strip() or pattern.startswith("#") or "\n" in pattern or "\0" in pattern:
             raise SpecError(field_name, pattern, "give one pattern, in the language of .gitignore")
         if ".." in pattern.removeprefix("!").split("/"):
             raise SpecError(field_name, pattern, "a pattern cannot lead out of the root: no ..")
-        never = parse(os.fsencode(pattern), field_name).never
-        if never:
-            raise SpecError(field_name, pattern, f"matches nothing, neither here nor in git: {never[0][2]}")
-    return found
+        unmatchable = parse_ignore_file(os.fsencode(pattern), field_name).unmatchable
+        if unmatchable:
+            raise SpecError(field_name, pattern, f"matches nothing, neither here nor in git: {unmatchable[0][2]}")
+    return checked

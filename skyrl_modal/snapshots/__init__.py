@@ -1,1 +1,1 @@
-"""Content-addressed copies of selected files, which later edits do not affect."""
+"""Copies of selected files, stored by content, which later edits do not change."""

@@ -1,4 +1,4 @@
-"""How a snapshot is taken: what changed is read, the tree is built on an earlier one, and published in one step."""
+"""One attempt to take a snapshot: read the changed files, build the tree on an earlier one, publish it in one step."""
 
 from __future__ import annotations
 
@@ -9,32 +9,39 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
-from skyrl_modal.errors import SpecError
+from skyrl_modal.errors import SnapshotError
+from skyrl_modal.gitfiles.digest import LINK_MODE, link_digest, normalized_mode, tree_digest
 from skyrl_modal.gitfiles.selection import Selection
-from skyrl_modal.snapshots.content_pool import LINK, Blobs, Unusable, digest_of, kept_mode
-from skyrl_modal.snapshots.file_stamps import Stamp, Stamps, stamp_of, untrusted, youngest_trusted
-from skyrl_modal.snapshots.snapshot import Lease, Snapshot
-
-Progress = Callable[[int, int], None]
-"""Called with the number of files that were read and of those that have to be."""
+from skyrl_modal.snapshots.content_pool import ContentPool, FileNotCopied
+from skyrl_modal.snapshots.file_stamps import (
+    FileStamps,
+    Stamp,
+    latest_trusted_time,
+    stamp_of,
+    without_trusted_size,
+)
+from skyrl_modal.snapshots.snapshot import SharedLock, Snapshot
 
 _Entries = dict[str, tuple[int, bytes]]
 
 
-class Taking:
+class Capture:
     """One attempt to take a snapshot.
 
+    Args:
+        store: The folder of the store.
+        selection: The files to copy.
+
     Attributes:
-        added: The bytes by which the pool grew.
-        built: Whether there is a new tree.
+        added: The number of bytes by which the pool grew.
+        built: Whether a new tree was built.
     """
 
-    def __init__(self, store: Path, selection: Selection, progress: Progress | None) -> None:
-        self._blobs, self._trees = Blobs(store / "blobs"), store / "trees"
-        self._selection, self._progress = selection, progress
+    def __init__(self, store: Path, selection: Selection) -> None:
+        self._pool, self._trees = ContentPool(store / "blobs"), store / "trees"
+        self._selection = selection
         root = os.fsencode(selection.root)
         self._stamps_path = store / "stamps" / hashlib.sha256(root).hexdigest()
         self._prefix = os.fspath(selection.root) + "/"
@@ -44,202 +51,211 @@ class Taking:
         self.built = False
 
     def run(self) -> Snapshot | None:
-        """The snapshot, or None where the files changed so that the attempt has to be made again."""
-        known = Stamps.load(self._stamps_path)
+        """Return the snapshot, or None if files changed meanwhile and another attempt is needed.
+
+        Raises:
+            SnapshotError: The root was removed.
+        """
+        known = FileStamps.load(self._stamps_path)
         read = self._read(known)
         if read is known.entries:
             digest = known.digest.hex()
         else:
-            digest = digest_of((path, kept_mode(stamp[4]), sha) for path, (stamp, sha) in read.items())
+            digest = tree_digest((path, normalized_mode(stamp[4]), sha) for path, (stamp, sha) in read.items())
         path = self._trees / digest
-        lease = self._leased(path)
-        if lease is None:
-            staged, base = self._borrowed(known.digest.hex(), _entries(known.entries))
+        lock = self._lock(path)
+        if lock is None:
+            staged, base = self._reuse_previous_tree(known.digest.hex(), _entries(known.entries))
             try:
-                self._fill(staged, base, _entries(read))
-            except _Outdated:
+                self._update_tree(staged, base, _entries(read))
+            except _SourceChanged:
                 shutil.rmtree(staged)
                 return None
-            lease = self._published(staged, path)
+            lock = self._publish_tree(staged, path)
             self.built = True
         else:
             os.utime(path)
         if read is not known.entries:
-            Stamps(bytes.fromhex(digest), read).save(self._stamps_path)
-        return Snapshot(path, digest, len(read), self._bytes, tuple(self._warnings), lease=lease)
+            FileStamps(bytes.fromhex(digest), read).save(self._stamps_path)
+        return Snapshot(path, digest, len(read), self._bytes, tuple(self._warnings), lock=lock)
 
-    def _read(self, known: Stamps) -> dict[str, tuple[Stamp, bytes]]:
-        """The stamps and contents of the selected files as they are; the known ones themselves if nothing changed."""
+    def _read(self, known: FileStamps) -> dict[str, tuple[Stamp, bytes]]:
+        """Return stamps and digests of the selected files; the known ones themselves if nothing has changed."""
         stamps: dict[str, tuple[Stamp, bytes] | None] = {}
-        waiting: list[str] = []
+        changed: list[str] = []
         old = known.entries
         prefix, lstat = self._prefix, os.lstat
         if not os.path.isdir(prefix):
-            raise SpecError("root", str(self._selection.root), "is gone since it was selected")
+            raise SnapshotError(str(self._selection.root), "the folder was removed after the selection")
         for path in self._selection.files:
             try:
                 status = lstat(prefix + path)
             except OSError as error:
-                gone = isinstance(error, (FileNotFoundError, NotADirectoryError))
-                self._warnings.append(f"{path} {'is gone' if gone else error.strerror}: it is not in the snapshot")
+                removed = isinstance(error, (FileNotFoundError, NotADirectoryError))
+                self._warn(path, "was removed" if removed else f"cannot be read ({error.strerror})")
                 continue
             stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_mode)
             self._bytes += status.st_size
             before = old.get(path)
             stamps[path] = before
             if before is None or before[0] != stamp:
-                waiting.append(path)
-        if waiting:
-            self._read_again(waiting, stamps)
+                changed.append(path)
+        if changed:
+            self._read_changed(changed, stamps)
         elif old and len(stamps) == len(old):
             return old
         return {path: stamp for path, stamp in stamps.items() if stamp is not None}
 
-    def _read_again(self, waiting: list[str], stamps: dict[str, tuple[Stamp, bytes] | None]) -> None:
-        trusted = youngest_trusted(self._trees.parent, os.stat(self._prefix).st_dev)
-        for number, path in enumerate(waiting, 1):
+    def _warn(self, path: str, reason: str) -> None:
+        self._warnings.append(f"{path} {reason}: it is not in the snapshot")
+
+    def _read_changed(self, changed: list[str], stamps: dict[str, tuple[Stamp, bytes] | None]) -> None:
+        latest_trusted = latest_trusted_time(self._trees.parent, os.stat(self._prefix).st_dev)
+        for path in changed:
             try:
-                stamp, sha = self._content(path)
-            except Unusable as reason:
-                self._warnings.append(f"{path} {reason}: it is not in the snapshot")
+                stamp, sha = self._store_content(path)
+            except FileNotCopied as reason:
+                self._warn(path, str(reason))
                 stamps[path] = None
             else:
-                young = stamp[1] >= trusted or stamp[2] >= trusted
-                stamps[path] = (untrusted(stamp) if young else stamp, sha)
-            if self._progress is not None:
-                self._progress(number, len(waiting))
+                recent = stamp[1] >= latest_trusted or stamp[2] >= latest_trusted
+                stamps[path] = (without_trusted_size(stamp) if recent else stamp, sha)
 
-    def _content(self, path: str) -> tuple[Stamp, bytes]:
+    def _store_content(self, path: str) -> tuple[Stamp, bytes]:
         full = self._prefix + path
         try:
             status = os.lstat(full)
             if stat.S_ISLNK(status.st_mode):
-                return stamp_of(status), hashlib.sha256(os.fsencode(os.readlink(full))).digest()
+                return stamp_of(status), link_digest(os.readlink(full))
         except OSError as error:
-            raise Unusable(f"vanished before it was copied ({error.strerror})") from error
-        content = self._blobs.add(full)
+            raise FileNotCopied(f"was removed before it was copied ({error.strerror})") from error
+        content = self._pool.add(full)
         self.added += content.added
-        if not content.steady:
-            self._warnings.append(f"{path} kept changing while it was copied: the snapshot has one state of it")
-            return untrusted(stamp_of(content.status)), content.sha
+        if not content.unchanged_while_read:
+            self._warnings.append(f"{path} kept changing while it was copied: the snapshot contains one of its states")
+            return without_trusted_size(stamp_of(content.status)), content.sha
         return stamp_of(content.status), content.sha
 
-    def _leased(self, path: Path) -> Lease | None:
-        """A lease of a published tree, or None where there is none."""
+    def _lock(self, path: Path) -> SharedLock | None:
+        """Return a shared lock on a published tree, or None if there is no such tree."""
         while True:
             try:
                 descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             except FileNotFoundError:
                 return None
-            lease = Lease(descriptor)
+            lock = SharedLock(descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             if _is_at(descriptor, path):
-                return lease
-            # It was taken away between the two calls.
-            lease.close()
+                return lock
+            # The folder was removed or renamed between open() and flock().
+            lock.close()
 
-    def _borrowed(self, digest: str, entries: _Entries) -> tuple[Path, _Entries]:
-        """A folder to build in, and what it holds: the last snapshot of this root, if nobody holds it, else nothing."""
+    def _reuse_previous_tree(self, digest: str, entries: _Entries) -> tuple[Path, _Entries]:
+        """Return a folder to build in and its content: the previous tree if it is not locked, otherwise nothing."""
         staged = Path(tempfile.mkdtemp(prefix=".new-", dir=self._trees))
         staged.chmod(0o755)
-        last = self._trees / digest
+        previous = self._trees / digest
         try:
-            descriptor = os.open(last, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            descriptor = os.open(previous, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             return staged, {}
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not _is_at(descriptor, last):
+            if not _is_at(descriptor, previous):
                 return staged, {}
-            last.rename(staged)
+            previous.rename(staged)
         except BlockingIOError:
             return staged, {}
         finally:
             os.close(descriptor)
         return staged, entries
 
-    def _fill(self, staged: Path, base: _Entries, entries: _Entries) -> None:
-        """Makes a folder that holds ``base`` hold ``entries``."""
+    def _update_tree(self, staged: Path, base: _Entries, entries: _Entries) -> None:
+        """Change a folder that contains ``base`` so that it contains ``entries``.
+
+        Raises:
+            _SourceChanged: A file has changed since it was read, or the folder does not contain ``base``.
+        """
         top = os.fspath(staged) + "/"
         changed = [path for path, entry in entries.items() if base.get(path) != entry]
         for path in [path for path, entry in base.items() if entries.get(path) != entry]:
             try:
                 os.unlink(top + path)
             except OSError as error:
-                # Somebody changed the tree, which then is no base to build on; the next attempt begins without one.
-                raise _Outdated from error
+                # Another program changed the tree, so it cannot be used; the next attempt begins without it.
+                raise _SourceChanged from error
             if path not in entries:
-                _prune(top, path)
-        made = {""}
+                _remove_empty_parents(top, path)
+        created = {""}
         for path in changed:
             folder = path.rpartition("/")[0]
-            if folder not in made:
+            if folder not in created:
                 os.makedirs(top + folder, exist_ok=True)
-                made.add(folder)
+                created.add(folder)
             mode, sha = entries[path]
-            if mode == LINK:
-                self._link_again(path, sha, top + path)
+            if mode == LINK_MODE:
+                self._create_link(path, sha, top + path)
             else:
-                self._place(path, mode, sha, top + path)
+                self._create_file(path, mode, sha, top + path)
 
-    def _link_again(self, path: str, sha: bytes, target: str) -> None:
+    def _create_link(self, path: str, sha: bytes, target: str) -> None:
         try:
             text = os.readlink(self._prefix + path)
         except OSError as error:
-            raise _Outdated from error
-        if hashlib.sha256(os.fsencode(text)).digest() != sha:
-            raise _Outdated
+            raise _SourceChanged from error
+        if link_digest(text) != sha:
+            raise _SourceChanged
         try:
             os.symlink(text, target)
         except FileExistsError as error:
-            raise _Outdated from error
+            raise _SourceChanged from error
 
-    def _place(self, path: str, mode: int, sha: bytes, target: str) -> None:
-        blob = self._blobs.path(sha, mode)
+    def _create_file(self, path: str, mode: int, sha: bytes, target: str) -> None:
+        stored = self._pool.path(sha, mode)
         try:
-            os.link(blob, target)
+            os.link(stored, target)
         except FileNotFoundError:
-            # Evicted since: the file has what it had, or the attempt is void.
+            # The content was evicted: it is stored again, if the file still has it.
             try:
-                content = self._blobs.add(self._prefix + path)
-            except Unusable as error:
-                raise _Outdated from error
+                content = self._pool.add(self._prefix + path)
+            except FileNotCopied as error:
+                raise _SourceChanged from error
             self.added += content.added
-            if content.sha != sha or kept_mode(content.status.st_mode) != mode:
-                raise _Outdated from None
-            os.link(blob, target)
+            if content.sha != sha or normalized_mode(content.status.st_mode) != mode:
+                raise _SourceChanged from None
+            os.link(stored, target)
         except FileExistsError as error:
-            # As above. What lies there may be linked to a content, and must not be written over.
-            raise _Outdated from error
+            # Another program changed the tree. The existing file may be a link to a content and must not be written.
+            raise _SourceChanged from error
         except OSError as error:
             if error.errno not in (errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
-            # Too many links to one content, or a file system without any.
-            shutil.copy2(blob, target)
+            # The content has too many links, or the file system supports none.
+            shutil.copy2(stored, target)
 
-    def _published(self, staged: Path, path: Path) -> Lease:
-        """Gives a finished tree its name; where another process was first, theirs is as good."""
+    def _publish_tree(self, staged: Path, path: Path) -> SharedLock:
+        """Rename a finished tree to its final name. If another process has published the same tree, use that one."""
         while True:
-            lease = self._leased(staged)
-            assert lease is not None
+            lock = self._lock(staged)
+            assert lock is not None
             try:
                 staged.rename(path)
             except OSError:
-                lease.close()
-                theirs = self._leased(path)
-                if theirs is None:
+                lock.close()
+                published = self._lock(path)
+                if published is None:
                     continue
                 shutil.rmtree(staged)
-                return theirs
-            return lease
+                return published
+            return lock
 
 
 def _entries(read: dict[str, tuple[Stamp, bytes]]) -> _Entries:
-    return {path: (kept_mode(stamp[4]), sha) for path, (stamp, sha) in read.items()}
+    return {path: (normalized_mode(stamp[4]), sha) for path, (stamp, sha) in read.items()}
 
 
-class _Outdated(Exception):
-    """The files are not what they were when they were looked at."""
+class _SourceChanged(Exception):
+    """The files, or the tree to build on, have changed since they were read."""
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
@@ -249,8 +265,8 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _prune(top: str, path: str) -> None:
-    """Removes the folders that a removed file leaves empty."""
+def _remove_empty_parents(top: str, path: str) -> None:
+    """Remove the folders that are empty after a file was removed."""
     while path := path.rpartition("/")[0]:
         try:
             os.rmdir(top + path)

@@ -1,8 +1,9 @@
-"""What a snapshot remembers of each file, so that an unchanged one is not read again.
+"""Stamps of the files of a snapshot: an unchanged file is recognised by its stamp and not read again.
 
-A file is taken as unchanged where size, both times, inode and mode are what they were. Times come in ticks, so a file
-that was written in the tick in which it was read may be written again without a new time: an entry whose times are that
-young is kept without its size, and so never matches. git calls these entries racily clean, and does the same.
+A file counts as unchanged if size, both times, inode and mode are unchanged. Times have a resolution of one clock tick,
+so a file that was written in the tick in which it was read may be written again without a new time. An entry whose
+times are that recent is stored without its size, so that it never matches. git does the same for entries that it calls
+racily clean (Documentation/technical/racy-git.txt).
 """
 
 from __future__ import annotations
@@ -18,35 +19,35 @@ from attrs import define, field
 _MAGIC = b"skyrl-modal stamps 1\n"
 _HEADER = struct.Struct("<32sQQ")
 _RECORD = struct.Struct("<qqqQI32s")
-# Longer than a tick of any kernel (10 ms at most), where the file system is known to go by this machine's clock.
-_TICK = 50_000_000
-# Where it may go by another machine's, or counts in pairs of seconds, as FAT does.
-_COARSE = 2_500_000_000
+# More than a clock tick of any kernel (at most 10 ms), for a file system that uses this machine's clock.
+CLOCK_TICK_NS = 50_000_000
+# For a file system that may use another machine's clock, or a resolution of two seconds, as FAT does.
+COARSE_CLOCK_NS = 2_500_000_000
 
 Stamp = tuple[int, int, int, int, int]
-"""Size, time of change of the content and of the inode in nanoseconds, inode, mode."""
+"""Size, time of modification and time of status change in nanoseconds, inode, mode."""
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
-    """What of a file's status has to stay the same for it to be the same file."""
+    """Return the stamp of a file's status."""
     return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_mode)
 
 
 @define
-class Stamps:
+class FileStamps:
     """The files of the last snapshot of one folder.
 
     Attributes:
-        digest: Of that snapshot; all zeros where there was none.
-        entries: Stamp and SHA-256 by path; a size of -1 where the stamp cannot be trusted.
+        digest: The digest of that snapshot; all zeros if there was none.
+        entries: Stamp and SHA-256 by path. The size is -1 if the stamp cannot be trusted.
     """
 
     digest: bytes = bytes(32)
     entries: dict[str, tuple[Stamp, bytes]] = field(factory=dict)
 
     @classmethod
-    def load(cls, path: Path) -> Stamps:
-        """Reads what was saved; an absent or damaged file is an empty one, since all that is lost is time."""
+    def load(cls, path: Path) -> FileStamps:
+        """Load saved stamps. A missing or damaged file counts as empty: files are then read again."""
         try:
             data = path.read_bytes()
         except FileNotFoundError:
@@ -62,34 +63,35 @@ class Stamps:
         return cls(digest, {name: (record[:5], record[5]) for name, record in zip(names, records, strict=False)})
 
     def save(self, path: Path) -> None:
-        """Writes them, so that a reader sees the old ones or the new ones."""
+        """Save the stamps in one step."""
         records = b"".join(_RECORD.pack(*stamp, sha) for stamp, sha in self.entries.values())
         names = "\0".join(self.entries).encode("utf-8", "surrogateescape")
         body = _MAGIC + _HEADER.pack(self.digest, len(self.entries), len(names)) + records + names
+        # The name is unique, because several threads of a process may save the stamps of one folder.
         handle, name = tempfile.mkstemp(dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(body + hashlib.sha256(body).digest())
         Path(name).replace(path)
 
 
-def youngest_trusted(folder: Path, other: int) -> int:
-    """The time in nanoseconds before which a file must have been changed for its stamp to tell it from a later state.
+def latest_trusted_time(folder: Path, device: int) -> int:
+    """Return the time in nanoseconds before which a file must have changed for its stamp to be trusted.
 
-    Taken before the files are read.
+    It must be called before the files are read.
 
     Args:
-        folder: Where a file may be written to ask what time its file system thinks it is.
-        other: The device of the files in question.
+        folder: A folder in which a file can be created, to read the current time of its file system.
+        device: The device of the files.
     """
     with tempfile.TemporaryFile(dir=folder) as probe:
         probe.write(b".")
         probe.flush()
         status = os.fstat(probe.fileno())
-    # Files on another device may go by another clock.
-    margin = _TICK if status.st_dev == other and status.st_ctime_ns % 1_000_000 else _COARSE
+    # Another device may use another clock.
+    margin = CLOCK_TICK_NS if status.st_dev == device and status.st_ctime_ns % 1_000_000 else COARSE_CLOCK_NS
     return status.st_ctime_ns - margin
 
 
-def untrusted(stamp: Stamp) -> Stamp:
-    """The stamp of a file that has to be read again."""
+def without_trusted_size(stamp: Stamp) -> Stamp:
+    """Return a stamp that never matches, so that the file is read again."""
     return (-1, *stamp[1:])

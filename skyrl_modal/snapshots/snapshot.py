@@ -1,4 +1,4 @@
-"""A snapshot that was taken, and the lock that keeps it from being removed."""
+"""A snapshot, and the lock that prevents its removal."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from types import TracebackType
 
 from attrs import field, frozen
 
-from skyrl_modal.errors import SpecError
+from skyrl_modal.errors import SnapshotError
 
 
-class Lease:
-    """An open descriptor of a snapshot's folder with a shared lock on it, closed with its owner.
+class SharedLock:
+    """An open descriptor of a snapshot's folder with a shared lock on it. It is closed with its owner.
 
     Attributes:
         descriptor: The descriptor.
-        close: Closes it, once.
+        close: Closes the descriptor; further calls do nothing.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -27,17 +27,17 @@ class Lease:
 
 @frozen
 class Snapshot:
-    """A folder that holds exactly the files of a selection, as they were when it was taken.
+    """A folder that contains exactly the files of a selection, as they were when the snapshot was taken.
 
-    It is leased to who took it: it is not evicted while this object lives, or until ``release``; also usable in a
-    ``with``. Its files are shared with other snapshots and must not be written to.
+    The snapshot is not removed from its store while this object exists and is not released. It can be used in a
+    ``with`` statement, which releases it at the end. Its files are shared with other snapshots and must not be written.
 
     Attributes:
         path: The folder.
-        digest: Over paths, permissions and contents.
-        files: How many there are.
-        bytes: What they amount to.
-        warnings: Files that could not be copied, or changed on the way.
+        digest: The digest of paths, permissions and contents.
+        files: The number of files.
+        bytes: The size of the files together.
+        warnings: Messages about files that could not be copied, or changed while they were copied.
     """
 
     path: Path
@@ -45,25 +45,25 @@ class Snapshot:
     files: int
     bytes: int
     warnings: tuple[str, ...] = ()
-    _lease: Lease = field(kw_only=True, repr=False, eq=False)
+    _lock: SharedLock = field(kw_only=True, repr=False, eq=False)
 
-    def hold(self) -> int:
-        """A descriptor that keeps the snapshot from being evicted, for as long as it or a copy of it is open.
+    def duplicate_lock(self) -> int:
+        """Return a descriptor that also prevents the removal of the snapshot, until it and its copies are closed.
 
-        It is inherited by child processes that are started with it (``pass_fds``), and its owner closes it.
+        Child processes that are started with it (``pass_fds``) inherit it. The caller closes it.
 
         Raises:
-            SpecError: The snapshot was released.
+            SnapshotError: The snapshot was released.
         """
-        if not self._lease.close.alive:
-            raise SpecError("snapshot", str(self.path), "was released: take it again")
-        descriptor = os.dup(self._lease.descriptor)
+        if not self._lock.close.alive:
+            raise SnapshotError(str(self.path), "the snapshot was released: take it again")
+        descriptor = os.dup(self._lock.descriptor)
         os.set_inheritable(descriptor, True)
         return descriptor
 
     def release(self) -> None:
-        """Lets go of the snapshot; what holds it by a descriptor of its own goes on holding it."""
-        self._lease.close()
+        """Release this object's lock on the snapshot. Duplicated locks are not affected."""
+        self._lock.close()
 
     def __enter__(self) -> Snapshot:
         return self

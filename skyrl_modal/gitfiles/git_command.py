@@ -1,0 +1,281 @@
+"""Run git on a repository that is not trusted.
+
+The configuration and the attributes of a repository can name programs that git executes: filters, hooks, a file system
+monitor, a pager, a transport. This module runs only commands that read, and runs them so that none of these programs
+is executed:
+
+- Options given by ``-c``, which take precedence over every configuration file, replace the keys that name programs.
+- The caller overrides the filters (see ``filter_overrides``) where a command converts file contents.
+- Every transport is refused, and missing objects of a partial clone are not fetched.
+- The repository and the worktree are given explicitly. git then searches for no other repository, and does not refuse
+  a folder that belongs to another user.
+- ``GIT_*`` variables of the caller are removed, except those that select the user's configuration:
+  ``GIT_CONFIG_GLOBAL``, ``GIT_CONFIG_SYSTEM``, ``GIT_CONFIG_NOSYSTEM``, and ``GIT_CONFIG_COUNT`` with its keys and
+  values.
+- Time, memory and output are limited; git and its children are killed at the time limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from attrs import frozen
+
+if sys.platform == "linux":
+    import resource
+
+#: Time after which a git process is killed.
+GIT_TIMEOUT_SECONDS = 20.0
+#: Address space of a git process. Pack files are mapped in small windows, so that large ones fit.
+MAX_MEMORY_BYTES = 4 << 30
+#: Output of a git process. The index of a million files is listed in about 150 MB.
+MAX_OUTPUT_BYTES = 512 << 20
+_MAX_ERROR_BYTES = 1 << 16
+_CHUNK_BYTES = 1 << 16
+
+_KEPT_VARIABLE = re.compile(r"GIT_CONFIG_(?:GLOBAL|SYSTEM|NOSYSTEM|COUNT|(?:KEY|VALUE)_[0-9]+)")
+_SET_VARIABLES = {
+    # An empty list of allowed protocols also overrides `protocol.NAME.allow` in a configuration file.
+    "GIT_ALLOW_PROTOCOL": "",
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_OPTIONAL_LOCKS": "0",
+    "GIT_PAGER": "cat",
+    "GIT_TERMINAL_PROMPT": "0",
+    "LC_ALL": "C",
+}
+_OPTIONS = (
+    "--no-pager",
+    "--no-optional-locks",
+    *(
+        argument
+        for setting in (
+            "core.fsmonitor=false",
+            "core.hooksPath=/dev/null",
+            "core.pager=cat",
+            "core.sshCommand=false",
+            "core.gitProxy=false",
+            "core.askPass=false",
+            "core.editor=false",
+            "core.alternateRefsCommand=false",
+            "credential.helper=",
+            "diff.external=",
+            "protocol.allow=never",
+            "core.packedGitWindowSize=32m",
+            "core.packedGitLimit=512m",
+        )
+        for argument in ("-c", setting)
+    ),
+)
+
+
+class GitCommandError(Exception):
+    """git could not be run, or did not succeed. The message states why."""
+
+
+@frozen
+class GitResult:
+    """The end of a git process.
+
+    Attributes:
+        returncode: Its exit code.
+        stdout: Its output.
+        stderr: The first part of its error output.
+    """
+
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+
+def filter_overrides(keys: Iterable[str]) -> list[str]:
+    """Return settings that disable every filter in a configuration.
+
+    Args:
+        keys: The keys of the configuration, such as ``filter.lfs.clean``.
+
+    Raises:
+        GitCommandError: A filter has a name that no ``-c`` option can hold.
+
+    Example:
+        >>> filter_overrides(["filter.lfs.clean", "core.bare"])
+        ['filter.lfs.clean=', 'filter.lfs.smudge=', 'filter.lfs.process=', 'filter.lfs.required=false']
+    """
+    names = sorted({key.split(".", 1)[1].rpartition(".")[0] for key in keys if key.startswith("filter.")})
+    for name in names:
+        if "=" in name or "\n" in name:
+            raise GitCommandError(f"the filter {name!r} cannot be disabled because of its name")
+    values = ("clean=", "smudge=", "process=", "required=false")
+    return [f"filter.{name}.{value}" for name in names for value in values]
+
+
+def git_deadline() -> float:
+    """Return the time (of ``time.monotonic``) at which a git process that starts now is killed."""
+    return time.monotonic() + GIT_TIMEOUT_SECONDS
+
+
+class GitProcess:
+    """A running git process. It can be used in a ``with`` statement, which kills it at the end.
+
+    Args:
+        git_dir: The repository; None to run outside of any repository.
+        worktree: The folder of its worktree.
+        arguments: The command and its options.
+        cwd: The folder to run in; the worktree if None.
+        settings: Further ``KEY=VALUE`` settings that take precedence over the configuration.
+        stdin: The input.
+        max_output: Number of bytes of output after which the process is killed.
+        deadline: Time (of ``time.monotonic``) at which the process is killed; ``GIT_TIMEOUT_SECONDS`` from now if None.
+
+    Raises:
+        GitCommandError: git is not installed, or cannot be started.
+    """
+
+    def __init__(
+        self,
+        git_dir: Path | None,
+        worktree: Path,
+        arguments: Sequence[str],
+        *,
+        cwd: Path | None = None,
+        settings: Iterable[str] = (),
+        stdin: bytes = b"",
+        max_output: int = MAX_OUTPUT_BYTES,
+        deadline: float | None = None,
+    ) -> None:
+        program = shutil.which("git")
+        # A relative entry of PATH could lead to a program in the checkout.
+        if program is None or not os.path.isabs(program):
+            raise GitCommandError("git is not installed")
+        overrides = [argument for setting in settings for argument in ("-c", setting)]
+        # A path that is no repository keeps git from searching for one.
+        place = [f"--git-dir={os.devnull if git_dir is None else git_dir}", f"--work-tree={worktree}"]
+        self._name = arguments[0]
+        self._max_output = max_output
+        self._deadline = git_deadline() if deadline is None else deadline
+        with tempfile.TemporaryFile() if stdin else open(os.devnull, "rb") as source:
+            if stdin:
+                source.write(stdin)
+                source.seek(0)
+            try:
+                self._process = subprocess.Popen(
+                    [program, *_OPTIONS, *overrides, *place, *arguments],
+                    cwd=worktree if cwd is None else cwd,
+                    stdin=source,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env=_environment(),
+                    start_new_session=True,
+                )
+            except (OSError, ValueError) as error:
+                raise GitCommandError(f"git cannot be started ({error})") from error
+        _limit_memory(self._process.pid)
+
+    def read(self) -> GitResult:
+        """Wait for the process and return its result.
+
+        Raises:
+            GitCommandError: A limit was exceeded; the process was then killed.
+        """
+        try:
+            stdout, stderr = self._read_output()
+            self._process.wait(max(0.0, self._deadline - time.monotonic()))
+        except BaseException as error:
+            self.kill()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise self._timeout_error() from None
+            raise
+        return GitResult(self._process.returncode, stdout, stderr)
+
+    def read_stdout(self) -> bytes:
+        """Wait for the process and return its output.
+
+        Raises:
+            GitCommandError: A limit was exceeded, or the exit code is not 0.
+        """
+        result = self.read()
+        if result.returncode:
+            lines = result.stderr.decode("utf-8", "replace").strip().splitlines()
+            cause = lines[0] if lines else f"exit code {result.returncode}"
+            raise GitCommandError(f"`git {self._name}` failed ({cause})")
+        return result.stdout
+
+    def kill(self) -> None:
+        """Kill the process and its children, if it has not ended, and release its pipes."""
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        for pipe in (self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+    def __enter__(self) -> GitProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def _read_output(self) -> tuple[bytes, bytes]:
+        stdout, stderr = self._process.stdout, self._process.stderr
+        assert stdout is not None
+        assert stderr is not None
+        chunks: list[bytes] = []
+        errors = b""
+        size = 0
+        with selectors.DefaultSelector() as selector, stdout, stderr:
+            selector.register(stdout, selectors.EVENT_READ)
+            selector.register(stderr, selectors.EVENT_READ)
+            while selector.get_map():
+                ready = selector.select(max(0.0, self._deadline - time.monotonic()))
+                if not ready and time.monotonic() >= self._deadline:
+                    raise self._timeout_error()
+                for key, _ in ready:
+                    data = os.read(key.fd, _CHUNK_BYTES)
+                    if not data:
+                        selector.unregister(key.fileobj)
+                    elif key.fileobj is stderr:
+                        errors = (errors + data)[:_MAX_ERROR_BYTES]
+                    else:
+                        chunks.append(data)
+                        size += len(data)
+                        if size > self._max_output:
+                            raise GitCommandError(f"`git {self._name}` wrote more than {self._max_output:,} bytes")
+        return b"".join(chunks), errors
+
+    def _timeout_error(self) -> GitCommandError:
+        return GitCommandError(f"`git {self._name}` did not end within {GIT_TIMEOUT_SECONDS:g} s")
+
+
+def run_git(git_dir: Path | None, worktree: Path, *arguments: str, stdin: bytes = b"") -> bytes:
+    """Run git and return its output.
+
+    Raises:
+        GitCommandError: git is not installed, a limit was exceeded, or the exit code is not 0.
+    """
+    return GitProcess(git_dir, worktree, arguments, stdin=stdin).read_stdout()
+
+
+def _environment() -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if key[:4] != "GIT_" or _KEPT_VARIABLE.fullmatch(key)}
+    return {**kept, **_SET_VARIABLES}
+
+
+def _limit_memory(pid: int) -> None:
+    if sys.platform != "linux":
+        return
+    # If the process has ended, or a sandbox forbids the call, the limits on time and output remain.
+    with contextlib.suppress(OSError):
+        _, hard = resource.prlimit(pid, resource.RLIMIT_AS)
+        limit = MAX_MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MAX_MEMORY_BYTES, hard)
+        resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))

@@ -1,0 +1,81 @@
+"""Parser for git's index file, versions 2 and 3 with SHA-1, neither split nor sparse.
+
+The format is described in gitformat-index(5). Other forms are left to git itself.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from attrs import define
+
+HEADER = struct.Struct(">4sLL")
+WORD = struct.Struct(">L")
+#: The kind of an entry that is a submodule.
+GITLINK = 0o160000
+_FIXED = struct.Struct(">24xL12x20sH")
+_EXTENDED, _SKIP_WORKTREE = 0x4000, 0x4000
+
+
+class IndexReadError(Exception):
+    """The index cannot be read. The message states why."""
+
+
+@define
+class Entry:
+    """One path of the index.
+
+    Attributes:
+        path: The path from the top of the worktree.
+        mode: The mode, as git stores it.
+        object_id: The id of the content.
+        skipped: Whether a sparse checkout leaves the file out of the worktree.
+    """
+
+    path: bytes
+    mode: int
+    object_id: bytes
+    skipped: bool
+
+
+def is_plain(data: bytes) -> bool:
+    """Return whether an index has a form that ``parse_index`` can parse.
+
+    Raises:
+        IndexReadError: The data is not an index.
+    """
+    if len(data) < HEADER.size or data[:4] != b"DIRC":
+        raise IndexReadError("it is not an index")
+    # `link` and `sdir` are the signatures of the extensions of split and of sparse indexes.
+    return HEADER.unpack_from(data)[1] in (2, 3) and b"link" not in data and b"sdir" not in data
+
+
+def parse_index(data: bytes) -> list[Entry]:
+    """Return the entries of an index in their order.
+
+    Raises:
+        IndexReadError: The index is damaged.
+    """
+    try:
+        return _parse(data)
+    except (struct.error, IndexError, ValueError) as error:
+        raise IndexReadError(f"it is damaged ({error})") from error
+
+
+def _parse(data: bytes) -> list[Entry]:
+    _, _, count = HEADER.unpack_from(data)
+    entries = []
+    position = HEADER.size
+    for _ in range(count):
+        mode, object_id, flags = _FIXED.unpack_from(data, position)
+        start = position
+        position += _FIXED.size
+        skipped = False
+        if flags & _EXTENDED:
+            skipped = bool(data[position] << 8 & _SKIP_WORKTREE)
+            position += 2
+        end = data.index(b"\0", position)
+        entries.append(Entry(data[position:end], mode, object_id, skipped))
+        # Entries are padded with one to eight NULs to a multiple of eight bytes.
+        position = start + (end - start + 8) // 8 * 8
+    return entries
