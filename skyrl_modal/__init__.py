@@ -1,6 +1,6 @@
 """Run a command from a SkyRL checkout in a Modal GPU container, or on this machine through the same container code.
 
-The public names are loaded on first use: importing this package imports nothing else.
+Public names are loaded on first use. Importing this package imports nothing else.
 
 Example:
     >>> from skyrl_modal import VolumeSpec
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from skyrl_modal.errors import SpecError as SpecError
     from skyrl_modal.launcher import Launcher as Launcher
     from skyrl_modal.prepare.plan import Plan as Plan
+    from skyrl_modal.protocol.state import RunState as RunState
     from skyrl_modal.run.handle import Run as Run
-    from skyrl_modal.run.handle import RunResult as RunResult
-    from skyrl_modal.run.handle import RunState as RunState
     from skyrl_modal.run.handle import runs as runs
+    from skyrl_modal.run.result import RunResult as RunResult
     from skyrl_modal.spec.image import ImageSpec as ImageSpec
     from skyrl_modal.spec.mount import MountSpec as MountSpec
     from skyrl_modal.spec.ray import RaySpec as RaySpec
@@ -48,8 +48,8 @@ _MODULE_OF_NAME = {
     "RunCancelled": "errors",
     "RunLost": "errors",
     "RunNotFound": "errors",
-    "RunResult": "run.handle",
-    "RunState": "run.handle",
+    "RunResult": "run.result",
+    "RunState": "protocol.state",
     "RunTimeout": "errors",
     "SecretSpec": "spec.secret",
     "SkyRLModalError": "errors",
@@ -58,7 +58,7 @@ _MODULE_OF_NAME = {
     "runs": "run.handle",
 }
 
-__all__ = list(_MODULE_OF_NAME)  # noqa: PLE0604  # the names are the keys of the table above
+__all__ = list(_MODULE_OF_NAME)  # the names are the keys of the table above
 
 
 def __getattr__(name: str) -> Any:

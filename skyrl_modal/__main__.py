@@ -1,4 +1,4 @@
-"""``python -m skyrl_modal`` is the command line."""
+"""The command line as ``python -m skyrl_modal``."""
 
 from skyrl_modal.cli import main
 

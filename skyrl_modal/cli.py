@@ -1,120 +1,130 @@
-"""The command line: a thin skin over Launcher and Run."""
+"""The command line: parses options, calls Launcher and Run, and prints the results."""
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import attrs
 import click
 
-from skyrl_modal.errors import BackendUnavailable, SkyRLModalError
+from skyrl_modal.errors import SkyRLModalError
 from skyrl_modal.launcher import Launcher
+from skyrl_modal.protocol.events import MessageEvent, MessageLevel, OutputEvent
+from skyrl_modal.protocol.exit_codes import BROKEN_PIPE, INTERRUPTED, LAUNCHER_FAILED
+from skyrl_modal.protocol.state import RunState
 from skyrl_modal.run.handle import Run, runs
+from skyrl_modal.spec.fields import OPTION_HELP
 from skyrl_modal.spec.mount import MountSpec
 from skyrl_modal.spec.ray import RaySpec
 from skyrl_modal.spec.volume import VolumeSpec
-from skyrl_modal.views.text import PREFIX
+from skyrl_modal.views.text import StderrReporter, format_columns
 
-#: Exit code where the launcher, and not the command, failed; the shell's own for a command that was not started.
-USAGE = 2
+#: Number of runs that ``ps`` lists without ``--all``.
+_LISTED_RUNS = 20
+#: Length of a command in the list of runs.
+_LISTED_COMMAND_LENGTH = 80
 
 
-def _pairs(values: Sequence[str], option: str) -> dict[str, str]:
+def _parse_pairs(values: Sequence[str], option: str) -> dict[str, str]:
     pairs = {}
     for value in values:
         name, equals, content = value.partition("=")
         if not equals:
-            raise click.UsageError(f"{option} takes NAME=VALUE, not {value!r}")
+            raise click.UsageError(f"{option} requires NAME=VALUE, not {value!r}")
         pairs[name] = content
     return pairs
 
 
+def _field_option(field: str, flag: str | None = None, **settings: Any) -> Callable[..., Any]:
+    """Return the option for a field of Launcher, with the help text of the field."""
+    text = getattr(attrs.fields(Launcher), field).metadata[OPTION_HELP]
+    return click.option(flag or f"--{field.replace('_', '-')}", field, help=text, **settings)
+
+
 def _launcher_options(function: Callable[..., Any]) -> Callable[..., Any]:
     options = [
-        click.option("--backend", help='"modal" or "local"; default: $SKYRL_MODAL_BACKEND, else modal.'),
-        click.option("--gpu", help='Such as A100-80GB:4, or "none"; default: $MODAL_GPU, else L4:1.'),
-        click.option("--nodes", type=int, help="Containers in the Ray cluster; default: 1."),
-        click.option("--timeout", help="Such as 90m or 24h; default: 1h."),
-        click.option("--retries", type=int, help="Further attempts after a failure or a time-out."),
-        click.option("--workdir", help="Folder in the checkout to run in."),
-        click.option("--checkout", help="The SkyRL checkout; default: found."),
+        _field_option("backend"),
+        _field_option("gpu"),
+        _field_option("nodes", type=int),
+        _field_option("timeout"),
+        _field_option("retries", type=int),
+        _field_option("workdir"),
+        _field_option("checkout"),
         click.option(
             "--mount", multiple=True, metavar="PATH=FOLDER", help="A further folder, at PATH in the container."
         ),
         click.option("--volume", multiple=True, metavar="PATH=NAME", help="Volumes instead of /root/data=skyrl-data."),
         click.option("--env", multiple=True, metavar="NAME=VALUE", help="A variable for the command."),
-        click.option("--secret", multiple=True, metavar="NAME", help="A variable of yours, kept out of all records."),
-        click.option("--ray/--no-ray", default=True, help="Whether Ray is up when the command starts."),
-        click.option("--dashboard", is_flag=True, help="Run Ray's dashboard as well."),
-        click.option("--app-name", help="Name of the Modal app."),
+        click.option(
+            "--secret",
+            multiple=True,
+            metavar="NAME",
+            help="A variable of your environment whose value is kept out of all records.",
+        ),
+        click.option("--ray/--no-ray", default=True, help="Whether Ray is running when the command starts."),
+        click.option("--dashboard", is_flag=True, help="Also start Ray's dashboard."),
+        _field_option("app_name"),
+        _field_option("name"),
+        _field_option("tags", "--tag", multiple=True, metavar="TAG"),
     ]
     for option in reversed(options):
         function = option(function)
     return function
 
 
-def _launcher(
-    backend: str | None,
-    gpu: str | None,
-    nodes: int | None,
-    timeout: str | None,
-    retries: int | None,
-    workdir: str | None,
-    checkout: str | None,
-    mount: Sequence[str],
-    volume: Sequence[str],
-    env: Sequence[str],
-    secret: Sequence[str],
-    ray: bool,
-    dashboard: bool,
-    app_name: str | None,
-) -> Launcher:
-    given: dict[str, Any] = {
-        "backend": backend,
-        "nodes": nodes,
-        "timeout": timeout,
-        "retries": retries,
-        "workdir": workdir,
-        "checkout": checkout,
-        "app_name": app_name,
-    }
-    fields = {name: value for name, value in given.items() if value is not None}
-    if gpu is not None:
-        fields["gpu"] = None if gpu.lower() == "none" else gpu.split(",")
+def _make_launcher(**options: Any) -> Launcher:
+    """Return the launcher for the values of ``_launcher_options``. An omitted option leaves the field's default."""
+    mount, volume = options.pop("mount"), options.pop("volume")
+    ray, dashboard = options.pop("ray"), options.pop("dashboard")
+    env, secret = options.pop("env"), options.pop("secret")
+    fields = {name: value for name, value in options.items() if value is not None}
+    if "gpu" in fields:
+        fields["gpu"] = None if fields["gpu"].lower() == "none" else fields["gpu"].split(",")
     if mount:
-        others = [MountSpec(remote_path=path, local_path=folder) for path, folder in _pairs(mount, "--mount").items()]
+        others = [
+            MountSpec(remote_path=path, local_path=folder) for path, folder in _parse_pairs(mount, "--mount").items()
+        ]
         fields["mounts"] = [MountSpec(), *others]
     if volume:
-        fields["volumes"] = [
-            VolumeSpec(mount_path=path, name=name) for path, name in _pairs(volume, "--volume").items()
-        ]
+        pairs = _parse_pairs(volume, "--volume")
+        fields["volumes"] = [VolumeSpec(mount_path=path, name=name) for path, name in pairs.items()]
     return Launcher(
-        **fields, env=_pairs(env, "--env"), secrets=secret, ray=RaySpec(dashboard=dashboard) if ray else None
+        **fields, env=_parse_pairs(env, "--env"), secrets=secret, ray=RaySpec(dashboard=dashboard) if ray else None
     )
 
 
-def _command(words: Sequence[str]) -> str | list[str]:
-    """One word is a shell string; several are the arguments themselves."""
-    return words[0] if len(words) == 1 else list(words)
+def _to_command(arguments: Sequence[str]) -> str | list[str]:
+    """Return a single argument as a shell string, and several as a list of arguments."""
+    return arguments[0] if len(arguments) == 1 else list(arguments)
 
 
-class _Commands(click.Group):
-    """The commands. A reader that goes away, as with ``| head``, ends them as it ends any program."""
+def _print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on a terminal, and plain columns without headings to a pipe or a file."""
+    if sys.stdout.isatty():
+        from skyrl_modal.views.table import print_table  # imported here, since a pipe needs no table
+
+        print_table(headings, rows)
+    elif rows:
+        click.echo(format_columns(rows))
+
+
+class _CommandGroup(click.Group):
+    """The commands. A reader that closes the output, as with ``| head``, ends them like any other program."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command that was asked for."""
+        """Run the requested command."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            # What Python flushes as it ends would fail again.
+            # Python flushes standard output when it exits, which would fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(128 + signal.SIGPIPE)
+            sys.exit(BROKEN_PIPE)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="skyrl-modal")
 def cli() -> None:
     """Run commands from a SkyRL checkout in Modal GPU containers, or on this machine at the same paths."""
@@ -122,11 +132,11 @@ def cli() -> None:
 
 @cli.command()
 @_launcher_options
-@click.option("--quiet", "-q", is_flag=True, help="Leave out our own lines.")
+@click.option("--quiet", "-q", is_flag=True, help="Suppress the launcher's own messages.")
 @click.argument("command", nargs=-1, required=True)
 def run(quiet: bool, command: Sequence[str], **options: Any) -> None:
-    """Run COMMAND and end with its exit code. One word is a shell string; after --, several are arguments."""
-    result = _launcher(**options).run(_command(command), quiet=quiet)
+    """Run COMMAND and exit with its exit code. A single argument is a shell string; several, after --, are quoted."""
+    result = _make_launcher(**options).run(_to_command(command), quiet=quiet)
     sys.exit(result.returncode)
 
 
@@ -134,8 +144,8 @@ def run(quiet: bool, command: Sequence[str], **options: Any) -> None:
 @_launcher_options
 @click.argument("command", nargs=-1, required=True)
 def plan(command: Sequence[str], **options: Any) -> None:
-    """Show what would run where with which files; nothing is started."""
-    made = _launcher(**options).plan(_command(command))
+    """Show where COMMAND would run and with which files. Nothing is started."""
+    made = _make_launcher(**options).plan(_to_command(command))
     click.echo(made)
     for selection in made.selections:
         click.echo()
@@ -146,63 +156,79 @@ def plan(command: Sequence[str], **options: Any) -> None:
 @_launcher_options
 @click.argument("command", nargs=-1, required=True)
 def submit(command: Sequence[str], **options: Any) -> None:
-    """Start COMMAND and print the run's id; it goes on by itself."""
-    click.echo(_launcher(**options).submit(_command(command)).id)
+    """Start COMMAND and print the run's id. The run continues after this program exits."""
+    click.echo(_make_launcher(**options).submit(_to_command(command)).id)
 
 
 @cli.command()
-@click.option("--follow", "-f", is_flag=True, help="Go on until the run has ended.")
-@click.option("--tail", type=int, help="Only so many of the lines that are there.")
-@click.option("--rank", type=int, help="What this rank's supervisor and Ray left, instead of the command's output.")
+@click.option("--follow", "-f", is_flag=True, help="Continue until the run has ended.")
+@click.option("--tail", type=int, help="Number of existing lines to print.")
+@click.option("--rank", type=int, help="Print the logs of this rank's supervisor and Ray instead of the output.")
 @click.argument("run_id")
 def logs(follow: bool, tail: int | None, rank: int | None, run_id: str) -> None:
-    """Print a run's output. Ctrl-C only stops looking."""
+    """Print a run's output. Ctrl-C does not stop the run."""
     for line in Run.attach(run_id).logs(follow=follow, tail=tail, rank=rank):
         click.echo(line)
 
 
 @cli.command()
-@click.option("--all", "everything", is_flag=True, help="Not only the newest 20.")
-def ps(everything: bool) -> None:
-    """List the runs started from this machine, the newest first."""
-    for one in runs(limit=None if everything else 20):
+@click.option("--all", "show_all", is_flag=True, help=f"List all runs instead of the newest {_LISTED_RUNS}.")
+def ps(show_all: bool) -> None:
+    """List the runs that were started from this machine, the newest first."""
+    rows = [_describe_run(one) for one in runs(limit=None if show_all else _LISTED_RUNS)]
+    _print_rows(("run", "state", "backend", "name", "tags", "command"), rows)
+
+
+def _describe_run(one: Run) -> tuple[str, ...]:
+    """Return the cells of a run. An error about one run is printed, and does not affect the others."""
+    reason = one.unavailable_reason
+    state = RunState.UNKNOWN
+    if reason is None:
         try:
-            state = str(one.state)
-        except BackendUnavailable as error:
-            state = "unknown"
-            click.echo(f"skyrl-modal: {one.id}: {error}", err=True)
-        click.echo(f"{one.id}  {state:10}  {one.backend:6}  {one.job.command.splitlines()[0][:80]}")
+            state = one.state
+        except Exception as error:  # any error of a backend that another package may provide
+            reason = str(error)
+    if reason is not None:
+        click.echo(f"skyrl-modal: {one.id}: {reason}", err=True)
+    command = one.job.command.strip().splitlines()[0][:_LISTED_COMMAND_LENGTH]
+    return one.id, state, one.backend, one.job.name or "-", ",".join(one.job.tags) or "-", command
 
 
 @cli.command()
 @click.argument("run_id")
 def attach(run_id: str) -> None:
-    """Follow a run to its end and end with its exit code. Ctrl-C only stops looking."""
+    """Show a run's output from beginning to end, and exit with its exit code. Ctrl-C does not stop the run."""
     run = Run.attach(run_id)
-    for kind, value in run.events():
-        if kind == "output":
-            sys.stdout.buffer.write(value)
-            sys.stdout.buffer.flush()
-        elif kind == "line":
-            click.echo(f"{PREFIX}{value}", err=True)
+    reporter = StderrReporter()
+    if run.dashboard_token is not None:
+        reporter.info(f"Token for Ray's dashboard: {run.dashboard_token}")
+    for event in run.events():
+        match event:
+            case OutputEvent(data):
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
+            case MessageEvent(text, MessageLevel.WARNING):
+                reporter.warn(text)
+            case MessageEvent(text):
+                reporter.info(text)
     sys.exit(run.wait().returncode)
 
 
 @cli.command()
-@click.option("--timeout", type=float, help="Seconds to wait at the most; the run goes on.")
+@click.option("--timeout", type=float, help="Seconds to wait at most. The run continues.")
 @click.argument("run_id")
 def wait(timeout: float | None, run_id: str) -> None:
-    """Wait for a run's end and end with its exit code."""
+    """Wait for the end of a run, and exit with its exit code."""
     result = Run.attach(run_id).wait(timeout)
-    click.echo(f"{PREFIX}{result.state}, exit code {result.returncode}; log: {result.log_path}", err=True)
+    StderrReporter().info(f"{result.state}, exit code {result.returncode}; log: {result.log_path}")
     sys.exit(result.returncode)
 
 
 @cli.command()
-@click.option("--now", is_flag=True, help="At once, without time to save.")
+@click.option("--now", is_flag=True, help="Kill it immediately, without a grace period.")
 @click.argument("run_id")
 def cancel(now: bool, run_id: str) -> None:
-    """Ask a run to end."""
+    """Stop a run."""
     Run.attach(run_id).cancel(now=now)
 
 
@@ -211,8 +237,8 @@ def cancel(now: bool, run_id: str) -> None:
 @click.argument("path", default="/root/data")
 def ls(path: str, **options: Any) -> None:
     """List a folder of a volume, by its path in the container."""
-    for entry in _launcher(**options).ls(path):
-        click.echo(f"{entry.type:5} {entry.size:>14,}  {entry.path}")
+    entries = _make_launcher(**options).ls(path)
+    _print_rows(("type", "bytes", "path"), [(entry.type, f"{entry.size:,}", entry.path) for entry in entries])
 
 
 @cli.command()
@@ -221,7 +247,7 @@ def ls(path: str, **options: Any) -> None:
 @click.argument("local", default=".")
 def pull(path: str, local: str, **options: Any) -> None:
     """Copy PATH of a volume to LOCAL."""
-    click.echo(_launcher(**options).pull(path, local))
+    click.echo(_make_launcher(**options).pull(path, local))
 
 
 @cli.command()
@@ -230,30 +256,29 @@ def pull(path: str, local: str, **options: Any) -> None:
 @click.argument("path")
 def push(local: str, path: str, **options: Any) -> None:
     """Copy LOCAL to PATH on a volume."""
-    _launcher(**options).push(local, path)
+    _make_launcher(**options).push(local, path)
 
 
 @cli.command()
 def doctor() -> None:
-    """Say what works on this machine and what is missing, with the remedy."""
-    from skyrl_modal.doctor import examine
+    """Check what is available on this machine, and how to get what is missing."""
+    from skyrl_modal.doctor import run_checks
 
-    healthy = True
-    for finding in examine():
-        click.echo(f"{'ok ' if finding.ok else 'NO '} {finding.what}: {finding.detail}")
-        healthy = healthy and (finding.ok or finding.optional)
-    sys.exit(0 if healthy else 1)
+    checks = list(run_checks())
+    rows = [("ok" if check.ok else "no", check.subject, check.detail) for check in checks]
+    _print_rows(("ok", "subject", "detail"), rows)
+    sys.exit(0 if all(check.ok or check.optional for check in checks) else 1)
 
 
 def main() -> None:
-    """The entry point: errors of ours in a line, Ctrl-C as 130."""
+    """Run the command line. Print an error of the launcher as a message and exit with 125."""
     try:
         cli(standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except (SkyRLModalError, FileNotFoundError) as error:
         click.echo(f"skyrl-modal: {error}", err=True)
-        sys.exit(USAGE)
+        sys.exit(LAUNCHER_FAILED)

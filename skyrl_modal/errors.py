@@ -1,6 +1,19 @@
-"""Everything this library raises: one class for each thing a caller can act on.
+"""Exceptions of this library: one class for each error that a caller can act on.
 
-Each error keeps its facts as attributes and survives pickling, so that a driver may let it cross a process boundary.
+* SkyRLModalError
+  * SpecError (also a ValueError)
+  * CheckoutNotFound
+  * BackendUnavailable
+  * RunError
+    + CommandFailed
+    + RunTimeout
+    + RunCancelled
+    + RunLost
+  * RunNotFound (also a LookupError)
+  * RecordError
+  * SnapshotError
+
+Each exception has its facts as attributes and can be pickled, so that a driver can pass it between processes.
 """
 
 from __future__ import annotations
@@ -12,7 +25,7 @@ from attrs import define
 
 
 class SkyRLModalError(Exception):
-    """Base of every error that this library raises on purpose.
+    """Base class of all exceptions that this library raises intentionally.
 
     Example:
         >>> issubclass(SpecError, SkyRLModalError)
@@ -22,16 +35,16 @@ class SkyRLModalError(Exception):
 
 @define(eq=False, slots=False, repr=False)
 class SpecError(SkyRLModalError, ValueError):
-    r"""A value that was declared is wrong.
+    r"""A declared value is invalid.
 
     Attributes:
-        field: The field that holds it, for example ``"timeout"``.
-        value: The value as it was given.
-        remedy: What is wrong with it and what would do.
+        field: The name of the field, for example ``"timeout"``.
+        value: The invalid value.
+        remedy: What is wrong with it, and which values are valid.
 
     Example:
-        >>> str(SpecError("timeout", "soon", 'give seconds, a timedelta, or text such as "90m"'))
-        'timeout=\'soon\': give seconds, a timedelta, or text such as "90m"'
+        >>> str(SpecError("timeout", "soon", 'pass seconds, a timedelta, or text such as "90m"'))
+        'timeout=\'soon\': pass seconds, a timedelta, or text such as "90m"'
     """
 
     field: str
@@ -44,10 +57,10 @@ class SpecError(SkyRLModalError, ValueError):
 
 @define(eq=False, slots=False, repr=False)
 class CheckoutNotFound(SkyRLModalError):
-    """No folder with ``skyrl-gym/`` was found.
+    """No folder that contains ``skyrl-gym/`` was found.
 
     Attributes:
-        searched: Each place looked at, in order, as ``(why, folder)``.
+        searched: The searched places in order, as pairs of a description and a folder.
     """
 
     searched: Sequence[tuple[str, Path]]
@@ -55,18 +68,18 @@ class CheckoutNotFound(SkyRLModalError):
     def __str__(self) -> str:
         places = "".join(f"\n  {why}: {folder} and the folders above it" for why, folder in self.searched)
         return (
-            "no SkyRL checkout (a folder that holds skyrl-gym/) was found. Looked at:"
-            f"{places}\nSet SKYRL_REPO_ROOT, or give Launcher(checkout=...), or run from inside the checkout."
+            "no SkyRL checkout (a folder that contains skyrl-gym/) was found. Searched places:"
+            f"{places}\nSet SKYRL_REPO_ROOT, pass Launcher(checkout=...), or start from inside the checkout."
         )
 
 
 @define(eq=False, slots=False, repr=False)
 class BackendUnavailable(SkyRLModalError):
-    """The backend cannot take a run now.
+    """The backend cannot execute a run now.
 
     Attributes:
         backend: Its name, for example ``"modal"``.
-        reason: What is missing and what to do about it.
+        reason: What is missing, and what to do about it.
     """
 
     backend: str
@@ -78,11 +91,11 @@ class BackendUnavailable(SkyRLModalError):
 
 @define(eq=False, slots=False, repr=False)
 class RunError(SkyRLModalError):
-    """Base of the errors that tell how one run ended.
+    """Base class of the exceptions about a run that did not succeed.
 
     Attributes:
-        run_id: The run.
-        detail: What is known about the cause.
+        run_id: The run's id.
+        detail: Description of the cause, as far as it is known.
         log_tail: The last lines of its output.
     """
 
@@ -104,7 +117,7 @@ class RunError(SkyRLModalError):
 
 @define(eq=False, slots=False, repr=False)
 class CommandFailed(RunError):
-    """The command ended with an exit code other than 0, or could not be started.
+    """The command exited with a code other than 0, or could not be started.
 
     Attributes:
         returncode: The command's exit code; 128+N for signal N.
@@ -123,11 +136,11 @@ class CommandFailed(RunError):
 
 @define(eq=False, slots=False, repr=False)
 class RunTimeout(RunError):
-    """The run took longer than its ``timeout``, or ``wait`` longer than the one given to it.
+    """The run was stopped at its time limit, or did not end within the time limit of ``wait``.
 
     Attributes:
-        seconds: The limit that was passed.
-        returncode: 124 where the run itself was ended, None where only the waiting was.
+        seconds: The exceeded limit.
+        returncode: 124 if the run was stopped; None if only the wait ended.
     """
 
     seconds: float = 0.0
@@ -135,16 +148,16 @@ class RunTimeout(RunError):
 
     def _headline(self) -> str:
         if self.returncode is None:
-            return f"run {self.run_id} has not ended within {self.seconds:g} s; it goes on"
-        return f"run {self.run_id} was ended at its timeout of {self.seconds:g} s"
+            return f"run {self.run_id} did not end within {self.seconds:g} s and is still running"
+        return f"run {self.run_id} was stopped at its time limit of {self.seconds:g} s"
 
 
 @define(eq=False, slots=False, repr=False)
 class RunCancelled(RunError):
-    """The run was cancelled before its command had ended by itself.
+    """The run was cancelled before its command exited.
 
     Attributes:
-        returncode: The exit code that the command was left with.
+        returncode: The exit code of the stopped command.
     """
 
     returncode: int = 130
@@ -155,7 +168,7 @@ class RunCancelled(RunError):
 
 @define(eq=False, slots=False, repr=False)
 class RunLost(RunError):
-    """The run ended without a result: its container or its supervisor died."""
+    """The run ended without a result, because its container or its supervisor exited."""
 
     def _headline(self) -> str:
         return f"run {self.run_id} was lost"
@@ -166,15 +179,15 @@ class RunNotFound(SkyRLModalError, LookupError):
     """No run has this id.
 
     Attributes:
-        run_id: The id that was asked for.
-        nearest: Known ids that resemble it.
+        run_id: The requested id.
+        nearest: Known ids that are similar.
     """
 
     run_id: str
     nearest: Sequence[str] = ()
 
     def __str__(self) -> str:
-        hint = f"; the nearest are {', '.join(self.nearest)}" if self.nearest else ""
+        hint = f" (similar: {', '.join(self.nearest)})" if self.nearest else ""
         return f"no run has the id {self.run_id!r}{hint}. `skyrl-modal ps` lists the runs known on this machine."
 
 
@@ -183,7 +196,7 @@ class RecordError(SkyRLModalError):
     """A record of a run cannot be read: it is damaged, or was written by a newer version.
 
     Attributes:
-        path: The file that holds it.
+        path: The file that contains it.
         reason: Why it cannot be read.
     """
 
@@ -199,8 +212,8 @@ class SnapshotError(SkyRLModalError):
     """A snapshot could not be taken, or was released before it was used.
 
     Attributes:
-        path: The folder that was to be copied, or the snapshot.
-        reason: What went wrong and what to do about it.
+        path: The folder to copy, or the snapshot.
+        reason: What went wrong, and what to do about it.
     """
 
     path: str

@@ -1,89 +1,111 @@
-"""The launcher: composes specs and checkout into a job, hands it to a backend, and follows the run."""
+"""The launcher: joins preparation, backends and runs."""
 
 from __future__ import annotations
 
-import functools
+import os
 import posixpath
-import shlex
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from attrs import frozen
+from attrs import Attribute, field, frozen
 
-from skyrl_modal.backends import Backend, VolumeEntry, backend_named
+from skyrl_modal.backends import Backend, VolumeEntry, check_backend, get_backend
 from skyrl_modal.errors import SpecError
+from skyrl_modal.prepare.command import normalize_command
 from skyrl_modal.prepare.plan import Plan, make_plan
-from skyrl_modal.prepare.restore import differences, launcher_fields
-from skyrl_modal.prepare.staging import stage
-from skyrl_modal.run.batch import run_many
-from skyrl_modal.run.foreground import Interrupts, Output, catch_interrupts, follow, sink_for
+from skyrl_modal.prepare.restore import changes_since
+from skyrl_modal.prepare.staging import check_with_backend, take_snapshots
+from skyrl_modal.reporting import NullReporter, NullRunTable, Reporter
+from skyrl_modal.run.batch import Batch
+from skyrl_modal.run.foreground import stream_to_end
+from skyrl_modal.run.handle import Run
 from skyrl_modal.run.index import RunIndex
-from skyrl_modal.run.handle import Reporter, Run, RunResult
-from skyrl_modal.spec.run_spec import Declaration
+from skyrl_modal.run.interrupts import Interrupts, catch_interrupts
+from skyrl_modal.run.output_sink import OutputTarget, open_sink
+from skyrl_modal.run.result import RunResult
+from skyrl_modal.spec.fields import OPTION_HELP, check_whole_number, is_below
+from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.spec.volume import VolumeSpec
-from skyrl_modal.views.text import Lines, Quiet
+from skyrl_modal.views.text import StderrReporter
 
 
 @frozen(kw_only=True)
-class Launcher(Declaration):
+class Launcher(RunSpec):
     """Runs shell commands from a SkyRL checkout in a container, or on this machine through the same container code.
 
-    It holds no state: it can be used many times, from many threads, and ``attrs.evolve`` makes variants.
+    A launcher has no state: it can be used several times and by several threads. ``attrs.evolve`` creates variants.
 
     Attributes:
         image: Base image and layers (Modal).
-        volumes: Persistent volumes; the first is ``$SKYRL_DATA``.
-        mounts: Folders that go: the checkout, and any other of the caller's own.
-        gpu: ``"A100-80GB:4"``, several in order of preference, or None. Locally there is what the machine has.
-        nodes: Containers in the cluster; rank 0 runs the command, all of them are in its Ray.
-        rdma: Whether the nodes are placed where Modal has its fast network for GPUs (nodes above 1).
-        ray: The Ray that is up when the command starts; None for no Ray.
-        timeout: For each attempt: seconds, a ``timedelta``, or text such as ``"90m"`` or ``"24h"``; kept as seconds.
-        retries: Further attempts after a failure or a time-out.
-        secrets: Names of variables taken from the environment or a .env file, or ``SecretSpec`` for Modal's own.
+        volumes: Persistent volumes. The first one is ``$SKYRL_DATA``.
+        mounts: Local folders to copy into the container: the checkout, and others.
+        gpu: ``"A100-80GB:4"``, a list in order of preference, or None. The local backend uses the machine's GPUs.
+        nodes: Number of containers in the cluster. Rank 0 runs the command; the Ray cluster includes all ranks.
+        rdma: Whether to place the nodes where Modal provides RDMA between GPUs (with 2 nodes or more).
+        ray: The Ray cluster that runs when the command starts; None for no Ray.
+        timeout: Limit of each attempt: seconds, a ``timedelta``, or text such as ``"90m"`` or ``"24h"``. Stored as
+            seconds.
+        retries: Number of further attempts after a failure or a timeout.
+        should_retry: Exit codes to retry after, or a predicate on the exit code; None retries after any failure.
+        grace: Time between the first stop signal and SIGKILL. Stored as seconds.
+        secrets: Names of variables that are read from the environment or a .env file, or ``SecretSpec`` for secrets
+            that Modal stores.
         env: Variables for the command.
         cpu: CPU cores (Modal).
-        memory: MiB (Modal).
+        memory: Memory in MiB (Modal).
         region: Region (Modal).
         cloud: Cloud provider (Modal).
-        workdir: Folder in the checkout that the command runs in; an absolute path may be in any mount or volume.
+        workdir: Folder in the checkout that the command runs in. An absolute path may be in any mount or volume.
         app_name: Name of the Modal app.
-        checkout: The SkyRL checkout; None: found from ``$SKYRL_REPO_ROOT``, the working directory, or the script.
-        backend: ``"modal"``, ``"local"``, or an object with the Backend protocol.
-        should_retry: Exit codes after which a further attempt is made, or a callable that says it of a code; None: all.
-        grace: What a command that is stopped gets to save and end before KILL; kept as seconds.
+        name: Name of the run, shown by ``skyrl-modal ps``; None for none.
+        tags: Tags of the run, shown by ``skyrl-modal ps``.
+        checkout: The SkyRL checkout; None to search from ``$SKYRL_REPO_ROOT``, the working directory, and the script.
+        backend: ``"modal"``, ``"local"``, the name of an installed backend, or an object that implements
+            ``skyrl_modal.backends.Backend``.
 
     Raises:
-        SpecError: A value is wrong; the error names it and says what would do.
+        SpecError: A value is invalid. The error contains the field, the value and valid alternatives.
 
     Example:
         >>> Launcher(backend="local", timeout="90m").timeout
         5400.0
     """
 
+    backend: str | Backend = field(
+        factory=lambda: os.environ.get("SKYRL_MODAL_BACKEND", "modal"),
+        metadata={
+            OPTION_HELP: "modal, local, or the name of an installed backend. Default: $SKYRL_MODAL_BACKEND, else modal."
+        },
+    )
+
+    @backend.validator
+    def _check_backend(self, attribute: Attribute[Any], value: object) -> None:
+        check_backend(value)
+
     # -- running -----------------------------------------------------------------------------------------------------
 
     def run(
-        self, command: str | Sequence[str], *, check: bool = False, output: Output = None, quiet: bool = False
+        self, command: str | Sequence[str], *, check: bool = False, output: OutputTarget = None, quiet: bool = False
     ) -> RunResult:
-        """Run a command to its end, with its output shown as it comes. The run ends when this process does.
+        """Run a command to its end and show its output live. The run ends if this process exits.
 
         Args:
-            command: A shell string, or a list of arguments, which is quoted.
-            check: Whether to raise where the command did not succeed.
-            output: A callable or a binary file that gets the output instead of standard output.
-            quiet: Whether to leave out our own lines.
+            command: A shell string, or a list of arguments, which are quoted.
+            check: Whether to raise an exception if the command did not succeed.
+            output: Callable or binary file that receives the output; standard output if None.
+            quiet: Whether to suppress the launcher's own messages.
 
         Returns:
-            How it ended, whatever that is.
+            How the run ended, whether or not it succeeded.
 
         Raises:
-            SpecError: Something that was declared is wrong; nothing was started.
+            SpecError: A declared value is invalid. Nothing was started.
             CheckoutNotFound: There is no checkout.
-            BackendUnavailable: The backend cannot take a run.
+            BackendUnavailable: The backend cannot execute a run.
             CommandFailed: With ``check``: the exit code was not 0. Likewise RunTimeout, RunCancelled and RunLost.
-            KeyboardInterrupt: Ctrl-C was pressed; the run has been ended before this is raised.
+            KeyboardInterrupt: Ctrl-C was pressed. The run has ended.
 
         Example:
             >>> launcher = Launcher(backend="local", mounts=[], ray=None)  # doctest: +SKIP
@@ -92,29 +114,34 @@ class Launcher(Declaration):
         """
         with catch_interrupts() as interrupts:
             result = self._run(command, output, quiet=quiet, interrupts=interrupts)
-        interrupts.raise_if_pressed()
+        interrupts.raise_if_recorded()
         if check:
             result.check_returncode()
         return result
 
-    def _run(self, command: str | Sequence[str], output: Output, *, quiet: bool, interrupts: Interrupts) -> RunResult:
-        reporter: Reporter = Quiet() if quiet else Lines()
-        sink_for(output)  # a wrong one is refused while nothing has started
+    def _run(
+        self, command: str | Sequence[str], output: OutputTarget, *, quiet: bool, interrupts: Interrupts
+    ) -> RunResult:
+        reporter: Reporter = NullReporter() if quiet else StderrReporter()
+        open_sink(output)  # refuses an invalid target before anything starts
         run = self._start(command, owned=True, reporter=reporter, interrupts=interrupts)
-        return follow(run, output, reporter, interrupts)
+        return stream_to_end(run, output, reporter, interrupts)
 
     def submit(self, command: str | Sequence[str]) -> Run:
-        """Start a command that goes on when this process ends.
+        """Start a command that continues after this process has exited.
+
+        Args:
+            command: A shell string, or a list of arguments, which are quoted.
 
         Returns:
-            A handle; ``Run.attach(run.id)`` gets it again in another process.
+            A handle of the run. ``Run.attach(run.id)`` returns it in another process.
 
         Raises:
-            SpecError: Something that was declared is wrong; nothing was started.
+            SpecError: A declared value is invalid. Nothing was started.
             CheckoutNotFound: There is no checkout.
-            BackendUnavailable: The backend cannot take a run.
+            BackendUnavailable: The backend cannot execute a run.
         """
-        return self._start(command, owned=False, reporter=Quiet(), interrupts=Interrupts())
+        return self._start(command, owned=False, reporter=NullReporter())
 
     def map(
         self,
@@ -124,114 +151,137 @@ class Launcher(Declaration):
         names: Sequence[str] | None = None,
         quiet: bool = False,
     ) -> list[RunResult]:
-        """Run many commands, so many at once; one that fails does not stop the others.
+        """Run several commands, of which a limited number run at the same time. A failure does not stop the others.
 
         Args:
-            commands: Each as ``run`` takes it. Their output is kept in each run's output.log.
-            max_parallel: How many at the same time; None: 2 on this machine, 50 elsewhere.
-            names: What the table calls them; None: the commands themselves.
-            quiet: Whether to leave out the table.
+            commands: The commands, as ``run`` accepts them. Their output is stored in the output.log of each run.
+            max_parallel: Number of commands that may run at the same time; None: 2 on this machine, 50 elsewhere.
+            names: Names of the commands in the table; None: the commands themselves.
+            quiet: Whether to suppress the table.
 
         Returns:
-            A result for each, in their order. One that could not be started has returncode 125 and says why.
+            A result for each command, in their order. A command that could not be started has the exit code 125.
 
         Raises:
-            SpecError: Something that was declared is wrong; nothing was started.
-            KeyboardInterrupt: Ctrl-C was pressed; all that ran has been ended before.
+            SpecError: A declared value is invalid. Nothing was started.
+            KeyboardInterrupt: Ctrl-C was pressed. All runs have ended.
 
         Example:
             >>> launcher = Launcher(backend="local", ray=None)  # doctest: +SKIP
             >>> [result.returncode for result in launcher.map(["exit 1", "exit 2"])]  # doctest: +SKIP
             [1, 2]
         """
-        texts = [_command_text(command) for command in commands]
+        texts = [normalize_command(command) for command in commands]
         labels = list(names) if names is not None else texts
         if len(labels) != len(texts):
-            raise SpecError("names", labels, f"give as many names as commands ({len(texts)})")
+            raise SpecError("names", labels, f"pass one name for each command ({len(texts)})")
+        backend = self._backend.name
         if max_parallel is None:
-            max_parallel = 2 if self._backend.name == "local" else 50
-        if isinstance(max_parallel, bool) or not isinstance(max_parallel, int) or max_parallel < 1:
-            raise SpecError("max_parallel", max_parallel, "give a whole number of at least 1, or None")
+            max_parallel = 2 if backend == "local" else 50
+        check_whole_number("max_parallel", max_parallel, minimum=1)
         if not texts:
             return []
-        self.plan(texts[0])  # what is wrong with the launcher is said while nothing has started
-        from skyrl_modal.views.table import LiveBoard, NoBoard  # rich is not needed for a single run
+        self.plan(texts[0])  # raises errors in the launcher's fields before anything starts
+        from skyrl_modal.views.table import LiveRunTable  # imported here, since a single run needs no table
 
-        with NoBoard() if quiet else LiveBoard(labels) as board:
-            return run_many(
-                texts,
-                lambda text, reporter: self._start(text, owned=True, reporter=reporter, interrupts=Interrupts()),
-                max_parallel=max_parallel,
-                board=board,
-                backend=self._backend.name,
-            )
+        def start(command: str, reporter: Reporter) -> Run:
+            return self._start(command, owned=True, reporter=reporter)
+
+        with NullRunTable() if quiet else LiveRunTable(labels) as table:
+            return Batch(texts, start, max_parallel=max_parallel, table=table, backend=backend).run()
 
     async def arun(
-        self, command: str | Sequence[str], *, check: bool = False, output: Output = None, quiet: bool = False
+        self, command: str | Sequence[str], *, check: bool = False, output: OutputTarget = None, quiet: bool = False
     ) -> RunResult:
-        """Like ``run``, awaitable. A task that is cancelled cancels the run, and waits for its end."""
-        import asyncio  # most callers await nothing, and it takes time to import
+        """Run a command like ``run``, awaitable. Cancelling the task cancels the run and waits for its end."""
+        import asyncio  # imported here, since most callers do not use it
 
         interrupts = Interrupts()
-        run = functools.partial(self._run, command, output, quiet=quiet, interrupts=interrupts)
-        work = asyncio.ensure_future(asyncio.to_thread(_or_none, run))
+
+        def run_or_none() -> RunResult | None:
+            """Return the result; None if the task was cancelled before the run started."""
+            try:
+                return self._run(command, output, quiet=quiet, interrupts=interrupts)
+            except KeyboardInterrupt:
+                return None
+
+        work = asyncio.ensure_future(asyncio.to_thread(run_or_none))
         try:
             result = await asyncio.shield(work)
         except asyncio.CancelledError:
-            interrupts.press()
+            interrupts.record()
             await work
             raise
-        if result is None:  # cannot be: only the press above makes it so
+        if result is None:
             raise asyncio.CancelledError
         if check:
             result.check_returncode()
         return result
 
     async def asubmit(self, command: str | Sequence[str]) -> Run:
-        """Like ``submit``, awaitable."""
+        """Start a command like ``submit``, awaitable."""
         import asyncio
 
         return await asyncio.to_thread(self.submit, command)
 
     def plan(self, command: str | Sequence[str]) -> Plan:
-        """What ``run`` would do. Nothing is started, copied or asked of a server.
+        """Return what ``run`` would do. Nothing is started or copied, and no server is contacted.
+
+        Args:
+            command: A shell string, or a list of arguments, which are quoted.
 
         Raises:
-            SpecError: Something that was declared is wrong.
+            SpecError: A declared value is invalid.
             CheckoutNotFound: There is no checkout.
         """
-        return make_plan(
-            self, _command_text(command), self.backend if isinstance(self.backend, str) else self.backend.name
-        )
+        backend = self.backend if isinstance(self.backend, str) else self.backend.name
+        return make_plan(self, normalize_command(command), backend)
 
-    def _start(self, command: str | Sequence[str], *, owned: bool, reporter: Reporter, interrupts: Interrupts) -> Run:
+    def _start(
+        self,
+        command: str | Sequence[str],
+        *,
+        owned: bool,
+        reporter: Reporter,
+        interrupts: Interrupts | None = None,
+    ) -> Run:
+        """Start a run.
+
+        Raises:
+            KeyboardInterrupt: An interrupt was recorded before files were copied.
+        """
         backend = self._backend
         plan = self.plan(command)
-        title = f"run {plan.job.id}: {plan.job.command}"
-        staged = stage(plan, backend, self.secrets, reporter, title=title, interrupts=interrupts)
-        execution = backend.start(staged.job, staged.snapshots, staged.secrets, owned=owned)
+        title = f"run {plan.job.run_id}: {plan.job.command}"
+        secret_values = check_with_backend(plan, backend, reporter, title=title)
+        if interrupts is not None:
+            interrupts.raise_if_recorded()
+        prepared = take_snapshots(plan, secret_values, reporter)
+        execution = backend.start(prepared, owned=owned)
         if not owned:
             execution.wait_started()
-        run = Run(staged.job, backend.name, execution)
-        run.remember()
+        run = Run(prepared.job, backend.name, execution, stored_spec=plan.stored_spec)
+        run._save_to_index()
         return run
 
     @classmethod
     def from_run(cls, run_id: str) -> tuple[Launcher, str]:
-        """The launcher and the command of a run that was started from this machine.
+        """Return the launcher and the command of a run that was started from this machine.
 
-        A warning says where today's checkout is not the one that ran.
+        Issue a warning if the files of the checkout or of another mount differ from those that the run used.
 
         Args:
             run_id: The run's id.
 
         Raises:
             RunNotFound: No run has this id.
+            RecordError: The run's record is damaged, or was written by a newer version.
+            CheckoutNotFound: The run's checkout does not exist any more.
         """
         record = RunIndex().get(run_id)
-        launcher = cls(**launcher_fields(record.job), backend=record.backend)
-        for difference in differences(record.job):
-            warnings.warn(f"run {run_id}: {difference}", stacklevel=2)
+        launcher = cls(**record.launcher_fields())
+        for change in changes_since(record.job, launcher):
+            warnings.warn(f"run {run_id}: {change}", stacklevel=2)
         return launcher, record.job.command
 
     # -- volumes -----------------------------------------------------------------------------------------------------
@@ -244,9 +294,9 @@ class Launcher(Declaration):
 
         Raises:
             SpecError: The path is on none of this launcher's volumes.
-            FileNotFoundError: It is not there.
+            FileNotFoundError: There is no such path.
         """
-        volume, inside = self._on_volume(path)
+        volume, inside = self._find_volume(path)
         entries = self._backend.ls(volume.name, inside)
         return [
             VolumeEntry(posixpath.join(volume.mount_path, entry.path), entry.type, entry.size, entry.mtime)
@@ -258,16 +308,16 @@ class Launcher(Declaration):
 
         Args:
             path: Its path in the container.
-            local: What it becomes here; put into it where it is a folder that is there.
+            local: The path of the copy, or an existing folder that receives it.
 
         Returns:
-            Where it is now.
+            The path of the copy.
 
         Raises:
             SpecError: The path is on none of this launcher's volumes.
-            FileNotFoundError: It is not there.
+            FileNotFoundError: There is no such path.
         """
-        volume, inside = self._on_volume(path)
+        volume, inside = self._find_volume(path)
         target = Path(local).expanduser()
         if target.is_dir() and inside:
             target = target / posixpath.basename(inside)
@@ -279,47 +329,27 @@ class Launcher(Declaration):
 
         Args:
             local: The file or folder.
-            path: What it becomes in the container.
+            path: The path of the copy in the container.
 
         Raises:
             SpecError: The path is on none of this launcher's volumes.
-            FileNotFoundError: There is no such file or folder here.
+            FileNotFoundError: There is no such file or folder.
         """
-        volume, inside = self._on_volume(path)
+        volume, inside = self._find_volume(path)
         source = Path(local).expanduser()
         if not source.exists():
             raise FileNotFoundError(f"there is no {source}")
         self._backend.push(volume.name, source, inside)
 
-    def _on_volume(self, path: str) -> tuple[VolumeSpec, str]:
+    def _find_volume(self, path: str) -> tuple[VolumeSpec, str]:
+        """Return the volume that contains a path in the container, and the path on it."""
         normal = posixpath.normpath(path)
         for volume in sorted(self.volumes, key=lambda volume: -len(volume.mount_path)):
-            if normal == volume.mount_path or normal.startswith(f"{volume.mount_path}/"):
+            if is_below(normal, volume.mount_path):
                 return volume, normal.removeprefix(volume.mount_path).lstrip("/")
         known = ", ".join(volume.mount_path for volume in self.volumes) or "none"
-        raise SpecError("path", path, f"it is on no volume of this launcher (volumes: {known})")
-
-    # -- composing ---------------------------------------------------------------------------------------------------
+        raise SpecError("path", path, f"it is on none of this launcher's volumes ({known})")
 
     @property
     def _backend(self) -> Backend:
-        return backend_named(self.backend) if isinstance(self.backend, str) else self.backend
-
-
-def _or_none(run: Callable[[], RunResult]) -> RunResult | None:
-    """The result; None where the run was interrupted before it started."""
-    try:
-        return run()
-    except KeyboardInterrupt:
-        return None
-
-
-def _command_text(command: str | Sequence[str]) -> str:
-    if not isinstance(command, str):
-        words = list(command)
-        if not all(isinstance(word, str) for word in words):
-            raise SpecError("command", command, "give a shell string, or a list of strings")
-        command = shlex.join(words)
-    if not command.strip() or "\0" in command:
-        raise SpecError("command", command, 'give a shell command, for example "python train.py"')
-    return command
+        return get_backend(self.backend) if isinstance(self.backend, str) else self.backend

@@ -1,187 +1,79 @@
-"""What a place that runs jobs must offer. ``Launcher(backend=...)`` takes any object that has it."""
+"""Backends execute runs. They are chosen by name, or passed as an object that implements ``Backend``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
 
-from attrs import frozen
+from skyrl_modal.backends.base import Backend as Backend
+from skyrl_modal.backends.base import Execution as Execution
+from skyrl_modal.backends.base import VolumeEntry as VolumeEntry
+from skyrl_modal.errors import BackendUnavailable, SpecError
 
-from skyrl_modal.errors import SpecError
-from skyrl_modal.protocol.job import Job
-from skyrl_modal.snapshots.snapshot import Snapshot
+__all__ = ["Backend", "Execution", "VolumeEntry", "check_backend", "get_backend", "installed_backends"]
 
-#: What happens in a run: ``("output", bytes)``, ``("line", str)`` of ours, ``("state", str)``, ``("handle", mapping)``
-#: where the handle is known only later than the start, ``("result", record)``.
-Event = tuple[Literal["output", "line", "state", "handle", "result"], Any]
+#: A package adds a backend by an entry point in this group. It refers to a class or function without arguments that
+#: returns an object with the Backend protocol.
+ENTRY_POINT_GROUP = "skyrl_modal.backends"
 
-
-@frozen
-class VolumeEntry:
-    """One file or folder on a volume.
-
-    Attributes:
-        path: Its path in the container.
-        type: ``"file"``, ``"dir"``, or ``"other"``.
-        size: Bytes; 0 for a folder.
-        mtime: Seconds since the epoch.
-    """
-
-    path: str
-    type: str
-    size: int
-    mtime: float
+#: The backends of this package, which are also entry points. They are found here without reading the metadata of every
+#: installed package (some milliseconds), and where this package has no metadata, as in a container.
+BUILT_IN_BACKENDS = {
+    "modal": "skyrl_modal.backends.modal.backend:ModalBackend",
+    "local": "skyrl_modal.backends.local.backend:LocalBackend",
+}
 
 
-class Execution(Protocol):
-    """One started run, as its backend sees it."""
+def get_backend(name: str) -> Backend:
+    """Return the backend with a name.
 
-    @property
-    def handle(self) -> Mapping[str, Any]:
-        """What ``Backend.attach`` needs to find it from another process; plain data."""
-
-    @property
-    def url(self) -> str | None:
-        """A page about the run, where there is one."""
-
-    @property
-    def log_path(self) -> str:
-        """Where output.log is, in words that its reader can use."""
-
-    def wait_started(self) -> None:
-        """Wait until the run is handed over and ``handle`` is known.
-
-        Raises:
-            SkyRLModalError: The backend would not have it.
-        """
-
-    def events(self) -> Iterator[Event]:
-        """What happens, live, from the start of the output on. It ends when the run has ended and all is told.
-
-        The last event is ``("result", record)``.
-        """
-
-    def log_size(self) -> int:
-        """Bytes that output.log has now.
-
-        Raises:
-            FileNotFoundError: The run has ended, and what kept its output is gone.
-        """
-
-    def read_log(self, offset: int) -> bytes:
-        """A part of output.log from an offset on; empty at its end."""
-
-    def read_files(self, folder: str) -> Iterator[tuple[str, bytes]]:
-        """The files below a folder of the run's own, each with its path there and its content.
-
-        Raises:
-            FileNotFoundError: There is no such folder, or not yet.
-        """
-
-    def state(self) -> str:
-        """The run's state now."""
-
-    def wait(self, timeout: float | None = None) -> Mapping[str, Any]:
-        """Wait for the end; gives the result's record (see ``lost_record`` for a run that died without one).
-
-        Raises:
-            TimeoutError: It has not ended within that many seconds.
-        """
-
-    def cancel(self, *, now: bool = False) -> None:
-        """Ask the run to end: gently, or at once. A run that has ended is left as it is."""
-
-
-class Backend(Protocol):
-    """A place that runs jobs."""
-
-    @property
-    def name(self) -> str:
-        """How messages and records call it."""
-
-    def check(self, job: Job) -> Sequence[str]:
-        """See whether this backend can take the job, before any work is done.
-
-        Returns:
-            Warnings for the user.
-
-        Raises:
-            BackendUnavailable: It cannot take any.
-            SpecError: It cannot take this one.
-        """
-
-    def describe(self, job: Job) -> Sequence[tuple[str, str]]:
-        """What runs where, for the header: pairs of a word and what it is."""
-
-    def start(self, job: Job, snapshots: Sequence[Snapshot], secrets: Mapping[str, str], *, owned: bool) -> Execution:
-        """Hand over the mounts' files and start the run.
-
-        Args:
-            job: The run.
-            snapshots: What goes, one for each of the job's mounts, in their order. The backend releases them when it
-                needs them no more.
-            secrets: Values of the job's secrets.
-            owned: Whether the run ends when this process does.
-        """
-
-    def attach(self, job: Job, handle: Mapping[str, Any]) -> Execution:
-        """Find a run that was started before, maybe by another process."""
-
-    def ls(self, volume: str, path: str) -> Sequence[VolumeEntry]:
-        """List a folder of a volume; ``path`` and the entries' paths begin at the volume's root.
-
-        Raises:
-            FileNotFoundError: There is no such volume or path.
-        """
-
-    def pull(self, volume: str, path: str, local: Path) -> None:
-        """Copy a file or folder from a volume to this machine."""
-
-    def push(self, volume: str, local: Path, path: str) -> None:
-        """Copy a file or folder from this machine to a volume."""
-
-
-#: Exit code of a run that died without telling one.
-LOST_RETURNCODE = 125
-
-
-def lost_record(job: Job, detail: str) -> Mapping[str, Any]:
-    """The result's record of a run that died without leaving one."""
-    begin = datetime.fromisoformat(job.created_at)
-    return {
-        "run_id": job.id,
-        "state": "lost",
-        "returncode": LOST_RETURNCODE,
-        "attempts": 0,
-        "started_at": job.created_at,
-        "duration": (datetime.now(UTC) - begin).total_seconds(),
-        "detail": detail,
-    }
-
-
-#: The backends that are chosen by name.
-BACKENDS = ("modal", "local")
-
-
-def backend_named(name: str) -> Backend:
-    """The backend of a name.
+    Args:
+        name: ``"modal"``, ``"local"``, or the name of an entry point in the group ``skyrl_modal.backends``.
 
     Raises:
-        SpecError: There is none.
+        SpecError: No backend has this name.
+        BackendUnavailable: The backend cannot be imported or created.
     """
-    if name == "local":
-        from skyrl_modal.backends.local.backend import LocalBackend
+    if name in BUILT_IN_BACKENDS:
+        module, _, attribute = BUILT_IN_BACKENDS[name].partition(":")
+        built_in: Backend = getattr(import_module(module), attribute)()
+        return built_in
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP, name=name):
+        try:
+            backend: Backend = entry_point.load()()
+        except Exception as error:  # any error of another package: it may affect only runs on its own backend
+            raise BackendUnavailable(name, f"{entry_point.value} failed: {type(error).__name__}: {error}") from error
+        return backend
+    raise _unknown_backend(name)
 
-        return LocalBackend()
-    if name == "modal":
-        from skyrl_modal.backends.modal.backend import ModalBackend
 
-        return ModalBackend()
-    raise unknown_backend(name)
+def installed_backends() -> list[str]:
+    """Return the names of the built-in backends, then those of other packages.
+
+    Example:
+        >>> installed_backends()[:2]
+        ['modal', 'local']
+    """
+    others = sorted(entry_points(group=ENTRY_POINT_GROUP).names - set(BUILT_IN_BACKENDS))
+    return [*BUILT_IN_BACKENDS, *others]
 
 
-def unknown_backend(value: object) -> SpecError:
-    """The error for a backend that is none."""
-    return SpecError("backend", value, 'give "modal", "local", or an object with the Backend protocol')
+def check_backend(value: object) -> None:
+    """Validate a name of a backend, or an object that implements Backend.
+
+    Raises:
+        SpecError: It is neither.
+    """
+    if isinstance(value, str):
+        if value not in BUILT_IN_BACKENDS and value not in installed_backends():
+            raise _unknown_backend(value)
+    elif not hasattr(value, "start"):
+        raise _unknown_backend(value)
+
+
+def _unknown_backend(value: Any) -> SpecError:
+    names = ", ".join(f'"{name}"' for name in installed_backends())
+    return SpecError(
+        "backend", value, f"pass {names}, or an object that implements skyrl_modal.backends.Backend"
+    )

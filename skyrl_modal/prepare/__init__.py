@@ -1,1 +1,1 @@
-"""From a RunSpec and a checkout to what a backend needs."""
+"""Preparation of a run: from a RunSpec and a checkout to what a backend needs."""

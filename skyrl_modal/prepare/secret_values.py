@@ -1,4 +1,4 @@
-"""Values of the secrets that a launcher names: from the caller's environment, else from a .env file."""
+"""Values of secrets, read from the caller's environment or from a .env file."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from pathlib import Path
 from skyrl_modal.errors import SpecError
 
 
-def read_secrets(names: Sequence[str], folders: Sequence[Path]) -> dict[str, str]:
-    """Look secrets up by name.
+def read_secret_values(names: Sequence[str], folders: Sequence[Path]) -> dict[str, str]:
+    """Read the values of secrets.
 
     Args:
-        names: Variables wanted.
-        folders: Where a .env may be; the first that has the name counts.
+        names: Names of variables.
+        folders: Folders whose .env file is read, in order of precedence after the environment.
 
     Returns:
-        A value for each name.
+        The value of each name.
 
     Raises:
-        SpecError: One is nowhere to be found; the error says where it was looked for, and no value of any.
+        SpecError: A variable is not defined. The message names the searched places, and contains no value.
     """
     if not names:
         return {}
-    from dotenv import dotenv_values  # few runs name secrets, and it takes time to import
+    from dotenv import dotenv_values  # imported here, since few runs name secrets
 
     files = [folder / ".env" for folder in dict.fromkeys(folders) if (folder / ".env").is_file()]
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for name in names:
         value = os.environ.get(name)
         for file in files:
             if value is None:
                 value = dotenv_values(file, interpolate=False).get(name)
         if value is None:
-            looked = ", ".join(["the environment", *map(str, files)])
-            raise SpecError("secrets", name, f"no such variable in {looked}; export it, or write it into a .env")
-        found[name] = value
-    return found
+            searched = ", ".join(["the environment", *map(str, files)])
+            raise SpecError("secrets", name, f"{searched} define no such variable; export it, or add it to a .env file")
+        values[name] = value
+    return values

@@ -1,79 +1,67 @@
-"""From a plan to what a backend takes: looked at, told, and with the files as they are at this moment."""
+"""The last steps before a run starts: check it with its backend, and take snapshots of its files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import platformdirs
-from attrs import evolve, frozen
 
 from skyrl_modal.backends import Backend
-from skyrl_modal.mount import Snapshot, SnapshotStore
+from skyrl_modal.backends.base import PreparedRun
+from skyrl_modal.mount import SnapshotStore
 from skyrl_modal.prepare.plan import Plan
-from skyrl_modal.prepare.secret_values import read_secrets
-from skyrl_modal.protocol.job import Job
-from skyrl_modal.run.foreground import Interrupts
-from skyrl_modal.run.handle import Reporter
-from skyrl_modal.spec.secret import SecretSpec
+from skyrl_modal.prepare.secret_values import read_secret_values
+from skyrl_modal.reporting import Reporter
+from skyrl_modal.views.text import format_rows
 
 
-@frozen
-class Staged:
-    """What a run is started with.
-
-    Attributes:
-        job: The run, each mount with the digest of its files.
-        snapshots: The files, one for each of the job's mounts.
-        secrets: Values of the job's secrets.
-    """
-
-    job: Job
-    snapshots: Sequence[Snapshot]
-    secrets: Mapping[str, str]
-
-
-def stage(
-    plan: Plan,
-    backend: Backend,
-    secrets: Sequence[str | SecretSpec],
-    reporter: Reporter,
-    *,
-    title: str = "",
-    interrupts: Interrupts | None = None,
-) -> Staged:
-    """Take what goes. Edits of the folders reach the run no more.
+def check_with_backend(plan: Plan, backend: Backend, reporter: Reporter, *, title: str = "") -> Mapping[str, str]:
+    """Check whether a backend can execute a planned run, and report the plan. Nothing has been copied or started yet.
 
     Args:
-        plan: What is to run.
-        backend: Where.
-        secrets: As they were declared; the values of names are read here.
-        reporter: Gets the header's lines and the warnings.
-        title: The header's first line.
-        interrupts: Ctrl-C that was pressed before the files are taken ends it.
+        plan: The plan.
+        backend: The backend.
+        reporter: Receives the description of the run and the warnings.
+        title: The first line of the description; empty for none.
+
+    Returns:
+        The values of the run's secrets.
 
     Raises:
-        BackendUnavailable: The backend cannot take any job.
-        SpecError: It cannot take this one, or a secret has no value.
+        BackendUnavailable: The backend cannot execute any run.
+        SpecError: The backend cannot execute this run, or a secret has no value.
     """
-    job = plan.job
-    # Seen before any work: a run that cannot be had is refused while it has cost nothing.
-    notes = [*plan.warnings, *backend.check(job)]
-    folders = [Path.cwd(), *([Path(job.checkout["root"])] if job.checkout else [])]
-    values = read_secrets([name for name in secrets if isinstance(name, str)], folders)
+    warnings = [*plan.warnings, *backend.check(plan.job, plan.spec)]
+    folders = [Path.cwd()] + ([plan.checkout.root] if plan.checkout else [])
+    secret_values = read_secret_values(plan.spec.secret_variables, folders)
     if title:
-        reporter.line(title)
-    for word, text in [*plan.mount_lines(), *backend.describe(job)]:
-        reporter.line(f"{word:>8}  {text}")
-    for note in notes:
-        reporter.warn(note)
-    if interrupts is not None:
-        interrupts.raise_if_pressed()
+        reporter.info(title)
+    rows = [*plan.mount_rows(), *backend.describe(plan.job, plan.spec)]
+    if rows:
+        reporter.info(format_rows(rows))
+    for warning in warnings:
+        reporter.warn(warning)
+    return secret_values
+
+
+def take_snapshots(plan: Plan, secret_values: Mapping[str, str], reporter: Reporter) -> PreparedRun:
+    """Take a snapshot of each mounted folder. Later edits of the folders do not affect the run.
+
+    Args:
+        plan: The plan.
+        secret_values: The values of the run's secrets.
+        reporter: Receives the warnings.
+
+    Raises:
+        SnapshotError: A folder could not be copied.
+    """
     store = SnapshotStore(platformdirs.user_cache_path("skyrl_modal") / "snapshots")
     snapshots = [store.take(selection) for selection in plan.selections]
     for snapshot in snapshots:
-        for note in snapshot.warnings:
-            reporter.warn(note)
-    mounts = zip(job.mounts, snapshots, strict=True)
-    job = evolve(job, mounts=[evolve(mount, digest=snapshot.digest) for mount, snapshot in mounts])
-    return Staged(job, snapshots, values)
+        for warning in snapshot.warnings:
+            reporter.warn(warning)
+    mounts = zip(plan.job.mounts, snapshots, strict=True)
+    job = replace(plan.job, mounts=tuple(replace(mount, digest=snapshot.digest) for mount, snapshot in mounts))
+    return PreparedRun(job=job, spec=plan.spec, snapshots=snapshots, secret_values=secret_values)

@@ -107,36 +107,39 @@ def read_record(cls: type[T], path: Path) -> T | None:
     return from_json(cls, content)
 
 
-def write_record(path: Path, record: Any, *, sacrifice: Path | None = None) -> None:
+def write_record(path: Path, record: Any, *, sacrifice: Path | None = None, mode: int = 0o666) -> None:
     """Write a record to a file in one step: a reader finds the old content or the new one, never a part.
 
     Args:
         path: The file.
         record: A dataclass.
         sacrifice: A file that is no longer needed, whose space is used if the disk is full.
+        mode: Permissions of a new file, before the umask.
     """
-    write_atomically(path, to_json(record).encode(), sacrifice=sacrifice)
+    write_atomically(path, to_json(record).encode(), sacrifice=sacrifice, mode=mode)
 
 
-def write_atomically(path: Path, content: bytes, *, sacrifice: Path | None = None) -> None:
+def write_atomically(path: Path, content: bytes, *, sacrifice: Path | None = None, mode: int = 0o666) -> None:
     """Write a file in one step, through a temporary file beside it.
 
     Args:
         path: The file.
         content: Its content.
         sacrifice: A file that is no longer needed, whose space is used if the disk is full.
+        mode: Permissions of a new file, before the umask.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         try:
-            temporary.write_bytes(content)
+            with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+                file.write(content)
         except OSError as error:
             if sacrifice is None or error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             sacrifice.replace(temporary)
-            with temporary.open("r+b") as file:
-                file.write(content)
-                file.truncate()
+            with temporary.open("r+b") as reused:
+                reused.write(content)
+                reused.truncate()
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)

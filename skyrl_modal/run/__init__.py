@@ -1,1 +1,1 @@
-"""Runs as their caller sees them: handle, result, index of runs, foreground and batch runs."""
+"""Runs as a caller sees them. (The folder is not named ``runs``: the function ``skyrl_modal.runs`` has that name.)"""

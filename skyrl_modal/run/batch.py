@@ -1,126 +1,154 @@
-"""Many commands at once, with a bound: results in order, one that fails does not stop the others."""
+"""Several commands, with a limit on how many run at the same time."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
 
-from skyrl_modal.backends import LOST_RETURNCODE
 from skyrl_modal.errors import SkyRLModalError
-from skyrl_modal.run.foreground import Interrupts, catch_interrupts, follow
-from skyrl_modal.run.handle import Reporter, Run, RunResult, RunState
+from skyrl_modal.protocol.exit_codes import LAUNCHER_FAILED
+from skyrl_modal.protocol.state import FailureCause, RunState
+from skyrl_modal.reporting import Reporter, RunTable
+from skyrl_modal.run.foreground import stream_to_end
+from skyrl_modal.run.handle import Run
+from skyrl_modal.run.interrupts import InterruptEvent, Interrupts, catch_interrupts
+from skyrl_modal.run.result import RunResult
+
+#: Bytes of an incomplete line that are kept in order to display it.
+_MAX_LINE_BYTES = 4096
 
 
-class Board(Protocol):
-    """Shows how many runs are doing."""
-
-    def update(self, number: int, *, run_id: str = "", state: str = "", line: str = "") -> None:
-        """Show what has changed of one; what is empty stays as it was. Called from any thread."""
+@dataclass(frozen=True, slots=True)
+class _RunEnded:
+    """One run of the batch has ended."""
 
 
-class _Row:
-    """Reporter and sink of one run: its last line goes to the board."""
+class _TableRow:
+    """Reporter and sink of one run: displays its last line in the table."""
 
-    def __init__(self, board: Board, number: int) -> None:
-        self._board = board
+    def __init__(self, table: RunTable, number: int) -> None:
+        self._table = table
         self._number = number
         self._rest = b""
 
-    def line(self, text: str) -> None:
-        """Our own lines are not shown: there is one line for each run."""
+    def info(self, text: str) -> None:
+        """Discard a message: each run has one line in the table."""
 
     def warn(self, text: str) -> None:
-        self._board.update(self._number, line=f"warning: {text}")
+        self._table.update(self._number, line=f"warning: {text}")
 
     def write(self, data: bytes) -> None:
-        # A progress bar's line ends with a carriage return; only what stands last is of interest.
-        pieces = (self._rest + data)[-4096:].replace(b"\r", b"\n").split(b"\n")
-        self._rest = pieces[-1]
-        last = next((piece for piece in reversed(pieces) if piece.strip()), None)
+        # The lines of a progress bar end with a carriage return. Only the last one is displayed.
+        lines = (self._rest + data)[-_MAX_LINE_BYTES:].replace(b"\r", b"\n").split(b"\n")
+        self._rest = lines[-1]
+        last = next((line for line in reversed(lines) if line.strip()), None)
         if last is not None:
-            self._board.update(self._number, state="running", line=last.decode("utf-8", "replace"))
+            # On Modal, the first output is the only sign that the command runs.
+            self._table.update(self._number, state=RunState.RUNNING, line=last.decode("utf-8", "replace"))
+
+    def show_state(self, state: RunState) -> None:
+        if not state.is_final:
+            self._table.update(self._number, state=state)
 
 
-def run_many(
-    commands: Sequence[str],
-    start: Callable[[str, Reporter], Run],
-    *,
-    max_parallel: int,
-    board: Board,
-    backend: str,
-) -> list[RunResult]:
-    """Run commands, so many at once.
+class Batch:
+    """Several commands, of which a limited number run at the same time.
 
     Args:
-        commands: What to run.
-        start: Starts one.
-        max_parallel: How many may run at the same time, at least 1.
-        board: Shows how they are doing.
-        backend: The backend's name, for the result of one that could not be started.
-
-    Returns:
-        A result for each, in their order. One that could not be started failed with 125 and has the error as detail.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C was pressed; all that ran has been ended before.
+        commands: Shell strings.
+        start: Starts one command.
+        max_parallel: Number of commands that may run at the same time, at least 1.
+        table: Displays the progress.
+        backend: The backend's name, for the results of commands that could not be started.
     """
-    results: list[RunResult | None] = [None] * len(commands)
-    running: dict[int, Run] = {}
-    lock, stopping = threading.Lock(), threading.Event()
 
-    def one(number: int) -> None:
-        row = _Row(board, number)
-        with lock:
-            if stopping.is_set():
-                return
-        board.update(number, state="preparing")
+    def __init__(
+        self,
+        commands: Sequence[str],
+        start: Callable[[str, Reporter], Run],
+        *,
+        max_parallel: int,
+        table: RunTable,
+        backend: str,
+    ) -> None:
+        self._commands = commands
+        self._start = start
+        self._max_parallel = max_parallel
+        self._table = table
+        self._backend = backend
+        self._running: dict[int, Run] = {}
+        self._lock = threading.Lock()
+        self._is_stopping = False
+
+    def run(self) -> list[RunResult]:
+        """Run all commands.
+
+        Returns:
+            A result for each, in their order. One that could not be started has the exit code 125.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C was pressed. All runs have ended.
+        """
+        with catch_interrupts() as interrupts, ThreadPoolExecutor(self._max_parallel, "skyrl-modal-map") as pool:
+            futures = [pool.submit(self._run_one, number) for number in range(len(self._commands))]
+            for future in futures:
+                future.add_done_callback(lambda _: interrupts.events.put(_RunEnded()))
+            remaining = len(futures)
+            while remaining:
+                match interrupts.events.get():
+                    case _RunEnded():
+                        remaining -= 1
+                    case InterruptEvent(count):
+                        self._cancel_all(now=count > 1)
+            results = [future.result() for future in futures]
+        interrupts.raise_if_recorded()
+        return [result for result in results if result is not None]
+
+    def _run_one(self, number: int) -> RunResult | None:
+        """Run one command; None if the batch was stopped before its start."""
+        row = _TableRow(self._table, number)
+        if self._is_stopping:
+            return None
+        self._table.update(number, state=RunState.PREPARING)
         try:
-            run = start(commands[number], row)
+            run = self._start(self._commands[number], row)
         except SkyRLModalError as error:
-            board.update(number, state="failed", line=str(error).splitlines()[0])
-            now = datetime.now(UTC)
-            results[number] = RunResult(
-                run_id="",
-                returncode=LOST_RETURNCODE,
-                state=RunState.FAILED,
-                attempts=0,
-                started_at=now,
-                duration=0.0,
-                log_path="",
-                backend=backend,
-                detail=str(error),
-            )
-            return
-        with lock:
-            running[number] = run
-        board.update(number, run_id=run.id)
-        if stopping.is_set():  # Ctrl-C came while it started
+            self._table.update(number, state=RunState.FAILED, line=str(error).splitlines()[0])
+            return self._not_started(error)
+        self._table.update(number, run_id=run.id)
+        with self._lock:
+            self._running[number] = run
+            is_stopping = self._is_stopping
+        if is_stopping:  # Ctrl-C was pressed while the run started
             run.cancel()
-        result = follow(run, row.write, row, Interrupts())
-        with lock:
-            del running[number]
-        results[number] = result
-        board.update(number, state=str(result.state), line=f"exit code {result.returncode}")
+        try:
+            result = stream_to_end(run, row.write, row, Interrupts(), row.show_state)
+        finally:
+            with self._lock:
+                del self._running[number]
+        self._table.update(number, state=result.state, line=f"exit code {result.returncode}")
+        return result
 
-    with catch_interrupts() as interrupts, ThreadPoolExecutor(max_parallel, "skyrl-modal-map") as pool:
-        ended = [pool.submit(one, number) for number in range(len(commands))]
-        for future in ended:
-            future.add_done_callback(lambda _: interrupts.events.put(("ended", None)))
-        left = len(ended)
-        while left:
-            kind, value = interrupts.events.next()
-            if kind == "ended":
-                left -= 1
-                continue
-            stopping.set()
-            with lock:
-                mine = list(running.values())
-            for run in mine:
-                run.cancel(now=value > 1)
-        for future in ended:
-            future.result()
-    interrupts.raise_if_pressed()
-    return [result for result in results if result is not None]
+    def _cancel_all(self, *, now: bool) -> None:
+        with self._lock:
+            self._is_stopping = True
+            running = list(self._running.values())
+        for run in running:
+            run.cancel(now=now)
+
+    def _not_started(self, error: SkyRLModalError) -> RunResult:
+        return RunResult(
+            run_id="",
+            returncode=LAUNCHER_FAILED,
+            state=RunState.FAILED,
+            cause=FailureCause.NOT_STARTED,
+            attempts=0,
+            started_at=datetime.now(UTC),
+            duration=0.0,
+            log_path="",
+            backend=self._backend,
+            detail=str(error),
+        )

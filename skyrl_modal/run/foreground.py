@@ -1,202 +1,188 @@
-"""Following a run that belongs to this process: its output to a sink, Ctrl-C to the run, its end to a result."""
+"""Runs that this process owns: stream the output to a sink, forward Ctrl-C, and report the end."""
 
 from __future__ import annotations
 
-import codecs
 import contextvars
-import signal
-import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import IO, Any
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
-from skyrl_modal.errors import SpecError
-from skyrl_modal.event_queue import Events
-from skyrl_modal.run.handle import TAIL_BYTES, Reporter, Run, RunResult, RunState
+from skyrl_modal.protocol.events import (
+    HandleEvent,
+    MessageEvent,
+    MessageLevel,
+    OutputEvent,
+    ResultEvent,
+    RunEvent,
+    StateEvent,
+)
+from skyrl_modal.protocol.result import RunResultRecord
+from skyrl_modal.protocol.state import FailureCause, RunState
+from skyrl_modal.reporting import Reporter
+from skyrl_modal.run.handle import Run
+from skyrl_modal.run.interrupts import STOPPING_MESSAGE, InterruptEvent, Interrupts
+from skyrl_modal.run.log_lines import TAIL_BYTES
+from skyrl_modal.run.output_sink import OutputTarget, Sink, open_sink
+from skyrl_modal.run.result import RunResult
 
-Output = Callable[[bytes], object] | IO[bytes] | None
-"""Where a command's output goes: a callable, a binary file, or None for standard output."""
-
-#: What is said at the first Ctrl-C.
-STOPPING = "Ctrl-C: stopping the run; once more ends it at once"
-#: Events that may wait between the reader and the sink: memory stays flat where the sink is slow.
-_AHEAD = 64
-#: Lines of ours that are remembered, to say nothing twice.
-_TOLD = 200
+#: Limit of the queue between the thread that reads events and the sink, so that a slow sink does not fill the memory.
+MAX_QUEUED_EVENTS = 64
 
 
-class Interrupts:
-    """Ctrl-C as events instead of an exception out of nowhere.
+@dataclass(frozen=True, slots=True)
+class _ReadingEnded:
+    """The thread that reads the run's events has ended.
 
     Attributes:
-        count: How often it was pressed.
-        events: The queue that gets ``("interrupt", count)`` at each press.
+        error: The exception that ended it; None after the last event.
     """
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.events: Events[tuple[str, Any]] = Events()
-
-    def press(self, *_: object) -> None:
-        """Take one press; a handler of SIGINT."""
-        self.count += 1
-        self.events.put(("interrupt", self.count))
-
-    def raise_if_pressed(self) -> None:
-        """Raise KeyboardInterrupt where it was pressed already."""
-        if self.count:
-            raise KeyboardInterrupt
+    error: BaseException | None = None
 
 
-@contextmanager
-def catch_interrupts() -> Iterator[Interrupts]:
-    """Turn Ctrl-C into events for as long as the block runs.
-
-    An exception could lose a piece of the output between its reading and its writing. Only Python's own handler is
-    replaced, and only in the main thread: elsewhere signals are not this library's to take.
-    """
-    interrupts = Interrupts()
-    mine = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )
-    if not mine:
-        yield interrupts
-        return
-    signal.signal(signal.SIGINT, interrupts.press)
-    try:
-        yield interrupts
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def sink_for(output: Output) -> Callable[[bytes], object]:
-    """What takes the bytes of the output.
-
-    Raises:
-        SpecError: ``output`` is neither a callable nor a file open for bytes.
-    """
-    if output is None:
-        return _Stdout().write
-    if callable(output):
-        return output
-    write = getattr(output, "write", None)
-    if write is None or isinstance(getattr(output, "encoding", None), str):
-        raise SpecError("output", output, 'give a callable that takes bytes, or a file opened with "wb"')
-
-    def write_all(data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            written = write(view)
-            view = view[len(view) if written is None else written :]
-        flush = getattr(output, "flush", None)
-        if flush is not None:
-            flush()
-
-    return write_all
-
-
-class _Stdout:
-    """Standard output as it is at the moment: bytes where it takes them, else text, as in a notebook."""
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def write(self, data: bytes) -> None:
-        stream = sys.stdout
-        if stream is None:
-            return
-        binary = getattr(stream, "buffer", None)
-        if binary is not None:
-            stream.flush()
-            binary.write(data)
-            binary.flush()
-        else:
-            stream.write(self._decoder.decode(data))
-            stream.flush()
-
-
-def tell_end(result: RunResult, reporter: Reporter, told: Iterable[str] = ()) -> None:
-    """Say how a run ended, and where its output is; before that why it failed, where that was not told yet.
+class ForegroundRun:
+    """Streams a run that this process owns until it ends.
 
     Args:
-        result: How it ended.
-        reporter: Gets our lines.
-        told: What was told, in lines.
+        run: The run.
+        sink: Receives the output.
+        reporter: Receives the launcher's messages.
+        interrupts: Source of Ctrl-C. The first one stops the run with its grace period, the second one kills it.
+        on_state: Receives changes of the run's state.
     """
-    known = list(told)
-    if result.state in (RunState.FAILED, RunState.LOST):
-        for line in result.detail.splitlines():
-            if not any(line in one for one in known):
-                reporter.line(line)
-    ending = f"{result.state}, exit code {result.returncode} after {result.duration:.1f} s"
-    reporter.line(f"{ending}; log: {result.log_path}")
 
+    def __init__(
+        self,
+        run: Run,
+        sink: Sink,
+        reporter: Reporter,
+        interrupts: Interrupts,
+        on_state: Callable[[RunState], None] | None = None,
+    ) -> None:
+        self._run = run
+        self._sink: Sink | None = sink
+        self._reporter = reporter
+        self._events = interrupts.events
+        self._on_state = on_state
+        self._free_places = threading.BoundedSemaphore(MAX_QUEUED_EVENTS)
+        self._record: RunResultRecord | None = None
+        self._tail = b""
+        self._reported: set[FailureCause] = set()
+        self._sink_error: Exception | None = None
+        self._is_token_reported = False
 
-def follow(run: Run, output: Output, reporter: Reporter, interrupts: Interrupts) -> RunResult:
-    """Follow a run to its end.
+    def stream(self) -> RunResult:
+        """Stream the run until it ends, and report how it ended.
 
-    Args:
-        run: A run that this process started.
-        output: Where the output goes.
-        reporter: Gets our own lines.
-        interrupts: Ctrl-C: the first press ends the run gently, a second one at once.
+        Raises:
+            Exception: What the sink or the backend raised. The run has been stopped.
+        """
+        context = contextvars.copy_context()
+        name = f"skyrl-modal-read-{self._run.id}"
+        threading.Thread(target=context.run, args=(self._read_events,), name=name, daemon=True).start()
+        self._report_token()
+        while True:
+            match self._events.get():
+                case InterruptEvent(count):
+                    if count == 1:
+                        self._reporter.info(STOPPING_MESSAGE)
+                    self._run.cancel(now=count > 1)
+                case _ReadingEnded(None):
+                    return self._finish()
+                case _ReadingEnded(error) if error is not None:
+                    self._run.cancel()
+                    raise error
+                case event:
+                    self._handle(event)
+                    self._free_places.release()
 
-    Raises:
-        Exception: What the sink raised. The run has been ended before.
-    """
-    sink: Callable[[bytes], object] | None = sink_for(output)
-    events, room = interrupts.events, threading.BoundedSemaphore(_AHEAD)
-
-    def read() -> None:
+    def _read_events(self) -> None:
+        """Put the run's events into the queue. Runs in a thread of its own."""
         try:
-            for event in run.events():
-                room.acquire()
-                events.put(("event", event))
-        except BaseException as error:  # it is raised where the run is followed
-            events.put(("broken", error))
+            for event in self._run.events():
+                self._free_places.acquire()
+                self._events.put(event)
+        except BaseException as error:  # raised again by stream()
+            self._events.put(_ReadingEnded(error))
         else:
-            events.put(("end", None))
+            self._events.put(_ReadingEnded())
 
-    context = contextvars.copy_context()
-    threading.Thread(target=context.run, args=(read,), name=f"follow-{run.id}", daemon=True).start()
-    record: Mapping[str, Any] = {}
-    tail, failure = b"", None
-    told: deque[str] = deque(maxlen=_TOLD)
-    while True:
-        kind, value = events.next()
-        if kind == "end":
-            break
-        if kind == "broken":
-            run.cancel()
-            raise value
-        if kind == "interrupt":
-            if value == 1:
-                reporter.line(STOPPING)
-            run.cancel(now=value > 1)
-            continue
-        what, content = value
-        if what == "output":
-            tail = (tail + content)[-TAIL_BYTES:] if len(content) < TAIL_BYTES else content[-TAIL_BYTES:]
-            if sink is not None:
-                try:
-                    sink(content)
-                except Exception as error:
-                    # Nobody takes the output any more: the run ends, as its caller would at a broken pipe.
-                    failure, sink = error, None
-                    run.cancel()
-        elif what == "line":
-            told.extend(content.splitlines())
-            reporter.line(content)
-        elif what == "handle":
-            run.remember()
-        elif what == "result":
-            record = content
-        room.release()
-    result = run.to_result(record, tail)
-    tell_end(result, reporter, [*told, *tail.decode("utf-8", "replace").splitlines()])
-    if failure is not None:
-        raise failure
-    return result
+    def _handle(self, event: RunEvent | object) -> None:
+        match event:
+            case OutputEvent(data):
+                self._tail = (self._tail + data[-TAIL_BYTES:])[-TAIL_BYTES:]
+                self._write(data)
+            case MessageEvent(text, level, cause):
+                if cause is not None:
+                    self._reported.add(cause)
+                if level is MessageLevel.WARNING:
+                    self._reporter.warn(text)
+                else:
+                    self._reporter.info(text)
+            case StateEvent(state):
+                if self._on_state is not None:
+                    self._on_state(state)
+            case HandleEvent():
+                self._run._save_to_index()
+                self._report_token()
+            case ResultEvent(record):
+                self._record = record
+
+    def _write(self, data: bytes) -> None:
+        if self._sink is None:
+            return
+        try:
+            self._sink(data)
+        except Exception as error:
+            # Stop the run, as a broken pipe would end a program. The error is raised after the run has ended.
+            self._sink_error, self._sink = error, None
+            self._run.cancel()
+
+    def _report_token(self) -> None:
+        token = self._run.dashboard_token
+        if token is not None and not self._is_token_reported:
+            self._is_token_reported = True
+            self._reporter.info(f"Token for Ray's dashboard: {token}")
+
+    def _finish(self) -> RunResult:
+        result = self._run.wait() if self._record is None else self._run._to_result(self._record, self._tail)
+        report_end(result, self._reporter, self._reported)
+        if self._sink_error is not None:
+            raise self._sink_error
+        return result
+
+
+def stream_to_end(
+    run: Run,
+    output: OutputTarget,
+    reporter: Reporter,
+    interrupts: Interrupts,
+    on_state: Callable[[RunState], None] | None = None,
+) -> RunResult:
+    """Stream a run that this process started until it ends.
+
+    Args:
+        run: The run.
+        output: Receives the output.
+        reporter: Receives the launcher's messages.
+        interrupts: Source of Ctrl-C.
+        on_state: Receives changes of the run's state.
+
+    Raises:
+        Exception: What the sink or the backend raised. The run has been stopped.
+    """
+    return ForegroundRun(run, open_sink(output), reporter, interrupts, on_state).stream()
+
+
+def report_end(result: RunResult, reporter: Reporter, reported: Collection[FailureCause] = ()) -> None:
+    """Report a run's final state and log path, and the cause of a failure unless it was already reported.
+
+    Args:
+        result: How the run ended.
+        reporter: Receives the messages.
+        reported: Causes that messages of the run have reported.
+    """
+    if result.state in (RunState.FAILED, RunState.LOST) and result.detail and result.cause not in reported:
+        reporter.info(result.detail)
+    ending = f"{result.state}, exit code {result.returncode} after {result.duration:.1f} s"
+    reporter.info(f"{ending}; log: {result.log_path}")

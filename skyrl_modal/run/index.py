@@ -1,83 +1,106 @@
-"""The runs that were started from this machine: a small record each, in this user's state folder."""
+"""The index of the runs that were started from this machine: one record for each, in the user's state folder."""
 
 from __future__ import annotations
 
 import difflib
-import json
-import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import platformdirs
-from attrs import frozen
 
-from skyrl_modal.errors import RunNotFound, SpecError
-from skyrl_modal.protocol.job import Job
+from skyrl_modal.errors import RecordError, RunNotFound, SpecError
+from skyrl_modal.protocol.codec import ProtocolError
+from skyrl_modal.protocol.job import SCHEMA_VERSION, Job
+from skyrl_modal.protocol.run_folder import read_record, write_record
+from skyrl_modal.spec.stored import decode_spec
+
+#: A handle may contain the token of the run's Ray: only the user may read it.
+_FILE_MODE = 0o600
+_FOLDER_MODE = 0o700
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IndexRecord:
-    """One run as it was started.
+    """A run as it was started.
 
     Attributes:
-        job: What runs.
+        job: The run.
+        spec: What the user declared, as ``spec.stored.encode_spec`` returned it; empty if it is not known.
         backend: The name of its backend.
-        handle: What the backend finds it by.
+        handle: What the backend finds the run by.
+        schema_version: Version of this record's schema.
     """
 
     job: Job
     backend: str
-    handle: Mapping[str, Any]
+    handle: Mapping[str, Any] = field(repr=False)
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def launcher_fields(self) -> dict[str, Any]:
+        """Return the arguments of a launcher like the one that started the run.
+
+        Raises:
+            RecordError: The stored spec is not valid.
+            CheckoutNotFound: The checkout does not exist any more.
+        """
+        try:
+            return {**decode_spec(self.spec), "backend": self.backend}
+        except (SpecError, TypeError) as error:
+            raise RecordError(f"the spec of run {self.job.run_id}", str(error)) from error
 
 
 class RunIndex:
-    """The records of this user on this machine. Many may write at once: each run has a file of its own."""
+    """The records of this user on this machine. Each run has a file of its own, so processes may write concurrently."""
 
     def __init__(self) -> None:
         self._folder = platformdirs.user_state_path("skyrl_modal") / "index"
 
     def add(self, record: IndexRecord) -> None:
-        """Write a record; readers see all of it or nothing."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._path(record.job.id)
-        content = {"backend": record.backend, "handle": dict(record.handle), "job": json.loads(record.job.to_json())}
-        beside = path.with_suffix(f".{os.getpid()}.tmp")
-        beside.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        beside.replace(path)
+        """Write a record. A reader finds the old content or the new one, never a part."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=_FOLDER_MODE)
+        write_record(self._path(record.job.run_id), record, mode=_FILE_MODE)
 
     def get(self, run_id: str) -> IndexRecord:
-        """The record of a run.
+        """Return the record of a run.
 
         Raises:
-            RunNotFound: There is none; the error has the nearest ids.
+            RunNotFound: No run has this id. The error contains similar ids.
+            RecordError: The record is damaged, or was written by a newer version.
         """
-        if (self._folder / f"{run_id}.json").is_file() and "/" not in run_id:
-            return self._read(self._path(run_id))
+        record = None if "/" in run_id or "\0" in run_id else self._read(self._path(run_id))
+        if record is not None:
+            return record
         known = [path.stem for path in self._paths()]
-        starting = [name for name in known if run_id and name.startswith(run_id)]
-        raise RunNotFound(run_id, starting[:3] or difflib.get_close_matches(run_id, known, n=3, cutoff=0.5))
+        matches = [name for name in known if run_id and name.startswith(run_id)]
+        raise RunNotFound(run_id, matches[:3] or difflib.get_close_matches(run_id, known, n=3, cutoff=0.5))
 
     def all(self) -> list[IndexRecord]:
-        """Every record, the oldest first; what cannot be read is skipped with a warning."""
+        """Return all records, the oldest first. Records that cannot be read are skipped with a warning."""
         records = []
         for path in self._paths():
             try:
-                records.append(self._read(path))
-            except (ValueError, KeyError, TypeError, OSError) as error:
-                warnings.warn(f"{path} is no record of a run and is skipped: {error}", stacklevel=2)
+                record = self._read(path)
+            except RecordError as error:
+                warnings.warn(f"skipping a record of a run: {error}", stacklevel=2)
+                continue
+            if record is not None:
+                records.append(record)
         return records
 
     def _path(self, run_id: str) -> Path:
         return self._folder / f"{run_id}.json"
 
     def _paths(self) -> list[Path]:
-        return sorted(self._folder.glob("*.json")) if self._folder.is_dir() else []
+        return sorted(self._folder.glob("[!.]*.json")) if self._folder.is_dir() else []
 
     @staticmethod
-    def _read(path: Path) -> IndexRecord:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise SpecError("record", str(path), "this is no record of a run")
-        return IndexRecord(Job.from_json(json.dumps(content["job"])), content["backend"], content["handle"])
+    def _read(path: Path) -> IndexRecord | None:
+        """Read a record; None if there is none."""
+        try:
+            return read_record(IndexRecord, path)
+        except (ProtocolError, OSError) as error:
+            raise RecordError(str(path), str(error)) from error

@@ -1,1 +1,1 @@
-"""What a user declares: one frozen, validated class per subject."""
+"""What a user declares: one frozen class for each subject, whose fields are validated when it is created."""

@@ -1,4 +1,4 @@
-"""Durations as seconds."""
+"""Durations, converted to seconds."""
 
 from __future__ import annotations
 
@@ -8,47 +8,45 @@ from datetime import timedelta
 
 from skyrl_modal.errors import SpecError
 
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(d|h|m|s)", re.IGNORECASE)
-
-
+_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(d|h|m|s)", re.IGNORECASE)
 _UNIT_SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
+_REMEDY = 'pass seconds above 0, a timedelta, or text such as "45s", "90m", "24h" or "1h30m"'
 
 
 def parse_duration(value: float | str | timedelta, *, name: str = "timeout") -> float:
-    """Turn a duration into seconds.
+    """Convert a duration to seconds.
 
     Args:
-        value: Seconds, a ``timedelta``, or text: a number with d, h, m or s, also several (``"1h30m"``).
+        value: Seconds, a ``timedelta``, or text: one or several numbers with a unit d, h, m or s (``"1h30m"``).
         name: The field that an error names.
 
     Returns:
         Seconds, above 0.
 
     Raises:
-        SpecError: The value cannot be read, or is not above 0.
+        SpecError: The value is not a duration, or is not above 0.
 
     Example:
         >>> parse_duration("90m"), parse_duration("1h30m"), parse_duration(30)
         (5400.0, 5400.0, 30.0)
     """
-    remedy = 'give seconds above 0, a timedelta, or text such as "45s", "90m", "24h" or "1h30m"'
+    seconds: float | None = None
     if isinstance(value, timedelta):
         seconds = value.total_seconds()
-    elif isinstance(value, bool):
-        raise SpecError(name, value, remedy)
-    elif isinstance(value, int | float):
+    elif isinstance(value, int | float) and not isinstance(value, bool):
         seconds = float(value)
     elif isinstance(value, str):
-        text = value.strip()
-        parts = _DURATION_PART.findall(text)
-        if parts and _DURATION_PART.sub("", text).strip() == "":
-            seconds = sum(float(number) * _UNIT_SECONDS[unit.lower()] for number, unit in parts)
-        elif re.fullmatch(r"\d+(\.\d+)?", text):
-            seconds = float(text)
-        else:
-            raise SpecError(name, value, remedy)
-    else:
-        raise SpecError(name, value, remedy)
-    if not math.isfinite(seconds) or seconds <= 0:
-        raise SpecError(name, value, remedy)
+        seconds = _parse_text(value.strip())
+    if seconds is None or not math.isfinite(seconds) or seconds <= 0:
+        raise SpecError(name, value, _REMEDY)
     return seconds
+
+
+def _parse_text(text: str) -> float | None:
+    """Return the seconds that a text states; None if it states no duration."""
+    parts = _PART.findall(text)
+    if parts and not _PART.sub("", text).strip():
+        return sum(float(number) * _UNIT_SECONDS[unit.lower()] for number, unit in parts)
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    return None

@@ -12,23 +12,32 @@ from attrs import Attribute
 
 from skyrl_modal.errors import SpecError
 
+#: The key of a field's metadata that holds the help text of its command line option.
+OPTION_HELP = "option_help"
+
+Validator = Callable[[Any, Attribute[Any], Any], None]
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
+_TAG = re.compile(r"[^\s,]{1,64}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NAME_REMEDY = "use 1 to 64 letters, digits, dots, dashes and underscores; start with a letter or digit"
 
 
 def container_path(value: object, name: str) -> str:
-    """Check and normalise an absolute path in the container.
+    """Validate and normalize an absolute path in the container.
+
+    Args:
+        value: The path.
+        name: The field that an error names.
 
     Raises:
-        SpecError: It is relative, is ``/``, or has a ``..`` in it.
+        SpecError: The path is relative, is ``/``, or contains ``..``.
 
     Example:
         >>> container_path("/root/data/", "mount_path")
         '/root/data'
     """
-    remedy = 'give an absolute path in the container below /, without "..", for example "/root/data"'
+    remedy = 'pass an absolute path in the container below /, without "..", for example "/root/data"'
     text = str(value) if isinstance(value, Path) else value
     if not isinstance(text, str) or not text.startswith("/") or "\0" in text or ".." in text.split("/"):
         raise SpecError(name, value, remedy)
@@ -38,33 +47,48 @@ def container_path(value: object, name: str) -> str:
     return normal
 
 
-def to_tuple(value: str | Iterable[str]) -> Sequence[str]:
-    """Convert to a tuple; one string is a tuple of one. What cannot be converted is left to the validator."""
+def is_below(path: str, folder: str) -> bool:
+    """Return whether a path is a folder or is inside it. Both are normalized.
+
+    Example:
+        >>> is_below("/root/data/x", "/root/data"), is_below("/root/data2", "/root/data")
+        (True, False)
+    """
+    return path == folder or path.startswith(f"{folder.rstrip('/')}/")
+
+
+def to_strings(value: str | Iterable[str]) -> Sequence[str]:
+    """Convert to a tuple; a single string becomes a tuple of one. The validator refuses what is not iterable."""
     if isinstance(value, str):
         return (value,)
     return tuple(value) if isinstance(value, Iterable) else value
 
 
-def check_texts(instance: object, attribute: Attribute[Any], value: object) -> None:
-    """Check that the value is a tuple of strings."""
+def to_specs(value: Any) -> Any:
+    """Convert a list of specs to a tuple. The validator refuses a value that is not a list."""
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
+
+
+def check_strings(instance: object, attribute: Attribute[Any], value: object) -> None:
+    """Validate that the value is a tuple of strings."""
     if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
-        raise SpecError(attribute.name, value, "give a list of strings")
+        raise SpecError(attribute.name, value, "pass a list of strings")
 
 
 def to_env(value: Mapping[str, str | int | float | Path]) -> Mapping[str, str]:
-    """Convert to the variables of an environment, for a field named ``env``.
+    """Convert to environment variables, for a field named ``env``.
 
     Raises:
-        SpecError: A name is no variable's name, or a value is neither text, number nor path.
+        SpecError: A name is not a variable's name, or a value is not a string, number or path.
     """
-    remedy = "give a dict of variable names to strings, numbers or paths"
+    remedy = "pass a dict of variable names to strings, numbers or paths"
     if not isinstance(value, Mapping):
         raise SpecError("env", value, remedy)
     result: dict[str, str] = {}
     for key, item in value.items():
         name = f"env[{key!r}]"
         if not isinstance(key, str) or not _VARIABLE.fullmatch(key):
-            raise SpecError(name, item, "a variable's name is letters, digits and underscores")
+            raise SpecError(name, item, "a variable's name consists of letters, digits and underscores")
         if isinstance(item, bool) or not isinstance(item, str | int | float | Path) or "\0" in str(item):
             raise SpecError(name, item, remedy)
         result[key] = str(item)
@@ -72,18 +96,73 @@ def to_env(value: Mapping[str, str | int | float | Path]) -> Mapping[str, str]:
 
 
 def check_name(instance: object, attribute: Attribute[Any], value: object) -> None:
-    """Check a name that Modal, or a folder here, gets."""
+    """Validate a name that Modal's servers and local folders accept."""
     if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise SpecError(attribute.name, value, "use 1 to 64 letters, digits, dots, dashes and underscores")
+        raise SpecError(attribute.name, value, _NAME_REMEDY)
 
 
-def at_least(minimum: float) -> Callable[[Any, Attribute[Any], Any], None]:
-    """A validator: None, or a number of at least ``minimum``."""
+def check_optional_name(instance: object, attribute: Attribute[Any], value: object) -> None:
+    """Validate a name, or None."""
+    if value is not None:
+        check_name(instance, attribute, value)
+
+
+def check_tags(instance: object, attribute: Attribute[Any], value: object) -> None:
+    """Validate a tuple of tags."""
+    if not isinstance(value, tuple) or not all(isinstance(item, str) and _TAG.fullmatch(item) for item in value):
+        raise SpecError(attribute.name, value, "pass a list of tags of 1 to 64 characters without spaces and commas")
+
+
+def at_least(minimum: float) -> Validator:
+    """Return a validator that accepts None, or a number of at least ``minimum``."""
 
     def check(instance: object, attribute: Attribute[Any], value: object) -> None:
         if value is None:
             return
         if isinstance(value, bool) or not isinstance(value, int | float) or value < minimum:
-            raise SpecError(attribute.name, value, f"give a number of at least {minimum:g}, or None")
+            raise SpecError(attribute.name, value, f"pass a number of at least {minimum:g}, or None")
+
+    return check
+
+
+def check_whole_number(name: str, value: object, minimum: int, maximum: int | None = None) -> None:
+    """Validate that a value is a whole number in a range.
+
+    Raises:
+        SpecError: It is not an int, is a bool, or is outside of the range.
+
+    Example:
+        >>> check_whole_number("nodes", 2, minimum=1)
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum or (maximum or value) < value:
+        limits = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+        raise SpecError(name, value, f"pass a whole number {limits}")
+
+
+def whole_number(minimum: int, maximum: int | None = None) -> Validator:
+    """Return a validator that accepts whole numbers in a range."""
+
+    def check(instance: object, attribute: Attribute[Any], value: object) -> None:
+        check_whole_number(attribute.name, value, minimum, maximum)
+
+    return check
+
+
+def instance_of(kind: type, *, optional: bool = False) -> Validator:
+    """Return a validator that accepts instances of a class, and None if ``optional``."""
+
+    def check(instance: object, attribute: Attribute[Any], value: object) -> None:
+        if not isinstance(value, kind) and not (optional and value is None):
+            raise SpecError(attribute.name, value, f"pass a {kind.__name__}" + (", or None" if optional else ""))
+
+    return check
+
+
+def tuple_of(kind: type) -> Validator:
+    """Return a validator that accepts tuples of instances of a class."""
+
+    def check(instance: object, attribute: Attribute[Any], value: object) -> None:
+        if not isinstance(value, tuple) or not all(isinstance(item, kind) for item in value):
+            raise SpecError(attribute.name, value, f"pass a list of {kind.__name__}")
 
     return check

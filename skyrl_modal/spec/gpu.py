@@ -11,23 +11,22 @@ from attrs import frozen
 
 from skyrl_modal.errors import SpecError
 
-#: GPU names that Modal documents. Others are passed on with a warning: Modal adds types faster than this list grows.
+#: GPU names that Modal documents. Another name is accepted with a warning, since Modal adds types from time to time.
 KNOWN_GPUS = (
     "T4", "L4", "A10", "A10G", "L40S", "A100", "A100-40GB", "A100-80GB", "RTX-PRO-6000",
     "H100", "H100!", "H200", "B200", "B200+", "B300", "ANY",
 )  # fmt: skip
-
 
 _GPU_NAME = re.compile(r"[A-Za-z][A-Za-z0-9+!-]*")
 
 
 @frozen
 class GpuRequest:
-    """One GPU type and how many of it.
+    """A GPU type and the number of GPUs.
 
     Attributes:
-        name: As Modal names it, for example ``"A100-80GB"``.
-        count: GPUs in one container, at least 1.
+        name: Its name on Modal, for example ``"A100-80GB"``.
+        count: Number of GPUs in one container, at least 1.
     """
 
     name: str
@@ -38,7 +37,7 @@ class GpuRequest:
 
 
 def parse_gpu(value: str | Sequence[str] | None) -> tuple[GpuRequest, ...]:
-    """Read a GPU request.
+    """Parse a GPU request.
 
     Args:
         value: ``"A100:4"``, ``"L4"``, several in order of preference, or None for no GPU.
@@ -57,7 +56,7 @@ def parse_gpu(value: str | Sequence[str] | None) -> tuple[GpuRequest, ...]:
         return ()
     items = [value] if isinstance(value, str) else list(value)
     if not items:
-        raise SpecError("gpu", value, 'give at least one request such as "L4:1", or None for no GPU')
+        raise SpecError("gpu", value, 'pass at least one request such as "L4:1", or None for no GPU')
     requests = []
     for item in items:
         remedy = 'write NAME or NAME:COUNT with a count of at least 1, for example "A100-80GB:4"'
@@ -71,19 +70,19 @@ def parse_gpu(value: str | Sequence[str] | None) -> tuple[GpuRequest, ...]:
 
 
 def check_gpu_names(value: str | Sequence[str] | None) -> str | Sequence[str] | None:
-    """Check a GPU request and pass it on; a misspelt name is an error, an unknown one a warning.
+    """Validate a GPU request, and warn about names that are not known.
 
     Raises:
-        SpecError: The request cannot be read, or a name looks like a misspelling of one that Modal has.
+        SpecError: The request cannot be parsed, or a name resembles a known one.
     """
     for request in parse_gpu(value):
         if request.name in KNOWN_GPUS:
             continue
         near = get_close_matches(request.name, KNOWN_GPUS, n=3, cutoff=0.8)
         if near:
-            raise SpecError("gpu", value, f"Modal has no {request.name}; did you mean {' or '.join(near)}?")
+            raise SpecError("gpu", value, f"Modal has no GPU type {request.name}; did you mean {' or '.join(near)}?")
         warnings.warn(
-            f"gpu={value!r}: {request.name} is not among the types known here ({', '.join(KNOWN_GPUS)}); Modal decides",
+            f"gpu={value!r}: {request.name} is not a known GPU type ({', '.join(KNOWN_GPUS)}); it is passed to Modal",
             stacklevel=4,
         )
     return value if value is None or isinstance(value, str) else tuple(value)

@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from attrs import Attribute, field, frozen
 
 from skyrl_modal.errors import SpecError
-from skyrl_modal.spec.fields import check_texts, to_env, to_tuple
+from skyrl_modal.spec.fields import check_strings, to_env, to_strings
 
-#: The image that is used where the checkout pins no Ray that a published image has.
+#: The image for a checkout that pins no version of Ray, or one that no published image contains.
 DEFAULT_IMAGE = "novaskyai/skyrl-train-ray-2.51.1-py3.12-cu12.8"
-
 
 #: Published images by the Ray version inside, as listed by the SkyRL project in August 2026. A new image is a new line.
 IMAGE_BY_RAY_VERSION: Mapping[str, str] = {
@@ -25,15 +24,15 @@ IMAGE_BY_RAY_VERSION: Mapping[str, str] = {
 
 @frozen(kw_only=True)
 class ImageSpec:
-    """The container's image: a base from a registry and layers on it.
+    """The container's image: a base image from a registry, and layers on it.
 
     Attributes:
-        base: Image in a registry. None: the published SkyRL image whose Ray the checkout pins.
-        apt: Debian packages.
-        pip: Python packages, in pip's notation.
-        commands: Shell commands, each a layer, run as the image is built.
-        env: Variables of the image. ``SKYRL_REPO_ROOT=/root/SkyRL`` is always set.
-        python: Python version to add to a base that has none, for example ``"3.12"``.
+        base: Image in a registry. None: the published SkyRL image whose Ray version the checkout pins.
+        apt: Debian packages to install.
+        pip: Python packages to install, in pip's notation.
+        commands: Shell commands to run while the image is built, one layer each.
+        env: Environment variables of the image. ``SKYRL_REPO_ROOT=/root/SkyRL`` is always set.
+        python: Python version to add to a base image that has none, for example ``"3.12"``.
         registry_secret: Name of a Modal secret with ``REGISTRY_USERNAME`` and ``REGISTRY_PASSWORD``.
 
     Example:
@@ -42,9 +41,9 @@ class ImageSpec:
     """
 
     base: str | None = field(default=None)
-    apt: Sequence[str] = field(default=(), converter=to_tuple, validator=check_texts)
-    pip: Sequence[str] = field(default=(), converter=to_tuple, validator=check_texts)
-    commands: Sequence[str] = field(default=(), converter=to_tuple, validator=check_texts)
+    apt: Sequence[str] = field(default=(), converter=to_strings, validator=check_strings)
+    pip: Sequence[str] = field(default=(), converter=to_strings, validator=check_strings)
+    commands: Sequence[str] = field(default=(), converter=to_strings, validator=check_strings)
     env: Mapping[str, str] = field(factory=dict, converter=to_env)
     python: str | None = field(default=None)
     registry_secret: str | None = None
@@ -52,21 +51,21 @@ class ImageSpec:
     @base.validator
     def _check_base(self, attribute: Attribute[str | None], value: object) -> None:
         if value is not None and (not isinstance(value, str) or not value.strip() or re.search(r"\s", value)):
-            raise SpecError("base", value, 'give an image such as "novaskyai/skyrl-train-ray-2.51.1-py3.12-cu12.8"')
+            raise SpecError("base", value, f'pass an image such as "{DEFAULT_IMAGE}"')
 
     @python.validator
     def _check_python(self, attribute: Attribute[str | None], value: object) -> None:
         if value is not None and (not isinstance(value, str) or not re.fullmatch(r"3\.\d{1,2}", value)):
-            raise SpecError("python", value, 'give a minor version such as "3.12", or None for the base\'s own')
+            raise SpecError("python", value, 'pass a minor version such as "3.12", or None for the base image\'s own')
 
     def resolved_base(self, ray_version: str | None) -> tuple[str, str | None]:
-        """The base image for a checkout that pins a version of Ray.
+        """Return the base image for a checkout.
 
         Args:
-            ray_version: The version that the checkout pins, None where it pins none.
+            ray_version: The version of Ray that the checkout pins; None if it pins none.
 
         Returns:
-            The image, and a warning where its Ray may not be the pinned one (None where all is well).
+            The image, and a warning if it may contain another version of Ray (else None).
 
         Example:
             >>> ImageSpec().resolved_base("2.57.0")
@@ -79,7 +78,7 @@ class ImageSpec:
         if ray_version in IMAGE_BY_RAY_VERSION:
             return IMAGE_BY_RAY_VERSION[ray_version], None
         return DEFAULT_IMAGE, (
-            f"the checkout pins ray=={ray_version}, for which no published SkyRL image is known here "
-            f"(known: {', '.join(IMAGE_BY_RAY_VERSION)}); {DEFAULT_IMAGE} is used, and a driver with another version of Ray "
-            "will be refused by its cluster. Give ImageSpec(base=...) an image with the pinned version."
+            f"the checkout pins ray=={ray_version}, but no published SkyRL image is known to contain it (known: "
+            f"{', '.join(IMAGE_BY_RAY_VERSION)}); using {DEFAULT_IMAGE}. A driver with another version of Ray cannot "
+            "connect to its cluster"
         )

@@ -8,39 +8,39 @@ from pathlib import Path
 from attrs import field, frozen
 
 from skyrl_modal.errors import SpecError
-from skyrl_modal.spec.fields import check_texts, container_path, to_tuple
+from skyrl_modal.spec.fields import check_strings, container_path, to_strings
 
 
-def _remote_path(value: str | Path) -> str:
+def _to_remote_path(value: str | Path) -> str:
     return container_path(value, "remote_path")
 
 
-def _local_folder(value: object) -> Path | None:
+def _to_local_folder(value: object) -> Path | None:
     if value is None:
         return None
     if not isinstance(value, str | Path):
-        raise SpecError("local_path", value, "give a folder, or None for the checkout")
+        raise SpecError("local_path", value, "pass a folder, or None for the checkout")
     return Path(value).expanduser().absolute()
 
 
 @frozen(kw_only=True)
 class MountSpec:
-    """A local folder that goes into the container, without what .gitignore names.
+    """A local folder that is copied into the container, except for files that git ignores.
 
     Attributes:
         local_path: The folder; None for the checkout.
-        remote_path: Where the container has it.
-        exclude: Patterns in .gitignore's language for files that stay behind; they win over git's rules.
-        include: Patterns for files that go all the same; they win over git's rules and over ``exclude``.
-        skip_caches: Whether untracked environments and caches stay behind also where no .gitignore names them.
+        remote_path: Its path in the container.
+        exclude: Patterns of files to exclude, in the syntax of .gitignore. They take precedence over git's rules.
+        include: Patterns of files to include. They take precedence over git's rules and over ``exclude``.
+        skip_caches: Whether to exclude untracked environments and caches that no .gitignore names.
 
     Example:
         >>> MountSpec(exclude="*.ckpt").exclude
         ('*.ckpt',)
     """
 
-    local_path: Path | None = field(default=None, converter=_local_folder)
-    remote_path: str = field(default="/root/SkyRL", converter=_remote_path)
-    exclude: Sequence[str] = field(default=(), converter=to_tuple, validator=check_texts)
-    include: Sequence[str] = field(default=(), converter=to_tuple, validator=check_texts)
+    local_path: Path | None = field(default=None, converter=_to_local_folder)
+    remote_path: str = field(default="/root/SkyRL", converter=_to_remote_path)
+    exclude: Sequence[str] = field(default=(), converter=to_strings, validator=check_strings)
+    include: Sequence[str] = field(default=(), converter=to_strings, validator=check_strings)
     skip_caches: bool = True

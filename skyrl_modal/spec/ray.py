@@ -11,29 +11,29 @@ from skyrl_modal.errors import SpecError
 from skyrl_modal.spec.duration import parse_duration
 from skyrl_modal.spec.fields import at_least, to_env
 
-
-def _start_timeout(value: float | str | timedelta) -> float:
-    return parse_duration(value, name="start_timeout")
-
-
-#: Ports that Ray gives its workers by default, and refuses for anything else (ray start --help).
+#: Ports that Ray assigns to its workers by default and refuses for other uses (``ray start --help``).
 RAY_WORKER_PORTS = range(10002, 20000)
+
+
+def _to_start_timeout(value: float | str | timedelta) -> float:
+    return parse_duration(value, name="start_timeout")
 
 
 @frozen(kw_only=True)
 class RaySpec:
-    """The Ray cluster that is up when the command starts.
+    """The Ray cluster that runs when the command starts.
 
     Attributes:
-        port: The head's port; where it is taken, a free one is used.
-        dashboard: Whether Ray's dashboard runs, at ``Run.url``; it makes the start about three times as long, and needs
-            ``ray[default]`` where Ray runs.
-        num_cpus: CPUs that Ray may hand out on each node; None: all (which several nodes on one machine share).
-        object_store_memory: Bytes of the object store on each node; None: Ray's default. At least 75 MiB.
-        start_timeout: Seconds until every node must be there with Ray ready, a ``timedelta``, or text such as ``"2m"``.
-        env: Variables for Ray's own processes, on every node before it starts.
-        on_worker_loss: What becomes of the command where a node other than the first is lost: ``"fail"`` ends it and
-            the attempt at once; ``"wait"`` lets it go on, for commands that survive it, and starts the node again.
+        port: The head's port. If it is in use, a free port is used.
+        dashboard: Whether to start Ray's dashboard, at ``Run.url``. The start then takes about three times as long. It
+            requires ``ray[default]`` where Ray runs, and Ray 2.52 or later.
+        num_cpus: CPUs that Ray may assign on each node; None for all (which several nodes on one machine share).
+        object_store_memory: Size of the object store on each node in bytes, at least 75 MiB; None for Ray's default.
+        start_timeout: Limit until every node has joined and Ray is ready: seconds, a ``timedelta``, or text such as
+            ``"2m"``.
+        env: Environment variables of Ray's own processes on every node.
+        on_worker_loss: What to do if a node other than the first is lost. ``"fail"`` ends the command and the attempt.
+            ``"wait"`` restarts the node and lets the command continue, for commands that tolerate the loss.
 
     Example:
         >>> RaySpec(start_timeout="2m").start_timeout
@@ -44,18 +44,18 @@ class RaySpec:
     dashboard: bool = False
     num_cpus: int | None = field(default=None, validator=at_least(1))
     object_store_memory: int | None = field(default=None, validator=at_least(75 * 1024 * 1024))
-    start_timeout: float = field(default=120.0, converter=_start_timeout)
+    start_timeout: float = field(default=120.0, converter=_to_start_timeout)
     env: Mapping[str, str] = field(factory=dict, converter=to_env)
     on_worker_loss: str = field(default="fail")
 
     @on_worker_loss.validator
     def _check_on_worker_loss(self, attribute: Attribute[str], value: object) -> None:
         if value not in ("fail", "wait"):
-            raise SpecError("on_worker_loss", value, 'give "fail" or "wait"')
+            raise SpecError("on_worker_loss", value, 'pass "fail" or "wait"')
 
     @port.validator
     def _check_port(self, attribute: Attribute[int], value: object) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or not 1024 <= value <= 65535:
-            raise SpecError("port", value, "give a port from 1024 to 65535")
+            raise SpecError("port", value, "pass a port from 1024 to 65535")
         if value in RAY_WORKER_PORTS:
-            raise SpecError("port", value, "Ray keeps 10002 to 19999 for its workers: give one outside of these")
+            raise SpecError("port", value, "Ray uses 10002 to 19999 for its workers; pass a port outside of this range")

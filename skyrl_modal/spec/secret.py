@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 from attrs import field, frozen
 
-from skyrl_modal.spec.fields import check_name, check_texts, to_tuple
+from skyrl_modal.spec.fields import check_name, check_strings, to_strings
 
 
 @frozen
 class SecretSpec:
-    """A secret that Modal keeps under a name.
+    """A secret that Modal stores under a name.
 
     Attributes:
         name: Its name on Modal.
-        keys: The variables that it holds; those given here are required, and their values are masked in the output.
+        keys: Variables that it must contain. Their values are masked in the output.
 
     Example:
         >>> SecretSpec("huggingface", keys=["HF_TOKEN"]).keys
@@ -23,4 +23,4 @@ class SecretSpec:
     """
 
     name: str = field(validator=check_name)
-    keys: Sequence[str] = field(default=(), converter=to_tuple, validator=check_texts)
+    keys: Sequence[str] = field(default=(), converter=to_strings, validator=check_strings)

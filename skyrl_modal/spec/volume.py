@@ -10,18 +10,18 @@ from skyrl_modal.errors import SpecError
 from skyrl_modal.spec.fields import check_name, container_path
 
 
-def _mount_path(value: str | Path) -> str:
+def _to_mount_path(value: str | Path) -> str:
     return container_path(value, "mount_path")
 
 
 @frozen(kw_only=True)
 class VolumeSpec:
-    """A persistent volume. Locally it is a folder of this user's that is kept between runs.
+    """A persistent volume. On the local backend it is a folder that is kept between runs.
 
     Attributes:
         name: Its name.
-        mount_path: Where the container has it.
-        create_if_missing: Whether to make it on first use.
+        mount_path: Its path in the container.
+        create_if_missing: Whether to create it on first use.
         read_only: Whether writes are refused.
         version: Modal's volume version, 1 or 2; None for Modal's default.
 
@@ -31,7 +31,7 @@ class VolumeSpec:
     """
 
     name: str = field(default="skyrl-data", validator=check_name)
-    mount_path: str = field(default="/root/data", converter=_mount_path)
+    mount_path: str = field(default="/root/data", converter=_to_mount_path)
     create_if_missing: bool = True
     read_only: bool = False
     version: int | None = field(default=None)
@@ -39,4 +39,4 @@ class VolumeSpec:
     @version.validator
     def _check_version(self, attribute: Attribute[int | None], value: object) -> None:
         if value not in (None, 1, 2):
-            raise SpecError("version", value, "give 1, 2, or None for Modal's default")
+            raise SpecError("version", value, "pass 1, 2, or None for Modal's default")

@@ -1,1 +1,1 @@
-"""Rendering: rows in, text out."""
+"""Rendering of plain rows as text. The only package that imports rich."""

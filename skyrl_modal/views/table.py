@@ -1,31 +1,48 @@
-"""What a person sees of many runs at once. A part of display.py of its own: a single run need not wait for rich."""
+"""Tables on a terminal. Imported only where a table is shown, since importing rich takes a moment."""
 
 from __future__ import annotations
 
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from skyrl_modal.views.text import PREFIX
+from skyrl_modal.protocol.log_lines import prefixed
+from skyrl_modal.protocol.state import RunState
+
+#: Longer cells are cut.
+_MAX_CELL = 200
 
 
-class LiveBoard:
-    """A table of many runs on standard error: live where that is a terminal, else a line for each change of state."""
+@dataclass
+class _Row:
+    run_id: str = ""
+    state: RunState = RunState.PENDING
+    line: str = ""
+
+
+class LiveRunTable:
+    """A table of several runs on standard error: live on a terminal, else one line for each change of a state.
+
+    Args:
+        names: A name for each run.
+    """
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = list(names)
-        self._rows = [{"run_id": "", "state": "pending", "line": ""} for _ in names]
+        self._rows = [_Row() for _ in names]
         self._lock = threading.Lock()
         self._console = Console(stderr=True)
         self._live = Live(self._table(), console=self._console, refresh_per_second=4, transient=False)
 
-    def __enter__(self) -> LiveBoard:
+    def __enter__(self) -> Self:
         if self._console.is_terminal:
             self._live.start()
         return self
@@ -37,38 +54,38 @@ class LiveBoard:
             self._live.update(self._table())
             self._live.stop()
 
-    def update(self, number: int, *, run_id: str = "", state: str = "", line: str = "") -> None:
-        """Show what has changed of one run; what is empty stays as it was."""
+    def update(
+        self, number: int, *, run_id: str | None = None, state: RunState | None = None, line: str | None = None
+    ) -> None:
+        """Display what has changed of one run. None leaves a value unchanged. Any thread may call it."""
         with self._lock:
             row = self._rows[number]
-            changed = bool(state) and state != row["state"]
-            for key, value in (("run_id", run_id), ("state", state), ("line", line)):
-                if value:
-                    row[key] = value
+            is_new_state = state is not None and state is not row.state
+            row.run_id = row.run_id if run_id is None else run_id
+            row.state = row.state if state is None else state
+            row.line = row.line if line is None else line
             if self._console.is_terminal:
                 self._live.update(self._table())
-            elif changed:
-                text = f"{PREFIX}{self._names[number]}: {row['state']} {row['run_id']} {row['line']}"
-                print(text.rstrip(), file=sys.stderr, flush=True)
+            elif is_new_state:
+                text = f"{self._names[number]}: {row.state} {row.run_id} {row.line}".rstrip()
+                sys.stderr.write(prefixed(text))
+                sys.stderr.flush()
 
     def _table(self) -> Table:
         table = Table("name", "run", "state", "last line", expand=True)
         for name, row in zip(self._names, self._rows, strict=True):
-            # As text, not as rich's markup: a command's output may hold brackets.
-            table.add_row(*(Text(part[:200]) for part in (name, row["run_id"], row["state"], row["line"])))
+            _add_row(table, (name, row.run_id, row.state, row.line))
         return table
 
 
-class NoBoard:
-    """A board that shows nothing."""
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on standard output, which is a terminal."""
+    table = Table(*headings, box=None, pad_edge=False)
+    for row in rows:
+        _add_row(table, row)
+    Console().print(table)
 
-    def __enter__(self) -> NoBoard:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing is shown, so nothing is to end."""
-
-    def update(self, number: int, *, run_id: str = "", state: str = "", line: str = "") -> None:
-        """Drop it."""
+def _add_row(table: Table, cells: Sequence[str]) -> None:
+    # Text, and not rich's markup, since the output of a command may contain brackets.
+    table.add_row(*(Text(cell[:_MAX_CELL]) for cell in cells))

@@ -1,31 +1,49 @@
-"""What a person sees: our own lines, on standard error, so that standard output is the command's alone."""
+"""Text for people: the launcher's messages, label and value pairs, and tables."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
-#: What our own lines begin with.
-PREFIX = "skyrl-modal | "
+from skyrl_modal.protocol.log_lines import prefixed
 
 
-class Lines:
-    """A reporter that writes to standard error, whatever that is at the moment (a notebook replaces it)."""
+class StderrReporter:
+    """A reporter that writes to standard error.
 
-    def line(self, text: str) -> None:
-        """Write one line, or several, each with the prefix."""
-        for part in text.splitlines() or [""]:
-            print(f"{PREFIX}{part}", file=sys.stderr, flush=True)
+    It looks up ``sys.stderr`` for each message, since a notebook replaces it.
+    """
+
+    def info(self, text: str) -> None:
+        """Write a message of one or more lines, each with the prefix."""
+        if sys.stderr is not None:
+            sys.stderr.write(prefixed(text))
+            sys.stderr.flush()
 
     def warn(self, text: str) -> None:
         """Write a warning."""
-        self.line(f"warning: {text}")
+        self.info(f"warning: {text}")
 
 
-class Quiet:
-    """A reporter that drops everything."""
+def format_rows(rows: Sequence[tuple[str, str]]) -> str:
+    """Return label and value pairs as lines, with the labels right-aligned.
 
-    def line(self, text: str) -> None:
-        """Drop it."""
+    Example:
+        >>> print(format_rows([("command", "true"), ("nodes", "2")]))
+         command  true
+           nodes  2
+    """
+    return "\n".join(f"{label:>8}  {value}" for label, value in rows)
 
-    def warn(self, text: str) -> None:
-        """Drop it."""
+
+def format_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as lines with aligned columns, for a pipe or a file.
+
+    Example:
+        >>> print(format_columns([("a", "1"), ("long", "2")]))
+        a     1
+        long  2
+    """
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)

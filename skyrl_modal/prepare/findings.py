@@ -1,0 +1,83 @@
+"""Problems that are found in a plan before its run starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from skyrl_modal.findings import Finding, Severity
+from skyrl_modal.mount import Selection
+from skyrl_modal.protocol.job import Job
+from skyrl_modal.skyrl.scripts import find_ray_calls, scripts_of_command
+
+
+def find_problems(job: Job, selections: Sequence[Selection]) -> Iterator[Finding]:
+    """Yield what may make a run fail, or do something that its author does not expect.
+
+    Args:
+        job: The run.
+        selections: The files of the job's mounts, in their order.
+    """
+    yield from _nodes_without_ray(job)
+    yield from _ray_calls(job, selections)
+    for selection in selections:
+        yield from _excluded_env_files(selection)
+        for warning in selection.warnings:
+            yield Finding(code="selection", severity=Severity.WARNING, message=warning)
+
+
+def image_finding(warning: str) -> Finding:
+    """Return the finding about an image that may contain another version of Ray."""
+    return Finding(
+        code="image-ray-version",
+        severity=Severity.WARNING,
+        message=warning,
+        remedy="Pass ImageSpec(base=...) with an image that contains the pinned version.",
+    )
+
+
+def _nodes_without_ray(job: Job) -> Iterator[Finding]:
+    if job.nodes > 1 and job.ray is None:
+        yield Finding(
+            code="nodes-without-ray",
+            severity=Severity.WARNING,
+            message=f"nodes={job.nodes} without Ray: only rank 0 runs the command, and the other nodes are idle",
+        )
+
+
+def _ray_calls(job: Job, selections: Sequence[Selection]) -> Iterator[Finding]:
+    """Yield findings about calls of ``ray start`` and ``ray stop`` in the command and in the scripts that it names."""
+    texts = [("the command", job.command)]
+    for mount, selection in zip(job.mounts, selections, strict=True):
+        texts += scripts_of_command(
+            job.command,
+            workdir=job.workdir,
+            remote_path=mount.remote_path,
+            root=selection.root,
+            files=frozenset(selection.files),
+        )
+    for where, text in texts:
+        calls = find_ray_calls(text)
+        if "start" in calls and job.ray is not None:
+            yield Finding(
+                code="ray-start-call",
+                severity=Severity.WARNING,
+                message=f"{where} calls `ray start`, but the launcher already runs Ray on every node ($RAY_ADDRESS)",
+                remedy="Remove the call, or pass ray=None.",
+            )
+        if "stop" in calls:
+            yield Finding(
+                code="ray-stop-call",
+                severity=Severity.WARNING,
+                message=f"{where} calls `ray stop`. It stops all Ray processes that it finds, including the run's own",
+                remedy="Remove the call.",
+            )
+
+
+def _excluded_env_files(selection: Selection) -> Iterator[Finding]:
+    for path, reason in selection.ignored_env_files():
+        yield Finding(
+            code="env-file-excluded",
+            severity=Severity.WARNING,
+            message=f"{path} is excluded ({reason}), but SkyRL's workers read variables from it",
+            remedy=f'Pass MountSpec(include=["/{path}"]), or name the variables in secrets=[...].',
+        )

@@ -1,0 +1,70 @@
+"""Ctrl-C as an event."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from skyrl_modal.event_queue import EventQueue
+
+#: Reported at the first Ctrl-C.
+STOPPING_MESSAGE = "Ctrl-C: stopping the run. Press Ctrl-C again to kill it."
+
+
+@dataclass(frozen=True, slots=True)
+class InterruptEvent:
+    """Ctrl-C was pressed.
+
+    Attributes:
+        count: How often it was pressed until now.
+    """
+
+    count: int
+
+
+class Interrupts:
+    """Records SIGINT as events instead of raising KeyboardInterrupt.
+
+    Attributes:
+        count: How often Ctrl-C was pressed.
+        events: A queue that receives an ``InterruptEvent`` for each. Users of this object add events of their own.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.events: EventQueue[object] = EventQueue()
+
+    def record(self, *_: object) -> None:
+        """Record one interrupt. This function can be a signal handler."""
+        self.count += 1
+        self.events.put(InterruptEvent(self.count))
+
+    def raise_if_recorded(self) -> None:
+        """Raise KeyboardInterrupt if an interrupt was recorded."""
+        if self.count:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def catch_interrupts() -> Iterator[Interrupts]:
+    """Record SIGINT as events while the block runs.
+
+    An exception could lose output between reading and writing it. Only Python's default handler is replaced, and only
+    in the main thread: in other threads, and where another handler is installed, signals belong to the application.
+    """
+    interrupts = Interrupts()
+    is_replaceable = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if not is_replaceable:
+        yield interrupts
+        return
+    signal.signal(signal.SIGINT, interrupts.record)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,0 +1,111 @@
+"""Results of runs."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Self
+
+from attrs import field, frozen
+
+from skyrl_modal.errors import CommandFailed, RunCancelled, RunLost, RunTimeout
+from skyrl_modal.protocol.job import Job
+from skyrl_modal.protocol.result import RunResultRecord
+from skyrl_modal.protocol.state import FailureCause, RunState, StopReason
+from skyrl_modal.run.log_lines import TAIL_LINES, last_lines
+
+
+@frozen(kw_only=True)
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+        run_id: The run's id; empty for a run of ``Launcher.map`` that could not be started.
+        returncode: The command's exit code; 128+N for signal N; 124 for a run that was stopped at a time limit; 125 for
+            a run whose command was not started, or that was lost.
+        state: A final state.
+        cause: Why the run did not succeed; None if it succeeded.
+        stop_reason: Why the run was asked to stop; None if it was not.
+        attempts: Number of times that the command was started.
+        started_at: When the run started in its container, in UTC.
+        duration: Seconds from then to its end, including the start and stop of Ray.
+        log_path: Where the complete output is stored.
+        backend: The name of the backend that executed it.
+        detail: Description of the cause, for people.
+        log_tail: The last lines of the output.
+        time_limit: The exceeded limit of a run in state ``timed_out``, in seconds; else None.
+    """
+
+    run_id: str
+    returncode: int
+    state: RunState
+    cause: FailureCause | None = None
+    stop_reason: StopReason | None = None
+    attempts: int
+    started_at: datetime
+    duration: float
+    log_path: str
+    backend: str
+    detail: str = ""
+    log_tail: str = field(default="", repr=False)
+    time_limit: float | None = None
+
+    @classmethod
+    def from_record(
+        cls, record: RunResultRecord, *, job: Job, backend: str, log_path: str = "", output_tail: bytes = b""
+    ) -> Self:
+        """Build a result from a result record.
+
+        Args:
+            record: The record.
+            job: The run.
+            backend: The name of its backend.
+            log_path: Where its output is stored.
+            output_tail: The end of its output.
+        """
+        return cls(
+            run_id=record.run_id,
+            returncode=record.returncode,
+            state=record.state,
+            cause=record.cause,
+            stop_reason=record.stop_reason,
+            attempts=record.attempts,
+            started_at=datetime.fromisoformat(record.started_at),
+            duration=record.duration,
+            log_path=log_path,
+            backend=backend,
+            detail=record.detail,
+            log_tail="\n".join(last_lines(output_tail, TAIL_LINES)),
+            time_limit=_time_limit(record, job),
+        )
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the command completed and exited with 0."""
+        return self.state is RunState.SUCCEEDED
+
+    def check_returncode(self) -> None:
+        """Raise the exception that describes how the run ended. Do nothing if it succeeded.
+
+        Raises:
+            CommandFailed: The command exited with another code than 0, or could not be started.
+            RunTimeout: The run was stopped at a time limit.
+            RunCancelled: It was cancelled.
+            RunLost: It ended without a result.
+        """
+        facts: dict[str, Any] = {"run_id": self.run_id, "detail": self.detail, "log_tail": self.log_tail}
+        if self.state is RunState.TIMED_OUT:
+            raise RunTimeout(**facts, returncode=self.returncode, seconds=self.time_limit or 0.0)
+        if self.state is RunState.CANCELLED:
+            raise RunCancelled(**facts, returncode=self.returncode)
+        if self.state in (RunState.LOST, RunState.UNKNOWN):
+            raise RunLost(**facts)
+        if self.state is not RunState.SUCCEEDED:
+            raise CommandFailed(**facts, returncode=self.returncode)
+
+
+def _time_limit(record: RunResultRecord, job: Job) -> float | None:
+    if record.state is not RunState.TIMED_OUT:
+        return None
+    if record.cause is FailureCause.TOTAL_TIMEOUT:
+        return job.limits.total_timeout
+    return job.limits.attempt_timeout

@@ -1,0 +1,69 @@
+"""Shell scripts that a command runs, read before the run starts."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import shlex
+import stat
+from collections.abc import Container, Iterator
+from pathlib import Path
+
+#: A call of Ray's own command line.
+RAY_COMMAND_CALL = re.compile(r"(?:^|[\s;&|(])ray\s+(start|stop)(?![\w-])", re.MULTILINE)
+
+#: Larger files are not scripts that a person has written.
+MAX_SCRIPT_BYTES = 1_000_000
+
+_COMMENT_LINE = re.compile(r"^\s*#.*$", re.MULTILINE)
+
+
+def find_ray_calls(text: str) -> frozenset[str]:
+    """Return which of ``start`` and ``stop`` a shell script calls of Ray's command line.
+
+    Example:
+        >>> find_ray_calls("ray start --head && python train.py")
+        frozenset({'start'})
+    """
+    return frozenset(match[1] for match in RAY_COMMAND_CALL.finditer(text))
+
+
+def scripts_of_command(
+    command: str, *, workdir: str, remote_path: str, root: Path, files: Container[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield the mounted shell scripts that a command names, with their text without comment lines.
+
+    Args:
+        command: A shell string.
+        workdir: The folder in the container that it runs in.
+        remote_path: Path of the mount in the container.
+        root: The mounted local folder.
+        files: The mounted files, as paths relative to ``root``.
+    """
+    try:
+        arguments = shlex.split(command, comments=True)
+    except ValueError:  # bash reports the syntax error when the command runs
+        return
+    for argument in arguments:
+        path = posixpath.relpath(posixpath.join(workdir, argument), remote_path)
+        if argument.endswith((".sh", ".bash")) and path in files:
+            text = _read_text(root / path)
+            if text is not None:
+                yield path, _COMMENT_LINE.sub("", text)
+
+
+def _read_text(path: Path) -> str | None:
+    """Return the content of a regular file of moderate size; None for any other file.
+
+    A named pipe would block the planner, and the file may have been removed since it was selected.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        content = file.read(MAX_SCRIPT_BYTES + 1)
+    return None if len(content) > MAX_SCRIPT_BYTES else content.decode("utf-8", "replace")
