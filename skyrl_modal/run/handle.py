@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from skyrl_modal.backends import Execution, get_backend, installed_backends
-from skyrl_modal.errors import RunLost, RunNotFound, RunTimeout, SkyRLModalError, SpecError
+from skyrl_modal.errors import BackendUnavailable, RunLost, RunNotFound, RunTimeout, SkyRLModalError, SpecError
 from skyrl_modal.protocol.events import OutputEvent, RunEvent
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.result import RunResultRecord

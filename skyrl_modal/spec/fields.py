@@ -15,7 +15,7 @@ from skyrl_modal.errors import SpecError
 #: The key of a field's metadata that holds the help text of its command line option.
 OPTION_HELP = "option_help"
 
-Validator = Callable[[Any, Attribute[Any], Any], None]
+Validator = Callable[[Any, "Attribute[Any]", Any], None]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TAG = re.compile(r"[^\s,]{1,64}")
