@@ -1,1 +1,1 @@
-"""What runs inside the container, on the image's own Python: the standard library only."""
+"""Code that runs inside the container, on the image's own Python. Standard library only."""

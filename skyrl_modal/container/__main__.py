@@ -1,8 +1,8 @@
-"""One rank as a process of its own: ``python skyrl_modal/container/__main__.py [options] < RECORD.json``.
+"""Run one rank as a process: ``python skyrl_modal/container/__main__.py [options] < RECORD.json``.
 
-The local backend starts it so, inside its namespaces. The job, and this rank's place, come by standard input, so that
-no file of them need be visible here; the command's output goes to standard output; events for the caller go, a line of
-JSON each, to the descriptor given by ``--events``.
+The local backend starts it, inside its namespaces. The record on standard input is
+``{"job": Job, "rank": RankConfig}``, so no file with it has to be visible here. The command's output is written to
+standard output; events for the caller are written as lines of JSON to the descriptor ``--events``.
 """
 
 from __future__ import annotations
@@ -15,35 +15,41 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
-if __package__ in (None, ""):  # started by its path, on whatever Python there is, without the package's dependencies
+if __package__ in (None, ""):  # started by its path, by any Python, which may not have the package's dependencies
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from skyrl_modal.container.rank_worker import Worker
-from skyrl_modal.container.supervisor import BROKEN, Supervisor
-from skyrl_modal.protocol.rank_config import Place
+from skyrl_modal.container.rank_worker import RankWorker
+from skyrl_modal.container.supervisor import Supervisor, SupervisorServices
+from skyrl_modal.protocol.codec import decode, encode_tagged
+from skyrl_modal.protocol.events import ResultEvent, SupervisorEvent
+from skyrl_modal.protocol.exit_codes import LAUNCHER_FAILED
+from skyrl_modal.protocol.job import Job
+from skyrl_modal.protocol.rank_config import RankConfig
+from skyrl_modal.protocol.run_folder import write_all
+from skyrl_modal.protocol.state import StopReason
 
 
-class _Teller:
-    """Writes events to a descriptor, from any thread, until nobody reads them."""
+class _EventWriter:
+    """Writes events to a descriptor, from any thread, until its reader closes it."""
 
     def __init__(self, descriptor: int | None) -> None:
         self._descriptor = descriptor
         self._lock = threading.Lock()
 
-    def tell(self, event: dict[str, Any]) -> None:
-        view = memoryview((json.dumps(event) + "\n").encode())
+    def write(self, event: SupervisorEvent) -> None:
+        """Write an event as a line of JSON."""
+        line = (json.dumps(encode_tagged(event)) + "\n").encode()
         with self._lock:
-            while self._descriptor is not None and view:
+            if self._descriptor is not None:
                 try:
-                    view = view[os.write(self._descriptor, view) :]
-                except OSError:  # the caller is gone
+                    write_all(self._descriptor, line)
+                except OSError:  # the caller has exited
                     self._descriptor = None
 
 
-def _watch_caller(descriptor: int | None, rank: Supervisor | Worker, who: str) -> None:
-    """Have a rank stop at the caller's end: its pidfd gets readable, or the pipe that only it holds is closed."""
+def _stop_when_closed(descriptor: int | None, rank: Supervisor | RankWorker, reason: StopReason) -> None:
+    """Request a stop when the caller's pidfd becomes readable or its pipe is closed."""
     if descriptor is None:
         return
     poller = select.poll()
@@ -51,50 +57,17 @@ def _watch_caller(descriptor: int | None, rank: Supervisor | Worker, who: str) -
 
     def wait() -> None:
         poller.poll()
-        rank.request_stop(f"{who} is gone")
+        rank.request_stop(reason)
 
     threading.Thread(target=wait, daemon=True).start()
 
 
-def main() -> int:
-    """Run one rank of a job to its end; gives the command's exit code."""
-    parser = argparse.ArgumentParser(prog="skyrl_modal.container")
-    parser.add_argument("--events", type=int, help="descriptor that gets the events")
-    parser.add_argument("--caller", type=int, help="descriptor that gets readable when the caller ends, or rank 0")
-    parser.add_argument("--ready", type=int, help="descriptor that gets this process's id once it takes signals")
-    options = parser.parse_args()
-    record = json.loads(sys.stdin.read())
-    job, place = record["job"], Place.of(record["place"])
-    if place.rank:
-        worker = Worker(job, place, say=lambda text: print(text, file=sys.stderr, flush=True))
-        if _take_signals(worker, options.ready):
-            _watch_caller(options.caller, worker, "rank 0")
-            worker.run()
-        worker.leave()
-        return 0
-    telling = _Teller(options.events)
-
-    def show(data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(1, view) :]
-
-    supervisor = Supervisor(job, live=show, tell=telling.tell, place=place)
-    if not _take_signals(supervisor, options.ready):
-        return BROKEN
-    _watch_caller(options.caller, supervisor, "the caller")
-    result = supervisor.run()
-    telling.tell({"event": "result", "result": result})
-    code: int = result["returncode"]
-    return code
-
-
-def _take_signals(rank: Supervisor | Worker, ready: int | None) -> bool:
-    """Turn signals into requests, and say so; gives whether there is still somebody who knows of the run."""
+def _install_signal_handlers(rank: Supervisor | RankWorker, ready: int | None) -> bool:
+    """Install the signal handlers and report readiness. Return False if the caller has already exited."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: rank.request_stop("cancelled"))
-    signal.signal(signal.SIGQUIT, lambda *_: rank.request_stop("now"))
-    signal.signal(signal.SIGCHLD, lambda *_: rank.child_ended())
+        signal.signal(number, lambda *_: rank.request_stop(StopReason.CANCELLED))
+    signal.signal(signal.SIGQUIT, lambda *_: rank.request_stop(StopReason.KILL))
+    signal.signal(signal.SIGCHLD, lambda *_: rank.child_exited())
     if ready is not None:
         try:
             os.write(ready, b"%d\n" % os.getpid())
@@ -102,6 +75,43 @@ def _take_signals(rank: Supervisor | Worker, ready: int | None) -> bool:
             return False
         os.close(ready)
     return True
+
+
+def _run_worker(job: Job, config: RankConfig, ready: int | None, caller: int | None) -> int:
+    worker = RankWorker(job, config, report_locally=lambda text: print(text, file=sys.stderr, flush=True))
+    if _install_signal_handlers(worker, ready):
+        _stop_when_closed(caller, worker, StopReason.RANK_ZERO_EXITED)
+        worker.run()
+    worker.close()
+    return 0
+
+
+def _run_supervisor(job: Job, config: RankConfig, ready: int | None, caller: int | None, events: int | None) -> int:
+    writer = _EventWriter(events)
+    services = SupervisorServices(show=lambda data: write_all(1, data), emit=writer.write)
+    supervisor = Supervisor(job, config, services)
+    if not _install_signal_handlers(supervisor, ready):
+        return LAUNCHER_FAILED
+    _stop_when_closed(caller, supervisor, StopReason.CALLER_EXITED)
+    result = supervisor.run()
+    writer.write(ResultEvent(result))
+    return result.returncode
+
+
+def main() -> int:
+    """Run one rank of a job to its end. Return the run's exit code on rank 0, else 0."""
+    parser = argparse.ArgumentParser(prog="skyrl_modal.container")
+    parser.add_argument("--events", type=int, help="descriptor to write the events to")
+    parser.add_argument(
+        "--caller", type=int, help="descriptor that is readable or closed when the caller, or rank 0, exits"
+    )
+    parser.add_argument("--ready", type=int, help="descriptor to write the process id to, after signals are handled")
+    options = parser.parse_args()
+    record = json.loads(sys.stdin.read())
+    job, config = decode(Job, record["job"]), decode(RankConfig, record["rank"])
+    if config.rank:
+        return _run_worker(job, config, options.ready, options.caller)
+    return _run_supervisor(job, config, options.ready, options.caller, options.events)
 
 
 if __name__ == "__main__":

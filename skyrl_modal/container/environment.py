@@ -1,79 +1,82 @@
-"""The variables of a run, the same on every rank but for what is the node's own."""
+"""Environment variables of the command and of Ray's processes."""
 
 from __future__ import annotations
 
 import os
-import shutil
+import subprocess
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-from skyrl_modal.protocol.rank_config import Place
+from skyrl_modal.machine import RayInstallation, visible_gpu_count
+from skyrl_modal.protocol.job import Job, RayOptions
+from skyrl_modal.protocol.rank_config import ClusterTokens, RankConfig
 
-#: For workers that start through `uv run`, as SkyRL's do (docs/uv.md has the reasons and their sources).
-FOR_UV = {
-    # The first environment of a node may take longer than the 60 s after which Ray ends the worker and starts anew.
+#: Defaults for workers that start with `uv run`, as SkyRL's do. docs/uv.md has the reasons and their sources.
+UV_DEFAULTS = {
+    # The first environment of a node may take longer than the 60 s after which Ray ends the worker and starts another.
     "RAY_worker_register_timeout_seconds": "600",
     "UV_LOCK_TIMEOUT": "600",
-    # A new uv looks for the project beside the script, which is Ray's own.
+    # uv searches for the project beside the script, and the worker's script is part of Ray.
     "UV_PROJECT": ".",
 }
+#: Ray's settings of token authentication, of Ray 2.52 and later.
+_RAY_AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+_NVIDIA_SMI_TIMEOUT = 60.0
 
 
-def environment(job: Mapping[str, Any], place: Place) -> dict[str, str]:
-    """What the command and Ray's processes get of a job, on top of this process's own variables."""
-    env = {**os.environ, **job["env"], **place.env}
-    gpus = gpus_of(job, place)
+def run_environment(job: Job, config: RankConfig) -> dict[str, str]:
+    """Return the environment of the command and of Ray's processes: this process's own, and the variables of the run.
+
+    RAY_ADDRESS, MASTER_ADDR, MASTER_PORT and Ray's token are not included, since they depend on the cluster.
+    """
+    env = {**os.environ, **job.env, **config.env}
+    gpus = gpus_per_node(job, config)
     env.update(
-        SKYRL_RUN_ID=job["id"],
-        NUM_NODES=str(job["nodes"]),
-        NUM_GPUS=str(local_gpus() if gpus is None else gpus),
-        NODE_RANK=str(place.rank),
+        SKYRL_RUN_ID=job.run_id,
+        NUM_NODES=str(job.nodes),
+        NUM_GPUS=str(visible_gpu_count() if gpus is None else gpus),
+        NODE_RANK=str(config.rank),
         PYTHONUNBUFFERED="1",
     )
-    for name, key in (("SKYRL_REPO_ROOT", "repo_root"), ("SKYRL_DATA", "data")):
-        if job.get(key):
-            env[name] = job[key]
-        else:
+    for name, path in (("SKYRL_REPO_ROOT", job.repo_root), ("SKYRL_DATA", job.data_root)):
+        if path is None:
             env.pop(name, None)
-    env.pop("RAY_ADDRESS", None)  # the caller's own Ray is none of the run's business
+        else:
+            env[name] = path
+    env.pop("RAY_ADDRESS", None)  # the address of a Ray of the caller, which the run must not use
     return env
 
 
-def gpus_of(job: Mapping[str, Any], place: Place) -> int | None:
-    """GPUs of a node: as asked for, else as counted there; None where neither is known."""
-    return place.gpus if job.get("gpus") is None else int(job["gpus"])
+def gpus_per_node(job: Job, config: RankConfig) -> int | None:
+    """Return the number of GPUs of a node: as requested, else as counted there; None if neither is known."""
+    return config.gpus if job.gpus_per_node is None else job.gpus_per_node
 
 
-def ray_environment(env: Mapping[str, str], spec: Mapping[str, Any], place: Place) -> dict[str, str]:
-    """What Ray's processes get beyond the command: what its workers' ``uv run`` needs, and what RaySpec says.
+def ray_environment(env: Mapping[str, str], options: RayOptions, config: RankConfig) -> dict[str, str]:
+    """Return the environment of Ray's processes: the command's, RaySpec's, and defaults for workers that use uv.
 
-    Nothing that is set already is changed.
+    No variable that the command's environment contains is replaced by a default.
     """
-    offline = {"UV_OFFLINE": "1"} if place.is_offline else {}
-    return {**FOR_UV, **offline, **env, **spec["env"]}
+    offline = {"UV_OFFLINE": "1"} if config.has_no_internet else {}
+    return {**UV_DEFAULTS, **offline, **env, **options.env}
 
 
-def local_gpus() -> int:
-    """How many GPUs this machine shows: those of ``$CUDA_VISIBLE_DEVICES``, else all that the driver lists."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([device for device in visible.split(",") if device.strip() not in ("", "-1", "NoDevFiles")])
-    devices = Path("/proc/driver/nvidia/gpus")
-    return sum(1 for _ in devices.iterdir()) if devices.is_dir() else 0
+def with_ray_token(env: Mapping[str, str], ray: RayInstallation, tokens: ClusterTokens) -> dict[str, str]:
+    """Return an environment with the run's own Ray token, for head, ranks, probe and command.
 
-
-def prepare_workdir(job: Mapping[str, Any]) -> str:
-    """See that the folder to run in is there, with what uv needs in it; gives a line to be said, empty for none.
-
-    Raises:
-        NotADirectoryError: It is not there.
+    A token of the user's is removed: since Ray 2.59, ``ray start`` enables authentication by itself if it finds one,
+    and clients without it are refused. An older Ray has no authentication, so the variables are only removed.
     """
-    root, workdir = job.get("repo_root"), Path(job["workdir"])
-    if not workdir.is_dir():
-        raise NotADirectoryError(f"workdir {workdir} is not there")
-    # SkyRL's older layout: uv resolves the editable skyrl-gym only inside the folder that the command runs in.
-    if root and workdir == Path(root) / "skyrl-train" and not (workdir / "skyrl-gym").exists():
-        shutil.copytree(Path(root) / "skyrl-gym", workdir / "skyrl-gym", symlinks=True)
-        return f"copied {root}/skyrl-gym into {workdir}, where uv looks for it"
-    return ""
+    result = {name: value for name, value in env.items() if name not in _RAY_AUTH_VARIABLES}
+    if ray.has_token_authentication and tokens.ray:
+        result.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=tokens.ray)
+    return result
+
+
+def count_gpus() -> int:
+    """Return the number of GPUs that ``nvidia-smi`` lists; without it, the number that the driver lists."""
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=_NVIDIA_SMI_TIMEOUT)
+    except (OSError, subprocess.SubprocessError):
+        return visible_gpu_count()
+    return sum(line.strip().isdigit() for line in done.stdout.splitlines())

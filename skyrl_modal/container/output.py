@@ -1,4 +1,4 @@
-"""The command's output: masked, kept whole in output.log, and shown to whoever watches."""
+"""Copy the command's output, masked, to output.log and to the live view."""
 
 from __future__ import annotations
 
@@ -7,78 +7,81 @@ from io import FileIO
 from pathlib import Path
 
 from skyrl_modal.container.masking import Masker
+from skyrl_modal.protocol.log_lines import prefixed
+from skyrl_modal.protocol.result import OutputRecord
 
-#: Bytes read of the command's output at once.
-CHUNK = 1 << 20
+#: Size of the command's output pipe, and of one read from it.
+CHUNK_SIZE = 1 << 20
 
 
-class Output:
-    """Where the output goes.
+class OutputRecorder:
+    """Records the output of all attempts of a run.
 
     Args:
-        path: The log; it is appended to.
-        live: Takes the bytes as they come; it may raise OSError when nobody reads any more.
-        say: Takes a line of ours.
-
-    Attributes:
-        log_bytes: How much the log holds.
-        log_error: Why the log is not whole; None where it is.
+        path: The log. Output is appended to it.
+        show: Writes bytes to the live view. It may raise OSError if the view was closed.
+        report: Receives a message if the log cannot be written.
     """
 
-    def __init__(self, path: Path, live: Callable[[bytes], None], say: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, show: Callable[[bytes], None], report: Callable[[str], None]) -> None:
         self._path = path
-        self._live: Callable[[bytes], None] | None = live
-        self._say = say
+        self._show: Callable[[bytes], None] | None = show
+        self._report = report
         self._log: FileIO | None = None
-        self.log_bytes = 0
-        self.log_error: str | None = None
+        self._log_bytes = 0
+        self._log_error: str | None = None
 
-    def pump(self, reading: int, secrets: Iterable[str]) -> None:
-        """Take all that comes from a descriptor, until nobody can write to it any more; it is closed then."""
+    @property
+    def record(self) -> OutputRecord:
+        """What was written to the log."""
+        return OutputRecord(bytes=self._log_bytes, error=self._log_error)
+
+    def copy_from(self, descriptor: int, secrets: Iterable[str]) -> None:
+        """Copy everything from a pipe until all of its writers have closed it, and close the descriptor."""
         masker = Masker(secrets)
         self._open()
-        with open(reading, "rb", buffering=0) as source:
-            while chunk := source.read(CHUNK):
-                self._emit(masker.feed(chunk))
-            self._emit(masker.flush())
+        with open(descriptor, "rb", buffering=0) as source:
+            while chunk := source.read(CHUNK_SIZE):
+                self._write(masker.feed(chunk))
+            self._write(masker.flush())
         self._close()
 
-    def note(self, text: str) -> None:
-        """Put lines of ours into the output itself."""
+    def write_message(self, text: str) -> None:
+        """Write a launcher message into the output."""
         self._open()
-        self._emit("".join(f"skyrl-modal | {line}\n" for line in text.splitlines()).encode())
+        self._write(prefixed(text).encode())
         self._close()
 
     def _open(self) -> None:
         try:
             self._log = FileIO(self._path, "a")
-            self.log_bytes = self._log.tell()
+            self._log_bytes = self._log.tell()
         except OSError as error:
-            self._give_up(error)
+            self._give_up_log(error)
 
     def _close(self) -> None:
         if self._log is not None:
             self._log.close()
             self._log = None
 
-    def _give_up(self, error: OSError) -> None:
-        # A full disk must not stop a training run that needs no more of it.
+    def _give_up_log(self, error: OSError) -> None:
+        # The command continues without the log: a full disk must not end a training run that writes nothing more.
         self._close()
-        self.log_error = f"output.log ends after {self.log_bytes} bytes: {error.strerror or error}"
-        self._say(f"{self.log_error}; the command goes on")
+        self._log_error = f"output.log ends after {self._log_bytes} bytes: {error.strerror or error}"
+        self._report(f"{self._log_error}; the command continues")
 
-    def _emit(self, data: bytes) -> None:
+    def _write(self, data: bytes) -> None:
         view = memoryview(data)
         while self._log is not None and view:
             try:
                 written = self._log.write(view)
             except OSError as error:
-                self._give_up(error)
+                self._give_up_log(error)
                 break
-            self.log_bytes += written
+            self._log_bytes += written
             view = view[written:]
-        if self._live is not None and data:
+        if self._show is not None and data:
             try:
-                self._live(data)
-            except OSError:  # nobody reads any more; the log is what remains
-                self._live = None
+                self._show(data)
+            except OSError:  # the live view was closed; the log remains
+                self._show = None

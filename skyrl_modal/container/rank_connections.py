@@ -1,7 +1,7 @@
-"""The control connection between rank 0 and each other rank: lines of JSON over TCP, and its end as the sign of death.
+"""JSON lines over TCP between rank 0 and the other ranks. A closed connection means that the rank has exited.
 
-Whoever dies, its sockets are closed by the kernel, so the other side knows at once. Where a whole machine vanishes,
-nothing closes them: the kernel asks after some seconds of silence, and gives up (``_DEAD_AFTER``).
+The kernel closes the sockets of a process that exits, so the other side is notified immediately. If a whole machine
+disappears, nothing closes them: TCP keepalive detects it after ``_SILENCE_TIMEOUT`` seconds.
 """
 
 from __future__ import annotations
@@ -12,200 +12,228 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-Message = dict[str, Any]
-OnEvent = Callable[[str, Any], None]
+from skyrl_modal.container.events import (
+    HeadDisconnected,
+    HeadEvent,
+    HeadMessageReceived,
+    RankDisconnected,
+    RankEvent,
+    RankJoined,
+    RankMessageReceived,
+)
+from skyrl_modal.protocol.codec import ProtocolError, decode_tagged, encode_tagged
+from skyrl_modal.protocol.messages import HeadMessage, Hello, RankMessage
 
-#: Seconds that a new connection has to say who it is.
-_HELLO = 10.0
+#: Seconds in which a new connection has to send Hello.
+_HELLO_TIMEOUT = 10.0
 #: Seconds between two attempts to reach a rank 0 that does not listen yet. There is no event for it.
-_INTERVAL = 0.1
-#: Seconds of silence, questions between the kernels left unanswered included, that a machine is taken for dead after.
-_DEAD_AFTER = 15
-#: Bytes of the longest message.
-_LONGEST = 1 << 20
+_CONNECT_INTERVAL = 0.1
+#: Seconds of one attempt to connect.
+_CONNECT_TIMEOUT = 5.0
+#: Seconds without an answer to TCP keepalive after which a machine counts as lost.
+_SILENCE_TIMEOUT = 15
+#: Length limit of a message.
+_MAX_MESSAGE_BYTES = 1 << 20
 
 
-class Peer:
-    """One end of a connection."""
+class Connection:
+    """One end of a connection.
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._socket = connection
-        self._reading = connection.makefile("rb")
+    Args:
+        connected: The connected socket. It is closed by ``close``.
+    """
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+        self._reader = connected.makefile("rb")
         self._sending = threading.Lock()
-        _keep_alive(connection)
+        _enable_keepalive(connected)
 
-    def send(self, message: Mapping[str, Any]) -> None:
-        """Say something; where the other side is gone, its reader hears of it."""
-        data = json.dumps(message).encode() + b"\n"
+    def send(self, message: HeadMessage | RankMessage) -> None:
+        """Send a message. If the connection is lost, the message is dropped, and ``receive`` returns None."""
+        data = json.dumps(encode_tagged(message)).encode() + b"\n"
         with self._sending, contextlib.suppress(OSError):
             self._socket.sendall(data)
 
-    def receive(self) -> Message | None:
-        """What the other side says next; None at its end."""
-        try:
-            line = self._reading.readline(_LONGEST)
-            message: Message | None = json.loads(line) if line.endswith(b"\n") else None
-        except (OSError, ValueError):
-            return None
-        return message if isinstance(message, dict) else None
+    def receive(self, union: Any) -> Any:
+        """Return the next message of a union of message types; None if the connection ended or is not understood.
+
+        Types that this version does not know are skipped.
+        """
+        while True:
+            try:
+                line = self._reader.readline(_MAX_MESSAGE_BYTES)
+                if not line.endswith(b"\n"):
+                    return None
+                message = decode_tagged(union, json.loads(line))
+            except (OSError, ValueError, ProtocolError):
+                return None
+            if message is not None:
+                return message
 
     def close(self) -> None:
-        """End the connection, also under a thread that reads from it."""
+        """Close the connection. A thread that waits in ``receive`` gets None."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
 
-class Hub:
-    """Rank 0's side: takes the others in, and tells what they say.
+class RankServer:
+    """Accepts the connections of the other ranks at rank 0.
 
     Args:
-        listener: A socket that listens.
-        token: What a rank says to be let in.
-        nodes: How many ranks there are, rank 0 counted.
-        on_event: Told from threads: ``("rank-joined", (rank, facts))``, ``("rank-said", (rank, message))``,
-            ``("rank-gone", (rank, None))``.
+        listener: A listening socket. It is closed by ``close``.
+        token: The token that a rank has to send.
+        nodes: Number of ranks, including rank 0.
+        put: Receives the events, from threads.
     """
 
-    def __init__(self, listener: socket.socket, *, token: str, nodes: int, on_event: OnEvent) -> None:
+    def __init__(self, listener: socket.socket, *, token: str, nodes: int, put: Callable[[RankEvent], None]) -> None:
         self._listener = listener
         self._token = token
         self._nodes = nodes
-        self._on_event = on_event
-        self._peers: dict[int, Peer] = {}
-        self._absent = set(range(1, nodes))
+        self._put = put
+        self._connections: dict[int, Connection] = {}
+        self._never_joined = set(range(1, nodes))
         self._lock = threading.Lock()
         threading.Thread(target=self._accept, name="ranks", daemon=True).start()
 
     @property
-    def ranks(self) -> set[int]:
-        """The ranks that are connected."""
+    def connected_ranks(self) -> set[int]:
+        """The ranks that are connected now."""
         with self._lock:
-            return set(self._peers)
+            return set(self._connections)
 
     @property
-    def absent(self) -> set[int]:
-        """The ranks that have not joined yet; not those that are gone again."""
+    def never_joined_ranks(self) -> set[int]:
+        """The ranks that have not connected yet. Ranks that have disconnected are not included."""
         with self._lock:
-            return set(self._absent)
+            return set(self._never_joined)
 
-    def send(self, rank: int, message: Mapping[str, Any]) -> None:
-        """Tell one rank something."""
+    def send(self, rank: int, message: HeadMessage) -> None:
+        """Send a message to one rank. Nothing happens if it is not connected."""
         with self._lock:
-            peer = self._peers.get(rank)
-        if peer is not None:
-            peer.send(message)
+            connection = self._connections.get(rank)
+        if connection is not None:
+            connection.send(message)
 
-    def send_all(self, message: Mapping[str, Any]) -> None:
-        """Tell every rank something."""
-        for rank in self.ranks:
+    def send_all(self, message: HeadMessage) -> None:
+        """Send a message to every connected rank."""
+        for rank in self.connected_ranks:
             self.send(rank, message)
 
     def close(self) -> None:
-        """Let nobody in any more, and let all go."""
+        """Stop listening and close all connections."""
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
         self._listener.close()
         with self._lock:
-            peers = list(self._peers.values())
-        for peer in peers:
-            peer.close()
+            connections = list(self._connections.values())
+        for connection in connections:
+            connection.close()
 
     def _accept(self) -> None:
         while True:
             try:
-                connection, _ = self._listener.accept()
+                connected, _ = self._listener.accept()
             except OSError:  # closed
                 return
-            threading.Thread(target=self._serve, args=(connection,), name="rank", daemon=True).start()
+            threading.Thread(target=self._serve, args=(connected,), name="rank", daemon=True).start()
 
-    def _serve(self, connection: socket.socket) -> None:
-        connection.settimeout(_HELLO)
-        peer = Peer(connection)
-        hello = peer.receive()
-        rank = self._admit(hello, peer)
-        if hello is None or rank is None:
-            peer.close()
+    def _serve(self, connected: socket.socket) -> None:
+        connected.settimeout(_HELLO_TIMEOUT)
+        connection = Connection(connected)
+        hello = connection.receive(RankMessage)
+        if not isinstance(hello, Hello) or not self._admit(hello, connection):
+            connection.close()
             return
-        connection.settimeout(None)
-        self._on_event("rank-joined", (rank, hello))
-        while (message := peer.receive()) is not None:
-            self._on_event("rank-said", (rank, message))
+        connected.settimeout(None)
+        rank = hello.rank
+        self._put(RankJoined(rank, hello))
+        while (message := connection.receive(RankMessage)) is not None:
+            self._put(RankMessageReceived(rank, message))
         with self._lock:
-            del self._peers[rank]
-        peer.close()
-        self._on_event("rank-gone", (rank, None))
+            del self._connections[rank]
+        connection.close()
+        self._put(RankDisconnected(rank))
 
-    def _admit(self, hello: Message | None, peer: Peer) -> int | None:
-        """The rank of a newcomer; None for one that does not know the token, or whose rank is not free."""
-        if hello is None or not hmac.compare_digest(str(hello.get("token")).encode(), self._token.encode()):
-            return None
-        rank = hello.get("rank")
+    def _admit(self, hello: Hello, connection: Connection) -> bool:
+        """Register a connection; return False if its token is wrong or its rank is taken."""
+        if not hmac.compare_digest(hello.token.encode(), self._token.encode()):
+            return False
         with self._lock:
-            if not isinstance(rank, int) or not 0 < rank < self._nodes or rank in self._peers:
-                return None
-            self._peers[rank] = peer
-            self._absent.discard(rank)
-            return rank
+            if not 0 < hello.rank < self._nodes or hello.rank in self._connections:
+                return False
+            self._connections[hello.rank] = connection
+            self._never_joined.discard(hello.rank)
+        return True
 
 
 def listen(port: int) -> socket.socket:
-    """A socket that listens for the other ranks on every address of this node."""
+    """Return a socket that listens for the other ranks, on every address of this node."""
     return socket.create_server(("0.0.0.0", port), backlog=128)
 
 
-def join(
-    address: str, port: int, hello: Mapping[str, Any], *, timeout: float, on_event: OnEvent, give_up: threading.Event
-) -> Peer | None:
-    """Connect to rank 0; None where that was given up.
+def connect_to_rank_zero(
+    address: tuple[str, int],
+    hello: Hello,
+    *,
+    timeout: float,
+    put: Callable[[HeadEvent], None],
+    cancelled: threading.Event,
+) -> Connection | None:
+    """Connect to rank 0, which may not listen yet.
 
     Args:
-        address: Rank 0's.
-        port: On which it listens.
-        hello: Who this is: token, rank, and what rank 0 should know.
-        timeout: Seconds until it must be there.
-        on_event: Told from a thread: ``("head-said", message)``, ``("head-gone", None)``.
-        give_up: Set when nobody wants it any more.
+        address: Host and port of rank 0.
+        hello: The first message.
+        timeout: Seconds.
+        put: Receives the events of the connection, from a thread.
+        cancelled: Ends the attempts when it is set.
+
+    Returns:
+        The connection; None if the attempts were cancelled.
 
     Raises:
-        OSError: It could not be reached in time.
+        OSError: Rank 0 could not be reached in time.
     """
     deadline = time.monotonic() + timeout
     while True:
         try:
-            connection = socket.create_connection((address, port), min(5.0, max(0.1, deadline - time.monotonic())))
+            remaining = max(0.1, deadline - time.monotonic())
+            connected = socket.create_connection(address, min(_CONNECT_TIMEOUT, remaining))
             break
         except OSError:
             if time.monotonic() >= deadline:
                 raise
-            if give_up.wait(_INTERVAL):
+            if cancelled.wait(_CONNECT_INTERVAL):
                 return None
-    connection.settimeout(None)
-    peer = Peer(connection)
-    peer.send(hello)
+    connected.settimeout(None)
+    connection = Connection(connected)
+    connection.send(hello)
 
     def read() -> None:
-        while (message := peer.receive()) is not None:
-            on_event("head-said", message)
-        on_event("head-gone", None)
+        while (message := connection.receive(HeadMessage)) is not None:
+            put(HeadMessageReceived(message))
+        put(HeadDisconnected())
 
     threading.Thread(target=read, name="head", daemon=True).start()
-    return peer
+    return connection
 
 
-def _keep_alive(connection: socket.socket) -> None:
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    # Where the system has no such settings (macOS has some) all ranks are on one machine, and no machine can vanish.
+def _enable_keepalive(connected: socket.socket) -> None:
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    # Systems without these options (macOS has some of them) run all ranks on one machine, which cannot disappear.
     for name, value in (
-        ("TCP_KEEPIDLE", _DEAD_AFTER // 3),
-        ("TCP_KEEPINTVL", _DEAD_AFTER // 5),
+        ("TCP_KEEPIDLE", _SILENCE_TIMEOUT // 3),
+        ("TCP_KEEPINTVL", _SILENCE_TIMEOUT // 5),
         ("TCP_KEEPCNT", 3),
-        ("TCP_USER_TIMEOUT", _DEAD_AFTER * 1000),
+        ("TCP_USER_TIMEOUT", _SILENCE_TIMEOUT * 1000),
     ):
         option = getattr(socket, name, None)
         if option is not None:
-            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+            connected.setsockopt(socket.IPPROTO_TCP, option, value)

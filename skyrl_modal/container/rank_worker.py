@@ -1,4 +1,4 @@
-"""What a rank other than 0 does: join, run its node of Ray as rank 0 says, and end when rank 0 does."""
+"""A rank other than 0: connect to rank 0, run a Ray node when rank 0 requests it, and exit with rank 0."""
 
 from __future__ import annotations
 
@@ -7,172 +7,202 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from skyrl_modal.container import rank_connections as control
-from skyrl_modal.container.environment import environment, gpus_of, prepare_workdir, ray_environment
-from skyrl_modal.container.process import become_subreaper, descendants, end_all, reap_orphans
-from skyrl_modal.container.ray_cluster import join_timeout
-from skyrl_modal.container.ray_node import RayError, RayNode
-from skyrl_modal.event_queue import Events
-from skyrl_modal.protocol.rank_config import Place
+from skyrl_modal.container.cluster_readiness import start_timeout
+from skyrl_modal.container.environment import run_environment
+from skyrl_modal.container.events import (
+    ChildExited,
+    Event,
+    HeadDisconnected,
+    HeadMessageReceived,
+    RayNodeExited,
+    StopRequested,
+)
+from skyrl_modal.container.failures import StartError
+from skyrl_modal.container.process_tree import ProcessScope, reap_orphans
+from skyrl_modal.container.rank_connections import Connection, connect_to_rank_zero
+from skyrl_modal.container.ray_node import RayFolders, RayNode, require_ray
+from skyrl_modal.container.workdir import prepare_workdir
+from skyrl_modal.event_queue import EventQueue
+from skyrl_modal.protocol.job import Job, RayOptions
+from skyrl_modal.protocol.messages import (
+    HeadMessage,
+    Hello,
+    LogLine,
+    RankFailed,
+    RankMessage,
+    RayExited,
+    RayStopped,
+    Shutdown,
+    StartRay,
+    StopRay,
+    StopRequest,
+)
+from skyrl_modal.protocol.rank_config import RankConfig
+from skyrl_modal.protocol.run_folder import SUPERVISOR_LOG, RunFolder
+from skyrl_modal.protocol.state import FailureCause, StopReason
 
-#: Seconds, beyond the command's grace, after which a rank that was asked to stop ends also without a word of rank 0's.
-_PATIENCE = 30.0
+#: Seconds beyond the command's grace period after which a rank that was asked to stop no longer waits for rank 0.
+STOP_MARGIN = 30.0
 
 
-class Worker:
+class RankWorker:
     """One rank of a run's cluster, other than 0.
 
     Args:
-        job: The job's record.
-        place: Where this node stands.
-        say: Takes a line of ours where rank 0 is not there to take it.
+        job: The run.
+        config: This rank.
+        report_locally: Receives the messages while rank 0 is not connected.
     """
 
-    def __init__(self, job: Mapping[str, Any], place: Place, *, say: Callable[[str], None]) -> None:
+    def __init__(self, job: Job, config: RankConfig, *, report_locally: Callable[[str], None]) -> None:
         self._job = job
-        self._place = place
-        self._say_here = say
-        self._events: Events[tuple[str, Any]] = Events()
-        self._logs = Path(job["run_dir"]) / "ray" / str(place.rank)
-        self._temp_dir = Path(os.environ.get("TMPDIR", "/tmp")) / "ray"
+        self._config = config
+        self._report_locally = report_locally
+        self._events: EventQueue[Event] = EventQueue()
+        self._folders = RayFolders(
+            Path(os.environ.get("TMPDIR", "/tmp")) / "ray", RunFolder(job.run_folder).rank_logs(config.rank)
+        )
         self._node: RayNode | None = None
-        self._head: control.Peer | None = None
-        self._baseline: set[int] = set()
-        self._stopping = threading.Event()
+        self._starts = 0
+        self._head: Connection | None = None
+        self._is_stopping = threading.Event()
 
-    # -- from outside ------------------------------------------------------------------------------------------------
+    # -- called from other threads and signal handlers ---------------------------------------------------------------
 
-    def request_stop(self, reason: str) -> None:
-        """Ask the rank to end, ``"now"`` at once; else it waits for rank 0, whose command may still save something."""
-        self._stopping.set()
-        self._events.put(("stop", reason))
+    def request_stop(self, reason: StopReason) -> None:
+        """Request the end of the rank.
 
-    def child_ended(self) -> None:
-        """Tell that some child of this process ended; adopted ones are collected. For a handler of SIGCHLD."""
-        self._events.put(("child", None))
+        It waits for rank 0, whose command may still use this node, unless the reason is ``StopReason.KILL``.
+        """
+        self._is_stopping.set()
+        self._events.put(StopRequested(reason))
 
-    def leave(self) -> None:
-        """Let rank 0 know that nothing more comes from here: the logs are kept, and the volumes committed."""
+    def child_exited(self) -> None:
+        """Collect the exit status of adopted children. To be called by a handler of SIGCHLD."""
+        self._events.put(ChildExited())
+
+    def close(self) -> None:
+        """Close the connection to rank 0 after logs and volumes have been saved."""
         if self._head is not None:
             self._head.close()
 
-    # -- its life ----------------------------------------------------------------------------------------------------
+    # -- the rank ----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Join and follow rank 0 to the end; nothing of this rank's processes is left when it returns."""
-        become_subreaper()
-        self._baseline = descendants(os.getpid())
+        """Connect to rank 0 and follow its requests to the end. No process of this rank is left afterwards."""
+        scope = ProcessScope()
         try:
-            self._logs.mkdir(parents=True, exist_ok=True)
-            if self._join():
-                self._follow()
+            self._folders.logs.mkdir(parents=True, exist_ok=True)
+            if self._connect():
+                self._follow_head()
+        except StartError as error:
+            self._fail(error.failure.cause, error.failure.text)
         except OSError as error:
-            self.say(f"it failed: {error}")
-            self._tell({"kind": "failed", "text": str(error)})
+            self._fail(FailureCause.SYSTEM_ERROR, str(error))
         finally:
             self._end_ray()
-            end_all(lambda: descendants(os.getpid()) - self._baseline, grace=0)
+            scope.terminate()
 
-    def _join(self) -> bool:
-        """Connect to rank 0; gives whether it is there, and wanted."""
-        place, timeout = self._place, join_timeout(self._job)
-        hello = {"token": place.token, "rank": place.rank, "gpus": place.gpus}
+    def _fail(self, cause: FailureCause, detail: str) -> None:
+        self.report(f"cannot continue: {detail}")
+        self._send(RankFailed(cause, detail))
+
+    def _connect(self) -> bool:
+        """Connect to rank 0. Return False if the rank was asked to stop before."""
+        config, timeout = self._config, start_timeout(self._job)
+        address = (config.addresses[0], config.port)
+        hello = Hello(config.tokens.ranks, config.rank, config.gpus)
         try:
-            self._head = control.join(
-                place.addresses[0],
-                place.port,
-                hello,
-                timeout=timeout,
-                on_event=lambda *event: self._events.put(event),
-                give_up=self._stopping,
+            self._head = connect_to_rank_zero(
+                address, hello, timeout=timeout, put=self._events.put, cancelled=self._is_stopping
             )
         except OSError as error:
-            raise OSError(f"{place.describe(0)} could not be reached within {timeout:g} s: {error}") from error
+            text = f"{config.rank_label(0)} could not be reached within {timeout:g} s: {error}"
+            raise OSError(text) from error
         if self._head is None:
-            self.say("stopped before rank 0 was there")
+            self.report("stopped before rank 0 could be reached")
             return False
-        self._note(f"joined {place.describe(0)} as {place.describe(place.rank)}")
-        said = prepare_workdir(self._job)
-        if said:
-            self._note(said)
+        self._log(f"joined {config.rank_label(0)} as {config.rank_label(config.rank)}")
+        message = prepare_workdir(self._job)
+        if message is not None:
+            self._log(message)
         return True
 
-    def _follow(self) -> None:
+    def _follow_head(self) -> None:
+        """Handle events until rank 0 requests the end, or is lost."""
+        timeout = self._job.limits.grace + STOP_MARGIN
         deadline: float | None = None
         while True:
             try:
-                kind, value = self._events.next(deadline)
+                event = self._events.get(deadline)
             except queue.Empty:
-                self.say("rank 0 has not ended in time")
+                self.report(f"rank 0 did not end within {timeout:g} s")
                 return
-            if kind == "child":
-                reap_orphans(set() if self._node is None else self._node.children)
-            elif kind == "stop":
-                if value == "now":
+            match event:
+                case ChildExited():
+                    reap_orphans(set() if self._node is None else self._node.children)
+                case StopRequested(StopReason.KILL):
                     return
-                # Modal may move one container alone, and rank 0 would hear of it when this one is gone.
-                self._tell({"kind": "stop", "reason": value})
-                deadline = deadline or time.monotonic() + float(self._job["grace"]) + _PATIENCE
-            elif kind == "head-gone":
-                self.leave()
-                self._head = None
-                self.say("rank 0 is gone; ending")
-                return
-            elif kind == "ray-ended" and value[0] is self._node:
-                node, returncode = value
-                self.say(f"its Ray node ended with exit code {returncode}")
-                self._tell({"kind": "ray-ended", "returncode": returncode, "words": node.last_words()})
-            elif kind == "head-said":
-                if value["kind"] == "end":
+                case StopRequested(reason):
+                    # Modal may stop one container alone; otherwise rank 0 would notice it only when this rank exits.
+                    self._send(StopRequest(reason))
+                    deadline = deadline or time.monotonic() + timeout
+                case HeadDisconnected():
+                    self.close()
+                    self._head = None
+                    self.report("lost the connection to rank 0: its container or supervisor exited")
                     return
-                self._obey(value)
+                case RayNodeExited(start, returncode) if self._node is not None and self._node.start == start:
+                    self.report(f"`ray start` exited with code {returncode}")
+                    self._send(RayExited(returncode, self._node.log_tail()))
+                case HeadMessageReceived(Shutdown()):
+                    return
+                case HeadMessageReceived(message):
+                    self._handle(message)
 
-    def _obey(self, message: Mapping[str, Any]) -> None:
-        if message["kind"] == "start-ray":
-            self._end_ray()
-            try:
-                self._start_ray(message)
-            except RayError as error:
-                self._tell({"kind": "failed", "text": str(error)})
-        elif message["kind"] == "end-ray":
-            self._end_ray()
-            self._tell({"kind": "ray-gone"})
+    def _handle(self, message: HeadMessage) -> None:
+        match message:
+            case StartRay():
+                self._end_ray()
+                try:
+                    self._start_ray(message)
+                except StartError as error:
+                    self._send(RankFailed(error.failure.cause, error.failure.text))
+            case StopRay():
+                self._end_ray()
+                self._send(RayStopped())
 
-    def _start_ray(self, message: Mapping[str, Any]) -> None:
-        spec = self._job["ray"]
-        self._node = node = RayNode(
-            spec,
-            self._place,
-            gpus=gpus_of(self._job, self._place),
-            env=ray_environment({**environment(self._job, self._place), **message["env"]}, spec, self._place),
-            temp_dir=self._temp_dir,
-            log=self._logs / "start.log",
-            on_event=lambda kind, value: self._events.put((kind, (node, value))),
-        )
-        self._note(f"starting a Ray node that joins {message['address']}")
-        node.start_worker(message["address"])
+    def _start_ray(self, message: StartRay) -> None:
+        job, config = self._job, self._config
+        env = {**run_environment(job, config), **message.env}
+        ray = require_ray(job.ray or RayOptions(), env)
+        self._starts += 1
+        self._node = RayNode(job, config, ray, env, self._folders, start=self._starts, put=self._events.put)
+        self._log(f"starting a Ray node that joins {message.head_address}")
+        self._node.start_worker(message.head_address)
 
     def _end_ray(self) -> None:
         if self._node is not None:
-            self._node.end(self.say)
+            self._node.end(self.report)
             self._node = None
 
-    def _tell(self, message: Mapping[str, Any]) -> None:
+    # -- reports -----------------------------------------------------------------------------------------------------
+
+    def _send(self, message: RankMessage) -> None:
         if self._head is not None:
             self._head.send(message)
 
-    def say(self, text: str) -> None:
-        """Say a line of ours: to rank 0 where it is there, and to this rank's own log."""
+    def report(self, text: str) -> None:
+        """Report a message: to rank 0 if it is connected, and to this rank's own log."""
         if self._head is None:
-            self._say_here(text)
-        self._tell({"kind": "line", "text": text})
-        self._note(text)
+            self._report_locally(text)
+        self._send(LogLine(text))
+        self._log(text)
 
-    def _note(self, text: str) -> None:
-        """Write a line to this rank's own log."""
-        with contextlib.suppress(OSError), open(self._logs / "supervisor.log", "a", encoding="utf-8") as log:
+    def _log(self, text: str) -> None:
+        """Write a message to this rank's own log."""
+        with contextlib.suppress(OSError), open(self._folders.logs / SUPERVISOR_LOG, "a", encoding="utf-8") as log:
             log.write(f"{text}\n")

@@ -1,405 +1,415 @@
-"""The cluster as rank 0 sees it: all ranks there, Ray up on every node with what was asked for, and watched."""
+"""The run's cluster as seen from rank 0: start Ray on all ranks, watch it while the command runs, and end it."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-from skyrl_modal.container.environment import gpus_of, ray_environment
-from skyrl_modal.container.rank_connections import Hub, listen
-from skyrl_modal.container.ray_node import RayError, RayNode, claim_port, claim_turns
-from skyrl_modal.protocol.rank_config import Place, node_name
-
-Event = tuple[str, Any]
-
-#: torch's own default; where it is taken, a free port is used.
-MASTER_PORT = 29500
-#: Seconds that the other ranks get to join where the run has no Ray, and with it no ``start_timeout``.
-JOIN_TIMEOUT = 120.0
-#: Seconds that a rank gets to end its part of Ray between two attempts.
-_ENDING = 30.0
-#: Seconds that a rank gets at the end to keep its logs and commit its volumes.
-_LEAVING = 120.0
-#: Seconds that a run waits at its end for ranks that have not joined, which look for it until they give up.
-_LATE = 30.0
-#: Seconds between two looks whether it is this run's turn to start its Ray. There is no event for it.
-_TURN_INTERVAL = 0.1
-#: How often a node that was lost is started again in one attempt, with ``on_worker_loss="wait"``.
-_RESTARTS = 3
-
-
-_NO_DASHBOARD = (
-    'The dashboard is not installed there. On this machine: pip install "ray[default]"; in an image: add it to '
-    "ImageSpec(pip=[...]) with the version of its Ray; or leave out RaySpec(dashboard=True)"
+from skyrl_modal.container.cluster_readiness import (
+    incomplete_cluster,
+    missing_gpus,
+    missing_resources,
+    not_connected_ranks,
+    start_timeout,
+    start_timeout_exceeded,
 )
+from skyrl_modal.container.environment import with_ray_token
+from skyrl_modal.container.event_router import EventRouter
+from skyrl_modal.container.events import (
+    ClusterChanged,
+    ClusterNodes,
+    DeadlineReached,
+    Event,
+    RankDisconnected,
+    RankEvent,
+    RankJoined,
+    RankMessageReceived,
+    RayEvent,
+    RayNodeExited,
+    ReadinessProbeFailed,
+    StopRequested,
+)
+from skyrl_modal.container.failures import Failure, RunStopped, StartError
+from skyrl_modal.container.ports import MASTER_PORT, claim_port, claim_start_slots
+from skyrl_modal.container.rank_connections import RankServer, listen
+from skyrl_modal.container.ray_node import RayFolders, RayNode, require_ray
+from skyrl_modal.protocol.job import Job, RayOptions, WorkerLossPolicy
+from skyrl_modal.protocol.messages import (
+    LogLine,
+    RankFailed,
+    RayExited,
+    RayStopped,
+    Shutdown,
+    StartRay,
+    StopRay,
+    StopRequest,
+)
+from skyrl_modal.protocol.rank_config import RankConfig
+from skyrl_modal.protocol.run_folder import RunFolder
+from skyrl_modal.protocol.state import FailureCause, StopReason
+
+#: Seconds in which a rank has to stop its Ray between two attempts.
+RAY_STOP_TIMEOUT = 30.0
+#: Seconds in which a rank has to save its logs, commit its volumes and exit.
+RANK_EXIT_TIMEOUT = 120.0
+#: Seconds that a run waits at its end for ranks that have not joined, since they try to connect until they give up.
+LATE_RANK_TIMEOUT = 30.0
+#: Seconds between two attempts to claim slots for the start of Ray. There is no event for it.
+START_SLOT_INTERVAL = 0.1
+#: Number of times that a lost Ray node is started again in one attempt, with ``on_worker_loss="wait"``.
+MAX_NODE_RESTARTS = 3
 
 
-def join_timeout(job: Mapping[str, Any]) -> float:
-    """Seconds that the ranks of a run get to come together."""
-    return JOIN_TIMEOUT if job.get("ray") is None else float(job["ray"]["start_timeout"])
+class Report(Protocol):
+    """Receives the messages of the launcher."""
+
+    def __call__(self, text: str, cause: FailureCause | None = None) -> None:
+        """Report a message, which names a cause if it explains why the run fails."""
 
 
-class Stopped(Exception):
-    """The run was asked to stop before its command had started."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterServices:
+    """What a cluster uses of its supervisor.
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    Attributes:
+        events: The supervisor's events.
+        report: Receives messages.
+        open_url: Returns a URL by which a port of this node's 127.0.0.1 can be reached.
+        folder: The run's folder.
+        session: Ray's temporary folder.
+    """
+
+    events: EventRouter
+    report: Report
+    open_url: Callable[[int], str]
+    folder: RunFolder
+    session: Path
 
 
 class RayCluster:
-    """The nodes of a run, of which this is rank 0. A run on one node is a cluster of one, and needs no connections.
+    """The ranks of a run and their Ray. A run on one node is a cluster with one rank, without connections.
 
     Args:
-        job: The job's record.
-        place: Where this node stands.
-        env: The environment for Ray's processes; gets RAY_ADDRESS, MASTER_ADDR and MASTER_PORT.
-        temp_dir: Folder for Ray's session.
-        logs: Folder for each rank's logs.
-        take: Gives the next event, ``("clock", None)`` at its deadline.
-        put: Puts an event where ``take`` finds it.
-        say: Takes a line of ours.
-        open_url: Gives the URL by which a port of this node's 127.0.0.1 is reached from outside.
+        job: The run.
+        config: Rank 0 of the cluster.
+        env: The command's environment, without the variables of the cluster.
+        services: What it uses of the supervisor.
 
     Attributes:
-        url: Ray's dashboard; empty for none.
-        lost: Ranks whose supervisor is gone: there is nobody to start them again.
+        env: The command's environment. It is complete after ``start``.
+        url: URL of Ray's dashboard; None if it does not run.
+        disconnected_ranks: Ranks that were lost while they were needed. They cannot be started again from here.
     """
 
-    def __init__(
-        self,
-        job: Mapping[str, Any],
-        place: Place,
-        env: dict[str, str],
-        *,
-        temp_dir: Path,
-        logs: Path,
-        take: Callable[[float | None], Event],
-        put: Callable[[Event], None],
-        say: Callable[[str], None],
-        open_url: Callable[[int], str],
-    ) -> None:
+    def __init__(self, job: Job, config: RankConfig, env: dict[str, str], services: ClusterServices) -> None:
         self._job = job
-        self._spec: Mapping[str, Any] | None = job.get("ray")
-        self._place = place
-        self._env = env
-        self._temp_dir = temp_dir
-        self._logs = logs
-        self._take = take
-        self._put = put
-        self._say = say
-        self._open_url = open_url
-        self.url = ""
+        self._config = config
+        self._services = services
+        self._events = services.events
+        self._report = services.report
         self._node: RayNode | None = None
-        self._nodes: list[dict[str, Any]] = []
-        self._version = ""
-        self._restarts = dict.fromkeys(range(1, place.nodes), 0)
-        self._started: set[int] = set()
-        self.lost: set[int] = set()
-        self._timeout = join_timeout(job)
-        master_port, self._claim = claim_port(MASTER_PORT)
-        env.update(MASTER_ADDR=place.addresses[0], MASTER_PORT=str(master_port))
-        self._hub: Hub | None = None
-        if place.nodes > 1:
-            listener = listen(place.port) if place.listener is None else socket.socket(fileno=place.listener)
-            self._hub = Hub(listener, token=place.token, nodes=place.nodes, on_event=self._hear)
+        self._starts = 0
+        self._cluster = ClusterNodes(version="", nodes=())
+        self._restarts = dict.fromkeys(range(1, config.nodes), 0)
+        self._started_ranks: set[int] = set()
+        self.url: str | None = None
+        self.disconnected_ranks: set[int] = set()
+        master_port, self._master_port_claim = claim_port(MASTER_PORT)
+        self.env = {**env, "MASTER_ADDR": config.addresses[0], "MASTER_PORT": str(master_port)}
+        self._server: RankServer | None = None
+        if config.nodes > 1:
+            descriptor = config.listener_fd
+            listener = listen(config.port) if descriptor is None else socket.socket(fileno=descriptor)
+            self._server = RankServer(listener, token=config.tokens.ranks, nodes=config.nodes, put=self._route)
 
-    def _hear(self, kind: str, value: Any) -> None:
-        """Take what comes from the other ranks: a line is said, and a stop that one was asked for is the run's."""
-        said = value[1].get("kind") if kind == "rank-said" else ""
-        if said == "line":
-            self._say(f"rank {value[0]}: {value[1].get('text')}")
-        elif said == "stop":
-            self._put(("stop", value[1].get("reason")))
-        else:
-            self._put((kind, value))
+    def _route(self, event: RankEvent) -> None:
+        """Pass on an event of another rank. Its log lines are reported, and its stop request is one for the run."""
+        if isinstance(event, RankMessageReceived):
+            match event.message:
+                case LogLine(text):
+                    self._report(f"rank {event.rank}: {text}")
+                    return
+                case StopRequest(reason):
+                    self._events.put(StopRequested(reason))
+                    return
+        self._events.put(event)
 
-    # -- what the supervisor asks ------------------------------------------------------------------------------------
+    # -- state -------------------------------------------------------------------------------------------------------
 
     @property
     def children(self) -> set[int]:
-        """The processes whose exit status is waited for here."""
+        """The processes whose exit status is collected here."""
         return set() if self._node is None else self._node.children
 
     @property
-    def pids(self) -> set[int]:
-        """Ray's processes on this node."""
-        return set() if self._node is None else self._node.pids
+    def processes(self) -> set[int]:
+        """Ray's living processes on this node."""
+        return set() if self._node is None else self._node.processes
 
     @property
-    def ended_words(self) -> str:
-        """What is to be said where this node's Ray has ended; empty while it lives, and for none."""
-        return "" if self._node is None or not self._node.has_ended else self._node.last_words()
+    def is_started(self) -> bool:
+        """Whether the command can start without another call of ``start``."""
+        return not self._not_connected_ranks if self._job.ray is None else self._node is not None
 
     @property
-    def is_up(self) -> bool:
-        """Whether there is nothing to wait for before the command can start."""
-        return not self._missing_ranks() if self._spec is None else self._node is not None
+    def ray_exit(self) -> Failure | None:
+        """The failure of Ray on this node if it has exited; None while it runs, and without Ray."""
+        if self._node is None or self._node.returncode is None:
+            return None
+        return self._ray_exited(self._node.returncode)
 
-    def is_current(self, node: RayNode) -> bool:
-        """Whether an event is this attempt's: what an earlier Ray still had to tell is of no interest."""
-        return node is self._node
+    def is_outdated(self, event: Event) -> bool:
+        """Return whether an event belongs to a Ray that was stopped before."""
+        if not isinstance(event, RayNodeExited | ClusterChanged | ReadinessProbeFailed):
+            return False
+        return self._node is None or event.start != self._node.start
 
-    # -- the start ---------------------------------------------------------------------------------------------------
+    @property
+    def _connected_ranks(self) -> set[int]:
+        return set() if self._server is None else self._server.connected_ranks
+
+    @property
+    def _not_connected_ranks(self) -> set[int]:
+        return not_connected_ranks(self._config, self._connected_ranks)
+
+    @property
+    def _log_tail(self) -> str:
+        return "" if self._node is None else self._node.log_tail()
+
+    # -- start -------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Wait until every rank is there, and Ray on it, with what was asked for.
+        """Wait until all ranks have joined, and Ray runs on them with the requested resources.
 
         Raises:
-            RayError: It cannot be had; the text names the rank, what is missing, and Ray's last words.
-            Stopped: The run was asked to stop.
+            StartError: Something is missing, or did not start in time.
+            RunStopped: The run was asked to stop.
         """
-        self._check_gpus(0, self._place.gpus)
-        with contextlib.ExitStack() as turns:
-            if self._spec is not None:
-                for turn in self._await_turn():
-                    turns.enter_context(turn)
-                self._start_head(self._spec)
+        _raise_if(missing_gpus(self._job, self._config, 0, self._config.gpus))
+        with contextlib.ExitStack() as slots:
+            if self._job.ray is not None:
+                for slot in self._wait_for_start_slots():
+                    slots.enter_context(slot)
+                self._start_head(self._job.ray)
             begin = time.monotonic()
-            self._await_ready(begin + self._timeout)
-            self._tell_ready(time.monotonic() - begin)
+            self._wait_until_ready(begin + start_timeout(self._job))
+            self._report_ready(time.monotonic() - begin)
 
-    def _await_turn(self) -> list[socket.socket]:
-        """Wait until not too many others start their Ray on this machine."""
-        held: list[Event] = []
-        is_told = False
-        while (turns := claim_turns(self._place.nodes)) is None:
-            if not is_told:
-                is_told = True
-                self._say("waiting while other runs on this machine start their Ray")
-            kind, value = self._take(time.monotonic() + _TURN_INTERVAL)
-            if kind == "stop":
-                raise Stopped(value)
-            if kind != "clock":
-                held.append((kind, value))
-        for event in held:
-            self._put(event)
-        return turns
+    def _wait_for_start_slots(self) -> Sequence[socket.socket]:
+        """Wait until not too many other runs start their Ray on this machine."""
+        is_reported = False
+        while (slots := claim_start_slots(self._config.nodes)) is None:
+            if not is_reported:
+                is_reported = True
+                self._report("waiting for other runs on this machine to start their Ray")
+            deadline = time.monotonic() + START_SLOT_INTERVAL
+            event = self._events.wait_for(lambda event: isinstance(event, StopRequested), deadline)
+            if isinstance(event, StopRequested):
+                raise RunStopped(event.reason)
+        return slots
 
-    def _await_ready(self, deadline: float) -> None:
-        while not self._is_ready():
-            kind, value = self._take(deadline)
-            if kind == "stop":
-                raise Stopped(value)
-            if kind == "clock":
-                raise RayError(self._what_is_missing())
-            if kind == "rank-joined":
-                rank, facts = value
-                self._check_gpus(rank, facts.get("gpus"))
-                if rank not in self._started:
-                    self._start_worker(rank)
-            elif kind == "ray-nodes":
-                self._version, self._nodes = value["version"], value["nodes"]
-                if len(self._nodes) >= self._place.nodes and self._lacking():
-                    raise RayError(f"the cluster is up without what was asked for: {self._told(self._lacking())}")
-            else:
-                broken = self.broken_by(kind, value, starting=True)
-                if broken:
-                    raise RayError(broken)
-
-    def _start_head(self, spec: Mapping[str, Any]) -> None:
-        self._nodes, self._restarts, self._started = [], dict.fromkeys(self._restarts, 0), set()
-        self._node = node = RayNode(
-            spec,
-            self._place,
-            gpus=gpus_of(self._job, self._place),
-            env=ray_environment(self._env, spec, self._place),
-            temp_dir=self._temp_dir / "ray",
-            log=self._logs / "0" / "start.log",
-            on_event=lambda kind, value: self._put((kind, (node, value))),
-        )
-        node.start_head()
-        self._env["RAY_ADDRESS"] = node.address
-        for rank in self._hub.ranks if self._hub is not None else ():
+    def _start_head(self, options: RayOptions) -> None:
+        config, services = self._config, self._services
+        ray = require_ray(options, self.env)
+        self.env = with_ray_token(self.env, ray, config.tokens)
+        self._cluster = ClusterNodes(version="", nodes=())
+        self._restarts = dict.fromkeys(self._restarts, 0)
+        self._started_ranks = set()
+        self._starts += 1
+        folders = RayFolders(services.session, services.folder.rank_logs(0))
+        put: Callable[[RayEvent], None] = self._events.put
+        self._node = RayNode(self._job, config, ray, self.env, folders, start=self._starts, put=put)
+        self._node.start_head()
+        self.env["RAY_ADDRESS"] = self._node.address
+        for rank in self._connected_ranks:
             self._start_worker(rank)
 
     def _start_worker(self, rank: int) -> None:
-        if self._hub is not None and self._node is not None:
-            names = ("MASTER_ADDR", "MASTER_PORT")
-            message = {"kind": "start-ray", "address": self._node.address, "env": {n: self._env[n] for n in names}}
-            self._hub.send(rank, message)
-            self._started.add(rank)
+        if self._server is not None and self._node is not None:
+            env = {name: self.env[name] for name in ("MASTER_ADDR", "MASTER_PORT")}
+            self._server.send(rank, StartRay(self._node.address, env))
+            self._started_ranks.add(rank)
 
-    def _check_gpus(self, rank: int, seen: int | None) -> None:
-        asked = self._job.get("gpus")
-        if asked and seen is not None and seen < asked and self._spec is not None:
-            raise RayError(
-                f"{self._place.describe(rank)} has {seen} of the {asked} GPUs that were asked for, as nvidia-smi lists "
-                "them there. Start the run again; where it stays so, see the image's CUDA version, or ask Modal"
-            )
+    def _wait_until_ready(self, deadline: float) -> None:
+        job, config = self._job, self._config
+        while self._not_connected_ranks or missing_resources(job, config, self._cluster.nodes):
+            match self._events.get(deadline):
+                case StopRequested(reason):
+                    raise RunStopped(reason)
+                case DeadlineReached():
+                    raise StartError(
+                        start_timeout_exceeded(
+                            job,
+                            config,
+                            connected=self._connected_ranks,
+                            nodes=self._cluster.nodes,
+                            log_tail=self._log_tail,
+                        )
+                    )
+                case RankJoined(rank, hello):
+                    _raise_if(missing_gpus(job, config, rank, hello.gpus))
+                    if rank not in self._started_ranks:
+                        self._start_worker(rank)
+                case ClusterChanged(_, cluster):
+                    self._cluster = cluster
+                    _raise_if(incomplete_cluster(job, config, cluster.nodes))
+                case event:
+                    _raise_if(self._failure_during_start(event))
 
-    def _missing_ranks(self) -> list[int]:
-        joined = {0} if self._hub is None else {0} | self._hub.ranks
-        return sorted(set(range(self._place.nodes)) - joined)
+    def _failure_during_start(self, event: Event) -> Failure | None:
+        """Return the failure that an event means while the cluster starts; None if it means none."""
+        match event:
+            case RayNodeExited(_, returncode):
+                summary = f"`ray start` exited with code {returncode}"
+                return Failure(FailureCause.RAY_NOT_READY, summary, self._log_tail, rank=0)
+            case ReadinessProbeFailed(_, returncode):
+                summary = f"the Ray readiness probe exited with code {returncode}"
+                return Failure(FailureCause.RAY_NOT_READY, summary, self._log_tail, rank=0)
+            case RankMessageReceived(rank, RayExited(returncode, log_tail)):
+                summary = f"{self._config.rank_label(rank)}: `ray start` exited with code {returncode}"
+                return Failure(FailureCause.RAY_NOT_READY, summary, log_tail, rank)
+        return self._rank_failure(event)
 
-    def _lacking(self) -> dict[int, str]:
-        """What Ray lacks, by rank."""
-        asked = {"GPU": self._job.get("gpus"), "CPU": self._spec.get("num_cpus") if self._spec else None}
-        found = {node["name"]: node["resources"] for node in self._nodes}
-        lacking = {}
-        for rank in range(self._place.nodes):
-            resources = found.get(node_name(rank))
-            if resources is None:
-                lacking[rank] = "its Ray node has not come up"
-                continue
-            short = [
-                f"{resources.get(name, 0):g} of {amount:g} {name}s"
-                for name, amount in asked.items()
-                if amount and resources.get(name, 0) < amount
-            ]
-            if short:
-                lacking[rank] = f"its Ray node has {' and '.join(short)}"
-        return lacking
+    def _rank_failure(self, event: Event) -> Failure | None:
+        """Return the failure of a rank's supervisor that an event means; None if it means none."""
+        match event:
+            case RankDisconnected(rank):
+                self.disconnected_ranks.add(rank)
+                label = self._config.rank_label(rank)
+                summary = f"lost the connection to {label}: its container or supervisor exited"
+                return Failure(FailureCause.RANK_LOST, summary, rank=rank)
+            case RankMessageReceived(rank, RankFailed(cause, detail)):
+                return Failure(cause, f"{self._config.rank_label(rank)}: {detail}", rank=rank)
+        return None
 
-    def _is_ready(self) -> bool:
-        return not self._missing_ranks() and (self._spec is None or not self._lacking())
-
-    def _what_is_missing(self) -> str:
-        within = f"within {self._timeout:g} s"
-        if self._place.nodes == 1:
-            return f"Ray was not ready {within}. Its last words:\n{self._last_words()}"
-        absent = self._missing_ranks()
-        lacking = dict.fromkeys(absent, "it has not joined")
-        if self._spec is not None:
-            lacking = {**self._lacking(), **lacking}
-        words = "" if self._node is None else f" The head's last words:\n{self._last_words()}"
-        return f"the cluster was not ready {within}: {self._told(lacking)}.{words}"
-
-    def _told(self, lacking: Mapping[int, str]) -> str:
-        return "; ".join(f"{self._place.describe(rank)}: {what}" for rank, what in sorted(lacking.items()))
-
-    def _last_words(self) -> str:
-        return "" if self._node is None else self._node.last_words()
-
-    def _tell_ready(self, seconds: float) -> None:
-        if self._node is None or self._spec is None:
-            self._say(f"{self._place.nodes} nodes are there; without Ray only rank 0 runs the command")
+    def _report_ready(self, seconds: float) -> None:
+        node, options, cluster = self._node, self._job.ray, self._cluster
+        if node is None or options is None:
+            self._report(f"{self._config.nodes} nodes have joined. Without Ray, only rank 0 runs the command")
             return
-        taken = f" (port {self._spec['port']} is taken)" if self._node.port != self._spec["port"] else ""
-        self._say(f"Ray {self._version} at {self._node.address}{taken}, ready after {seconds:.1f} s")
-        pinned = self._job.get("checkout", {}).get("ray")
-        if pinned and pinned != self._version:
-            self._say(
-                f"the checkout pins ray=={pinned}: a driver with that one, as below `uv run`, is refused here with "
-                "`Version mismatch`; choose the image by ImageSpec(base=...), on this machine the Ray that is installed"
+        in_use = f" (port {options.port} is in use)" if node.port != options.port else ""
+        self._report(f"Ray {cluster.version} at {node.address}{in_use}, ready after {seconds:.1f} s")
+        pinned = None if self._job.checkout is None else self._job.checkout.ray_version
+        if pinned and pinned != cluster.version:
+            self._report(
+                f"the checkout pins ray=={pinned}. A driver with that version, for example one that `uv run` starts, "
+                "is refused by this Ray with `Version mismatch`. On Modal, choose the image with "
+                "ImageSpec(base=...); on this machine, install that version"
             )
-        if self._node.dashboard_port:
-            self.url = self._open_url(self._node.dashboard_port)
-            self._say(f"Ray's dashboard: {self.url}")
-        for node in sorted(self._nodes, key=lambda node: str(node["name"])) if self._place.nodes > 1 else ():
-            resources = ", ".join(
-                f"{node['resources'][name]:g} {name}s" for name in ("CPU", "GPU") if name in node["resources"]
-            )
-            self._say(f"{node['name']} at {node['address']}: {resources}, node id {node['id']}")
+        if node.dashboard_port:
+            self.url = self._services.open_url(node.dashboard_port)
+            self._report(f"Ray's dashboard: {self.url}")
+        if self._config.nodes > 1:
+            for member in sorted(cluster.nodes, key=lambda member: member.name):
+                amounts = ((name, member.resources.get(name)) for name in ("CPU", "GPU"))
+                resources = ", ".join(f"{amount:g} {name}s" for name, amount in amounts if amount is not None)
+                self._report(f"{member.name} at {member.address}: {resources}, node id {member.id}")
 
     # -- while the command runs --------------------------------------------------------------------------------------
 
-    def broken_by(self, kind: str, value: Any, *, starting: bool = False) -> str:
-        """What an event breaks, in words; empty for one that breaks nothing.
+    def failure_of(self, event: Event) -> Failure | None:
+        """Return the failure that an event means for the running command; None if the command continues.
 
-        Args:
-            kind: The event's.
-            value: Its value.
-            starting: Whether the command has not started yet.
+        With ``on_worker_loss="wait"``, the loss of another rank's node is no failure: the node is started again.
         """
-        when = "" if starting else " while the command ran"
-        if kind == "ray-ended":
-            if starting:
-                words = self._last_words()
-                if self._spec is not None and self._spec["dashboard"] and "missing packages" in words:
-                    words += f"\n{_NO_DASHBOARD}"
-                return f"`ray start` ended with exit code {value}. Its last words:\n{words}"
-            return f"Ray ended with exit code {value}{when}:\n{self._last_words()}"
-        if kind == "ray-probe-failed" and starting:
-            return f"the question whether Ray is ready ended with exit code {value}. Last words:\n{self._last_words()}"
-        if kind == "rank-gone":
-            self.lost.add(value[0])
-            return self._lost(value[0], "it is gone: its container or its supervisor ended", starting)
-        if kind != "rank-said":
-            return ""
-        rank, message = value
-        if message.get("kind") == "ray-ended":
-            text = f"its Ray node ended with exit code {message.get('returncode')}{when}:\n{message.get('words')}"
-            return self._lost(rank, text, starting)
-        if message.get("kind") == "failed":
-            return f"{self._place.describe(rank)}: {message.get('text')}"
-        return ""
+        failure = self._rank_failure(event)
+        match event:
+            case RayNodeExited(_, returncode):
+                return self._ray_exited(returncode)
+            case RankMessageReceived(rank, RayExited(returncode, log_tail)):
+                summary = f"{self._config.rank_label(rank)}: Ray exited with code {returncode} while the command ran"
+                failure = Failure(FailureCause.RAY_EXITED, summary, log_tail, rank)
+            case RankMessageReceived(_, RankFailed()):
+                return failure
+        if failure is None or failure.rank is None or not self._waits_for_lost_nodes:
+            return failure
+        self._restart_worker(failure.rank, failure)
+        return None
 
-    def _lost(self, rank: int, what: str, starting: bool) -> str:
-        text = f"{self._place.describe(rank)}: {what}"
-        if starting or self._spec is None or self._spec.get("on_worker_loss") != "wait":
-            return text
-        again = self._restarts[rank] < _RESTARTS and self._hub is not None and rank in self._hub.ranks
-        self._say(f"{text}\n{'it is started again' if again else 'it stays away'}; the command goes on")
-        if again:
+    @property
+    def _waits_for_lost_nodes(self) -> bool:
+        return self._job.ray is not None and self._job.ray.on_worker_loss is WorkerLossPolicy.WAIT
+
+    def _ray_exited(self, returncode: int) -> Failure:
+        summary = f"Ray exited with code {returncode} while the command ran"
+        return Failure(FailureCause.RAY_EXITED, summary, self._log_tail, rank=0)
+
+    def _restart_worker(self, rank: int, failure: Failure) -> None:
+        """Start the lost node of a rank again, unless it was lost too often or its rank has disconnected."""
+        if self._restarts[rank] < MAX_NODE_RESTARTS and rank in self._connected_ranks:
             self._restarts[rank] += 1
+            self._report(f"{failure.text}\nrestarting its Ray node; the command continues")
             self._start_worker(rank)
-        return ""
+        else:
+            self._report(f"{failure.text}\nnot restarting it; the command continues")
 
-    # -- the end -----------------------------------------------------------------------------------------------------
+    # -- end ---------------------------------------------------------------------------------------------------------
 
     def end_attempt(self) -> None:
-        """End Ray where the next attempt must not meet it: one that has died, and all of one on several nodes."""
-        if self._node is None or (self._place.nodes == 1 and not self._node.has_ended):
+        """End a Ray that the next attempt cannot use: one that has exited, and any on several nodes."""
+        if self._node is None or (self._config.nodes == 1 and self._node.returncode is None):
             return
-        self._end_all("end-ray", "ray-gone", _ENDING, "has not ended its Ray")
+        self._end_ranks(StopRay())
 
     def end(self) -> None:
-        """End Ray and every rank; each has kept its logs and committed its volumes by then."""
-        self._end_all("end", "", _LEAVING, "has not ended")
-        if self._hub is not None:
-            self._end_late(self._hub)
-            self._hub.close()
-        if self._claim is not None:
-            self._claim.close()
+        """End Ray and wait until the other ranks have saved their logs, committed their volumes and exited."""
+        self._end_ranks(Shutdown())
+        if self._server is not None:
+            self._end_late_ranks(self._server)
+            self._server.close()
+        if self._master_port_claim is not None:
+            self._master_port_claim.close()
 
-    def _end_late(self, hub: Hub) -> None:
-        """Tell ranks to end that join only now, and wait until they have."""
-        deadline, held = time.monotonic() + _LATE, []
-        while hub.absent:
-            event = self._take(deadline)
-            if event[0] == "stop":
-                held.append(event)
-            if event[0] == "clock" or event == ("stop", "now"):
-                late = ", ".join(self._place.describe(rank) for rank in sorted(hub.absent))
-                self._say(f"not there yet, and left to end without a word: {late}")
-                break
-        for event in held:
-            self._put(event)
-        hub.send_all({"kind": "end"})
-        self._await(hub.ranks, "", _LEAVING, "has not ended")
-
-    def _end_all(self, word: str, answer: str, seconds: float, otherwise: str) -> None:
-        """Tell the other ranks to end, end this node beside them, and wait until each has answered or is gone."""
-        ranks: set[int] = set()
-        if self._hub is not None:
-            ranks = self._hub.ranks
-            self._hub.send_all({"kind": word})
+    def _end_ranks(self, request: StopRay | Shutdown) -> None:
+        """Send a request to the other ranks, end this node meanwhile, and wait until each has complied."""
+        ranks = self._connected_ranks
+        if self._server is not None:
+            self._server.send_all(request)
         if self._node is not None:
-            self._node.end(self._say)
+            self._node.end(self._report)
             self._node = None
-        self._await(ranks, answer, seconds, otherwise)
+        self._wait_for_ranks(ranks, request)
 
-    def _await(self, ranks: set[int], kind: str, seconds: float, otherwise: str) -> None:
-        """Wait until each of some ranks has said something, or is gone."""
-        deadline, held = time.monotonic() + seconds, []
-        while ranks:
-            event = self._take(deadline)
-            if event[0] == "clock":
-                for rank in sorted(ranks):
-                    self._say(f"{self._place.describe(rank)} {otherwise} within {seconds:g} s; it is left to itself")
+    def _end_late_ranks(self, server: RankServer) -> None:
+        """Wait for the ranks that have not joined yet, and end them."""
+        deadline = time.monotonic() + LATE_RANK_TIMEOUT
+        while late := server.never_joined_ranks:
+            event = self._events.wait_for(
+                lambda event: isinstance(event, RankEvent) or event == StopRequested(StopReason.KILL), deadline
+            )
+            if isinstance(event, DeadlineReached | StopRequested):
+                labels = ", ".join(self._config.rank_label(rank) for rank in sorted(late))
+                self._report(f"not joined, and no longer waited for: {labels}")
                 break
-            if event[0] == "stop":
-                held.append(event)  # for whoever takes events next
-            elif event[0] == "rank-gone":
-                ranks.discard(event[1][0])
-            elif event[0] == "rank-said":
-                rank, message = event[1]
-                if message.get("kind") == kind:
+        server.send_all(Shutdown())
+        self._wait_for_ranks(server.connected_ranks, Shutdown())
+
+    def _wait_for_ranks(self, ranks: set[int], request: StopRay | Shutdown) -> None:
+        """Wait until each rank has complied with a request, or disconnected.
+
+        Other events of ranks are dropped, since they belong to the Ray that is ended. Stop requests stay in the queue.
+        """
+        is_stop = isinstance(request, StopRay)
+        timeout, what = (RAY_STOP_TIMEOUT, "stop its Ray") if is_stop else (RANK_EXIT_TIMEOUT, "exit")
+        deadline = time.monotonic() + timeout
+        while ranks:
+            match self._events.wait_for(lambda event: isinstance(event, RankEvent), deadline):
+                case DeadlineReached():
+                    for rank in sorted(ranks):
+                        label = self._config.rank_label(rank)
+                        self._report(f"{label} did not {what} within {timeout:g} s; no longer waiting for it")
+                    return
+                case RankDisconnected(rank):
                     ranks.discard(rank)
-        for event in held:
-            self._put(event)
+                case RankMessageReceived(rank, RayStopped()) if is_stop:
+                    ranks.discard(rank)
+
+
+def _raise_if(failure: Failure | None) -> None:
+    if failure is not None:
+        raise StartError(failure)

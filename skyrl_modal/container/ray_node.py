@@ -1,290 +1,312 @@
-"""One node of the run's own Ray: started, watched, and ended by pid. ``ray stop`` is never called."""
+"""One Ray node of the run's cluster. It is ended by process id; ``ray stop`` is never called."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from skyrl_modal.container.process import Child, descendants, end_all, returncode_of
-from skyrl_modal.protocol.rank_config import Place
+from skyrl_modal.container.environment import gpus_per_node, ray_environment, with_ray_token
+from skyrl_modal.container.events import ClusterChanged, ClusterNodes, RayEvent, RayNodeExited, ReadinessProbeFailed
+from skyrl_modal.container.failures import Failure, StartError
+from skyrl_modal.container.ports import DASHBOARD_PORT, claim_port
+from skyrl_modal.container.process import ChildProcess
+from skyrl_modal.container.process_tree import descendants, terminate_all
+from skyrl_modal.machine import RayInstallation, find_ray
+from skyrl_modal.protocol.codec import from_json
+from skyrl_modal.protocol.exit_codes import exit_code_of
+from skyrl_modal.protocol.job import Job, RayOptions
+from skyrl_modal.protocol.rank_config import RankConfig
+from skyrl_modal.protocol.run_folder import RAY_START_LOG
+from skyrl_modal.protocol.state import FailureCause
 
-#: Ray's own default for its dashboard; where it is taken, a free port is used.
-DASHBOARD_PORT = 8265
+_LOG_TAIL_LINES = 12
+_LOG_TAIL_BYTES = 65536
+#: Seconds for the import of the dashboard's dependencies.
+_DASHBOARD_CHECK_TIMEOUT = 60.0
+#: Imports what Ray's dashboard needs, with the list in Ray's own file (in Ray 2.48 to 2.60). Ray runs it too, and exits
+#: if it fails (ray/_private/services.py, start_api_server). Ray itself is not imported, which would take a second.
+_IMPORT_DASHBOARD = """
+import importlib.util, pathlib, runpy
+path = pathlib.Path(importlib.util.find_spec("ray").origin).parent / "dashboard" / "optional_deps.py"
+if path.exists():
+    runpy.run_path(str(path))
+"""
 
 
-class RayError(Exception):
-    """Ray did not come up, or went away; the text says which, and ends with Ray's last words."""
+@dataclass(frozen=True, slots=True)
+class RayFolders:
+    """Where Ray's files are.
 
-
-def claim_port(wanted: int) -> tuple[int, socket.socket | None]:
-    """A port of this machine: the wanted one, or a free one where somebody else listens there or was given it.
-
-    Two runs that start at the same moment would both find a port free before either listens on it. So each claims it
-    first by a name in Linux's abstract socket namespace, which ends with the process that holds it.
-
-    Returns:
-        The port and the claim, to be kept open as long as the port is used (None where the system has no such names).
+    Attributes:
+        session: Ray's temporary folder. It contains sockets, so its path must be short.
+        logs: The folder of this rank's logs, which are kept.
     """
-    candidate = wanted
-    while True:
-        claim = None
-        if sys.platform == "linux":
-            claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                claim.bind(f"\0skyrl_modal-port-{candidate}")
-            except OSError:
-                claim.close()
-                candidate = _free_port()
-                continue
-        if _is_free(candidate):
-            return candidate, claim
-        if claim is not None:
-            claim.close()
-        candidate = _free_port()
+
+    session: Path
+    logs: Path
+
+    @property
+    def start_log(self) -> Path:
+        """The file that receives what ``ray start`` prints."""
+        return self.logs / RAY_START_LOG
 
 
-def claim_turns(wanted: int) -> list[socket.socket] | None:
-    """Turns to start nodes of Ray on this machine, of which there are as many as CPUs, and two at least.
+def require_ray(options: RayOptions, env: Mapping[str, str]) -> RayInstallation:
+    """Return the Ray on the PATH.
 
-    A node that is not up after 30 s ends itself (ray/_private/node.py), and many that start at once take that long.
-
-    Args:
-        wanted: How many nodes start; more than there are turns get all of them.
-
-    Returns:
-        The claims, to be closed once the nodes are up; None where others have their turn now.
+    Raises:
+        StartError: There is none, or it cannot do what was requested. The message states the remedy.
     """
-    if sys.platform != "linux":
-        return []
-    total = max(2, os.cpu_count() or 1)
-    claims: list[socket.socket] = []
-    for number in range(total):
-        claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            claim.bind(f"\0skyrl_modal-turn-{number}")
-        except OSError:
-            claim.close()
-            continue
-        claims.append(claim)
-        if len(claims) == min(wanted, total):
-            return claims
-    for claim in claims:
-        claim.close()
-    return None
+    ray = find_ray(env.get("PATH"))
+    if ray is None:
+        raise StartError(
+            Failure(
+                FailureCause.RAY_NOT_INSTALLED,
+                'there is no `ray` program on the PATH. On this machine: pip install "skyrl-modal[local]". In an '
+                "image: add ray to ImageSpec(pip=[...]). Or run without Ray: Launcher(ray=None)",
+            )
+        )
+    if options.dashboard and not ray.has_token_authentication:
+        raise StartError(
+            Failure(
+                FailureCause.RAY_VERSION_MISMATCH,
+                f"RaySpec(dashboard=True) requires Ray 2.52 or later, which protects the dashboard with a token; this "
+                f'is Ray {ray.version}. On this machine: pip install --upgrade "ray[default]>=2.52". In an image: '
+                "choose another one with ImageSpec(base=...)",
+            )
+        )
+    return ray
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("0.0.0.0", port))
-        except OSError:
-            return False
-    return True
+def require_dashboard(ray: RayInstallation, env: Mapping[str, str]) -> None:
+    """Check that Ray's dashboard is installed.
 
-
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("0.0.0.0", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _interpreter_of(script: str) -> str:
-    """The Python that a console script runs on, from its first line; this one's where that does not say."""
-    with open(script, "rb") as file:
-        first = file.readline(512)
-    if first.startswith(b"#!"):
-        words = first[2:].decode("utf-8", "surrogateescape").split()
-        if words and "python" in Path(words[0]).name and os.access(words[0], os.X_OK):
-            return words[0]
-    beside = Path(script).parent / "python"
-    return str(beside) if beside.exists() else sys.executable
+    Raises:
+        StartError: It is not. The message states the remedy.
+    """
+    try:
+        done = subprocess.run(
+            [ray.python, "-c", _IMPORT_DASHBOARD],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=dict(env),
+            cwd="/",
+            timeout=_DASHBOARD_CHECK_TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return  # `ray start` will report it
+    if done.returncode:
+        last_line = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        raise StartError(
+            Failure(
+                FailureCause.DASHBOARD_NOT_INSTALLED,
+                f'Ray\'s dashboard is not installed ({last_line}). On this machine: pip install "ray[default]". In an '
+                "image: add it to ImageSpec(pip=[...]) with the version of the image's Ray. Or remove "
+                "RaySpec(dashboard=True)",
+            )
+        )
 
 
 class RayNode:
-    """One node of the run's cluster: its ``ray start --block`` and, on the head, the probe that asks for readiness.
+    """One node: ``ray start --block`` and, on rank 0, the probe that polls the cluster's nodes.
 
     Args:
-        spec: The job's ``ray`` part.
-        place: Where this node stands in the cluster.
-        gpus: GPUs that it may hand out; None for all that Ray finds.
-        env: The environment for Ray's processes.
-        temp_dir: Folder for Ray's session; short, since sockets lie in it.
-        log: File that gets what Ray prints.
-        on_event: Told from threads: ``("ray-nodes", facts)`` as the cluster grows, ``("ray-ended", returncode)``,
-            ``("ray-probe-failed", returncode)``.
+        job: The run.
+        config: This rank.
+        ray: The Ray to use.
+        env: The command's environment, from which Ray's is made.
+        folders: Where Ray's files are.
+        start: Number of this start of Ray, which its events carry.
+        put: Receives the events, from threads.
 
-    Raises:
-        RayError: There is no ``ray`` on the PATH.
+    Attributes:
+        start: Number of this start of Ray.
+        port: Port of the head; 0 on other ranks.
+        dashboard_port: Port of the dashboard; 0 if it does not run.
     """
 
     def __init__(
         self,
-        spec: Mapping[str, Any],
-        place: Place,
-        *,
-        gpus: int | None,
+        job: Job,
+        config: RankConfig,
+        ray: RayInstallation,
         env: Mapping[str, str],
-        temp_dir: Path,
-        log: Path,
-        on_event: Callable[[str, Any], None],
+        folders: RayFolders,
+        *,
+        start: int,
+        put: Callable[[RayEvent], None],
     ) -> None:
-        self._spec = spec
-        self._place = place
-        self._gpus = gpus
-        self._env = dict(env)
-        self._temp_dir = temp_dir
-        self._log = log
-        self._on_event = on_event
+        self._options = options = job.ray or RayOptions()
+        self._config = config
+        self._ray = ray
+        self._gpus = gpus_per_node(job, config)
+        # The token replaces what RaySpec(env=...) may contain: every process of the cluster must have the same one.
+        self._env = with_ray_token(ray_environment(env, options, config), ray, config.tokens)
+        self._folders = folders
+        self._put = put
         self._claims: list[socket.socket] = []
-        self._child: Child | None = None
+        self._child: ChildProcess | None = None
         self._probe: subprocess.Popen[bytes] | None = None
         self._probe_reader: threading.Thread | None = None
-        found = shutil.which("ray", path=env.get("PATH"))
-        if found is None:
-            raise RayError(
-                'there is no `ray` on the PATH. On this machine: pip install "skyrl-modal[local]"; in an image: '
-                "add ray to ImageSpec(pip=[...]); or run without Ray: Launcher(ray=None)"
-            )
-        self._ray = found
+        self.start = start
         self.port = self.dashboard_port = 0
 
     @property
     def address(self) -> str:
         """The head's address as HOST:PORT."""
-        return f"{self._place.addresses[0]}:{self.port}"
+        return f"{self._config.addresses[0]}:{self.port}"
 
     @property
-    def has_ended(self) -> bool:
-        """Whether ``ray start`` has ended, and the node with it."""
-        return self._child is None or self._child.returncode is not None
+    def returncode(self) -> int | None:
+        """Exit code of ``ray start``, and so of the node; None while it runs."""
+        status = None if self._child is None else self._child.status
+        return None if status is None else exit_code_of(status)
 
     @property
     def children(self) -> set[int]:
-        """The processes whose exit status is waited for here."""
+        """The processes whose exit status this object collects."""
         found = {self._child.pid} if self._child is not None else set()
         return found | {self._probe.pid} if self._probe is not None else found
 
     @property
-    def pids(self) -> set[int]:
-        """The processes of this node."""
+    def processes(self) -> set[int]:
+        """All living processes of this node."""
         found: set[int] = set()
-        if self._child is not None and self._child.returncode is None:
+        if self._child is not None and self._child.status is None:
             found |= {self._child.pid} | descendants(self._child.pid)
         if self._probe is not None and self._probe.returncode is None:
             found.add(self._probe.pid)
         return found
 
     def start_head(self) -> None:
-        """Start the head, and the question which nodes are there. Returns at once."""
-        self.port = self._claim(int(self._spec["port"]))
+        """Start the head and the readiness probe, and return immediately.
+
+        Raises:
+            StartError: The dashboard was requested and is not installed.
+        """
         options = ["--include-dashboard=false"]
-        if self._spec["dashboard"]:
+        if self._options.dashboard:
+            require_dashboard(self._ray, self._env)
             self.dashboard_port = self._claim(DASHBOARD_PORT)
             options = ["--include-dashboard=true", f"--dashboard-port={self.dashboard_port}"]
-        self._start("--head", f"--port={self.port}", f"--temp-dir={self._temp_dir}", *options)
-        host, nodes = self._place.addresses[0], self._place.nodes
-        with open(self._log, "ab") as log:
+        self.port = self._claim(self._options.port)
+        self._start("--head", f"--port={self.port}", f"--temp-dir={self._folders.session}", *options)
+        self._start_probe()
+
+    def start_worker(self, head_address: str) -> None:
+        """Start a node that joins the head, which may still be starting, and return immediately.
+
+        Args:
+            head_address: HOST:PORT.
+        """
+        self._start(f"--address={head_address}")
+
+    def _claim(self, preferred: int) -> int:
+        port, claim = claim_port(preferred)
+        if claim is not None:
+            self._claims.append(claim)
+        return port
+
+    def _start(self, *arguments: str) -> None:
+        options, config = self._options, self._config
+        argv = [self._ray.program, "start", *arguments, "--block", "--disable-usage-stats"]
+        argv += [f"--node-ip-address={config.address}", f"--node-name={config.name}"]
+        for option, value in (
+            ("num-cpus", config.cpus if options.num_cpus is None else options.num_cpus),
+            ("object-store-memory", options.object_store_memory or config.object_store_memory),
+            ("num-gpus", self._gpus),
+        ):
+            if value is not None:
+                argv.append(f"--{option}={value}")
+        self._folders.logs.mkdir(parents=True, exist_ok=True)
+        with open(self._folders.start_log, "ab") as log:
+            self._child = ChildProcess(
+                argv,
+                cwd=None,
+                env=self._env,
+                output=log.fileno(),
+                on_exit=lambda status: self._put(RayNodeExited(self.start, exit_code_of(status))),
+            )
+
+    def _start_probe(self) -> None:
+        probe = Path(__file__).with_name("ray_probe.py")
+        arguments = [self._config.addresses[0], str(self.port), str(self._config.nodes)]
+        with open(self._folders.start_log, "ab") as log:
             self._probe = subprocess.Popen(
-                [_interpreter_of(self._ray), str(Path(__file__).with_name("ray_probe.py")), host, str(self.port),
-                 str(nodes)],
+                [self._ray.python, str(probe), *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=self._env,
                 cwd="/",
                 start_new_session=True,
-            )  # fmt: skip
-        self._probe_reader = threading.Thread(target=self._read_probe, name="ray-probe", daemon=True)
-        self._probe_reader.start()
-
-    def start_worker(self, head: str) -> None:
-        """Start a node that joins the head at HOST:PORT, also where that one only comes up. Returns at once."""
-        self._start(f"--address={head}")
-
-    def _claim(self, wanted: int) -> int:
-        port, claim = claim_port(wanted)
-        if claim is not None:
-            self._claims.append(claim)
-        return port
-
-    def _start(self, *arguments: str) -> None:
-        spec, place = self._spec, self._place
-        argv = [self._ray, "start", *arguments, "--block", "--disable-usage-stats"]
-        argv += [f"--node-ip-address={place.address}", f"--node-name={place.name}"]
-        for option, value in (
-            ("num-cpus", place.cpus if spec.get("num_cpus") is None else spec["num_cpus"]),
-            ("object-store-memory", spec.get("object_store_memory") or place.object_store_memory),
-            ("num-gpus", self._gpus),
-        ):
-            if value is not None:
-                argv.append(f"--{option}={int(value)}")
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._log, "ab") as log:
-            self._child = Child(
-                argv,
-                cwd=None,
-                env=self._env,
-                output=log.fileno(),
-                on_exit=lambda status: self._on_event("ray-ended", returncode_of(status)),
             )
+        reader = threading.Thread(target=self._read_probe, args=(self._probe,), name="ray-probe", daemon=True)
+        self._probe_reader = reader
+        reader.start()
 
-    def _read_probe(self) -> None:
-        probe = self._probe
-        if probe is None or probe.stdout is None:
-            return
-        for line in probe.stdout:
-            self._on_event("ray-nodes", json.loads(line))
+    def _read_probe(self, probe: subprocess.Popen[bytes]) -> None:
+        for line in probe.stdout or ():
+            self._put(ClusterChanged(self.start, from_json(ClusterNodes, line)))
         if probe.wait():
-            self._on_event("ray-probe-failed", probe.returncode)
+            self._put(ReadinessProbeFailed(self.start, exit_code_of(probe.returncode)))
 
-    def last_words(self, lines: int = 12) -> str:
-        """The end of what Ray printed, and of its own error logs."""
+    def log_tail(self) -> str:
+        """Return the last lines that ``ray start`` printed, and those of Ray's error logs."""
         parts = []
-        for path in (self._log, *sorted((self._temp_dir / "session_latest" / "logs").glob("*.err"))):
-            try:
-                data = path.read_bytes()[-65536:]
-            except OSError:
-                continue
-            text = data.decode("utf-8", "replace").splitlines()
-            # The raylet's dumps of its own counters would push out what was said before them.
-            kept = [line for line in text if line.strip() and "[state-dump]" not in line][-lines:]
-            if kept:
-                parts.append(f"{path.name}:\n" + "\n".join(f"  {line}" for line in kept))
+        for path in (self._folders.start_log, *sorted(self._session_logs.glob("*.err"))):
+            lines = _last_lines(path)
+            if lines:
+                parts.append(f"{path.name}:\n" + "\n".join(f"  {line}" for line in lines))
         return "\n".join(parts) or "(Ray printed nothing)"
 
-    def end(self, say: Callable[[str], None]) -> None:
-        """End this node's processes, and keep its logs beside what it printed; nothing else of it is left.
+    def end(self, report: Callable[[str], None]) -> None:
+        """End all processes of this node and keep Ray's logs.
 
         Args:
-            say: Takes a line of ours where the logs cannot be kept.
+            report: Receives a message if the logs cannot be kept.
         """
         if self._probe is not None:
             if self._probe.stdin is not None:
-                self._probe.stdin.close()
+                self._probe.stdin.close()  # the probe exits
             if self._probe_reader is not None:
                 self._probe_reader.join()
         if self._child is not None:
-            # At once: the command has ended, so nothing is left to drain, and Ray's own way down takes seconds. The
-            # raylet and the workers are in sessions of their own, but all of them are below the one process.
-            end_all(lambda: self.pids, grace=0)
+            # Without a grace period: the command has ended, and Ray's own shutdown takes seconds. The raylet and the
+            # workers have sessions of their own, but all of them are descendants of `ray start`.
+            terminate_all(lambda: self.processes, grace=0)
             self._child.join()
         for claim in self._claims:
             claim.close()
-        source = self._temp_dir / "session_latest" / "logs"
         try:
-            if source.is_dir():
+            if self._session_logs.is_dir():
                 shutil.copytree(
-                    source, self._log.parent, symlinks=True, dirs_exist_ok=True, ignore_dangling_symlinks=True
+                    self._session_logs,
+                    self._folders.logs,
+                    symlinks=True,
+                    dirs_exist_ok=True,
+                    ignore_dangling_symlinks=True,
                 )
         except (OSError, shutil.Error) as error:
-            say(f"Ray's logs could not be kept whole: {error}")
+            report(f"some of Ray's logs could not be kept: {error}")
+
+    @property
+    def _session_logs(self) -> Path:
+        return self._folders.session / "session_latest" / "logs"
+
+
+def _last_lines(path: Path) -> list[str]:
+    """Return the last lines of a log of Ray's; none if it cannot be read."""
+    try:
+        content = path.read_bytes()[-_LOG_TAIL_BYTES:]
+    except OSError:
+        return []
+    lines = content.decode("utf-8", "replace").splitlines()
+    # The raylet ends its log with pages of counters ("[state-dump]", in Ray 2.48 to 2.60), which explain nothing.
+    return [line for line in lines if line.strip() and "[state-dump]" not in line][-_LOG_TAIL_LINES:]

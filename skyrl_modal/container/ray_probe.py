@@ -1,9 +1,9 @@
-"""Says when a driver could connect: runs on the Python that Ray is installed for, beside ``ray start``.
+"""Poll the cluster's nodes. Run by the Python interpreter that Ray is installed for, so it imports nothing else.
 
-Importing Ray takes about a second and needs no cluster, so it is done while the cluster comes up. Called as
-``python ray_probe.py HOST PORT NODES``; prints a line of JSON, ``{"version": ..., "nodes": [...]}``, each time that
-more nodes are alive, and ends once that many are. It ends with its parent: the supervisor holds the other end of its
-standard input.
+Importing Ray takes about a second and needs no cluster, so it is done while the cluster starts. Called as
+``python ray_probe.py HOST PORT NODES``. It prints a line of JSON, ``{"version": ..., "nodes": [...]}``, whenever the
+number of living nodes has changed, and exits when it has reached NODES. It also exits when its standard input is
+closed, whose other end the supervisor holds.
 """
 
 from __future__ import annotations
@@ -16,38 +16,39 @@ import threading
 import time
 from typing import Any
 
-#: Seconds between two questions to a cluster that is still coming up. The cluster has no event for it.
+#: Seconds between two requests to a cluster that is starting. The cluster has no event for it.
 INTERVAL = 0.05
+#: State of a living node: GcsNodeInfo.ALIVE in src/ray/protobuf/gcs.proto.
+ALIVE = 0
+REQUEST_TIMEOUT = 5
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     sys.stdin.buffer.read()
     os._exit(1)
 
 
 def alive_nodes(client: Any) -> list[dict[str, Any]]:
-    """The nodes that the cluster's GCS has as alive, with their resources."""
-    found = []
-    for node_id, node in client.get_all_node_info(timeout=5).items():
-        if node.state == 0:  # GcsNodeInfo.ALIVE in Ray's gcs.proto
-            found.append(
-                {
-                    "id": node_id.hex(),
-                    "name": node.node_name,
-                    "address": node.node_manager_address,
-                    "resources": {name: float(amount) for name, amount in dict(node.resources_total).items()},
-                }
-            )
-    return found
+    """Return the cluster's living nodes, with their resources."""
+    return [
+        {
+            "id": node_id.hex(),
+            "name": node.node_name,
+            "address": node.node_manager_address,
+            "resources": {name: float(amount) for name, amount in dict(node.resources_total).items()},
+        }
+        for node_id, node in client.get_all_node_info(timeout=REQUEST_TIMEOUT).items()
+        if node.state == ALIVE
+    ]
 
 
 def main() -> None:
-    """Wait for the cluster and tell what it is made of, as it grows."""
+    """Wait for the cluster and print its nodes until all are alive."""
     host, port, expected = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     import ray
 
-    # The public ray.nodes() needs a driver of its own in the cluster, which costs seconds; this asks the GCS.
+    # The public ray.nodes() needs a driver in the cluster, which takes seconds. This asks the GCS directly.
     from ray._raylet import GcsClient  # type: ignore[attr-defined,unused-ignore]  # a Cython module
 
     while True:
@@ -57,21 +58,21 @@ def main() -> None:
         except OSError:
             time.sleep(INTERVAL)
     client = GcsClient(address=f"{host}:{port}")
-    last, told = "", -1
-    while told < expected:
+    last_error, count = "", -1
+    while count < expected:
         try:
             nodes = alive_nodes(client)
-        except Exception as error:  # Ray's own error types differ between versions; the supervisor holds the deadline
-            if str(error) != last:
-                last = str(error)
-                print(last, file=sys.stderr, flush=True)
+        except Exception as error:  # Ray's error types differ between versions; the supervisor has the timeout
+            if str(error) != last_error:
+                last_error = str(error)
+                print(last_error, file=sys.stderr, flush=True)
             nodes = []
-        if len(nodes) != told:
-            told = len(nodes)
+        if len(nodes) != count:
+            count = len(nodes)
             print(json.dumps({"version": ray.__version__, "nodes": nodes}), flush=True)
         else:
             time.sleep(INTERVAL)
-    # Ray's client threads may hold up an orderly exit.
+    # Threads of Ray's client may delay a normal exit.
     os._exit(0)
 
 

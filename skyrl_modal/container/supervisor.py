@@ -1,382 +1,247 @@
-"""The supervisor: prepares, starts Ray, runs the command, streams, tears down, leaves a result. Every backend runs it.
+"""Run one job: start Ray, run the command, stream its output, clean up and write the result.
 
-It is rank 0's; the other ranks of a cluster have a Worker.
-
-It learns of everything by events in one queue: the command's end, Ray's readiness and end, a request to stop, the
-clock. It waits for nothing else while the command runs, so a stalled reader of the output cannot hold up a time-out.
+This is rank 0 on every backend; the other ranks run a RankWorker. Everything that happens arrives as an event in one
+queue, and the supervisor's thread waits for nothing else while the command runs. A slow reader of the output can
+therefore not delay a timeout.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import json
 import os
-import queue
-import signal
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from skyrl_modal.container.environment import environment, prepare_workdir
-from skyrl_modal.container.output import CHUNK, Output
-from skyrl_modal.container.process import (
-    Child,
-    become_subreaper,
-    descendants,
-    end_all,
-    reap_orphans,
-    returncode_of,
-    shell_argv,
-)
-from skyrl_modal.container.ray_cluster import RayCluster, Stopped
-from skyrl_modal.container.ray_node import RayError
-from skyrl_modal.event_queue import Events
-from skyrl_modal.protocol.rank_config import Place
+from skyrl_modal.container.command_attempt import AttemptServices, CommandAttempt, Outcome
+from skyrl_modal.container.environment import run_environment
+from skyrl_modal.container.event_router import EventRouter
+from skyrl_modal.container.events import ChildExited, Event, StopRequested
+from skyrl_modal.container.failures import Failure, RunStopped, StartError
+from skyrl_modal.container.output import OutputRecorder
+from skyrl_modal.container.process_tree import ProcessScope, reap_orphans
+from skyrl_modal.container.ray_cluster import ClusterServices, RayCluster
+from skyrl_modal.container.workdir import prepare_workdir
+from skyrl_modal.protocol.events import MessageEvent, StateEvent
+from skyrl_modal.protocol.job import Job, Limits
+from skyrl_modal.protocol.rank_config import RankConfig
+from skyrl_modal.protocol.result import RunResultRecord
+from skyrl_modal.protocol.run_folder import SUPERVISOR_LOG, RunFolder
+from skyrl_modal.protocol.state import FailureCause, NextStart, RunState, StopReason
+from skyrl_modal.protocol.status import StatusRecord
 
-#: Exit code of a run that was ended at its time-out, as of timeout(1).
-TIMED_OUT = 124
-#: Exit code where the run failed before or beside its command.
-BROKEN = 125
-#: Seconds that processes which the command left behind get between TERM and KILL.
-LEFTOVER_GRACE = 2.0
-#: Seconds that the cause of a failed command, a node of its cluster that died, may take to be known.
-_CAUSE = 2.5
 
-Tell = Callable[[dict[str, Any]], None]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisorServices:
+    """How a supervisor reaches the run's caller.
+
+    Attributes:
+        show: Writes the command's output to the live view. It may raise OSError if the view was closed.
+        emit: Receives messages and states.
+        open_url: Returns a URL by which a port of this machine's 127.0.0.1 can be reached.
+    """
+
+    show: Callable[[bytes], None]
+    emit: Callable[[MessageEvent | StateEvent], None]
+    open_url: Callable[[int], str] = "http://127.0.0.1:{}".format
 
 
 class Supervisor:
     """One run, from its start to its result.
 
     Args:
-        job: The job's record (see skyrl_modal.protocol.job), with the paths as they are here.
-        live: Takes the command's output as it comes; it may raise OSError when nobody reads any more.
-        tell: Takes events for the caller: ``{"event": "line", "text": ...}``, ``{"event": "state", "state": ...}``.
-        place: Where this node stands among the run's; None for the only one.
-        open_url: Gives the URL by which a port of this machine's 127.0.0.1 is reached from outside.
-        attempts: Attempts that were made before, in a container that is gone.
-        note: A line for the output before anything else.
+        job: The run, with the paths as they are here.
+        config: This rank.
+        services: How it reaches the caller.
+        attempts: Number of attempts that an earlier container made.
+        first_message: A message to write before the output; None for none.
     """
 
     def __init__(
         self,
-        job: Mapping[str, Any],
+        job: Job,
+        config: RankConfig,
+        services: SupervisorServices,
         *,
-        live: Callable[[bytes], None],
-        tell: Tell,
-        place: Place | None = None,
-        open_url: Callable[[int], str] = "http://127.0.0.1:{}".format,
         attempts: int = 0,
-        note: str = "",
+        first_message: str | None = None,
     ) -> None:
         self._job = job
+        self._config = config
+        self._services = services
         self._attempts = attempts
-        self._note_first = note
-        self._place = place or Place()
-        self._open_url = open_url
-        self._tell = tell
-        self._events: Events[tuple[str, Any]] = Events()
-        self._run_dir = Path(job["run_dir"])
-        self._logs = self._run_dir / "ray"
-        self._output = Output(self._run_dir / "output.log", live, self._say)
+        self._first_message = first_message
+        self._folder = RunFolder(job.run_folder)
+        self._events = EventRouter(reap=self._reap, is_outdated=self._is_outdated)
+        self._output = OutputRecorder(self._folder.output, services.show, self._report)
+        self._scope: ProcessScope | None = None
         self._cluster: RayCluster | None = None
-        self._baseline: set[int] = set()
-        self._command: Child | None = None
-        self._detail = ""
-        self._limit: float | None = None
-        self._restart = False
-        self._temp_dir = Path(os.environ.get("TMPDIR", "/tmp"))
+        self._attempt: CommandAttempt | None = None
 
-    # -- from outside ------------------------------------------------------------------------------------------------
+    # -- called from other threads and signal handlers ---------------------------------------------------------------
 
-    def request_stop(self, reason: str) -> None:
-        """Ask the run to end: ``"cancelled"``, ``"caller gone"``, or ``"now"`` for an end without a grace.
+    def request_stop(self, reason: StopReason) -> None:
+        """Request the end of the run. It may be called from any thread and from a signal handler."""
+        self._events.put(StopRequested(reason))
 
-        It may be called from any thread and from a signal handler.
-        """
-        self._events.put(("stop", reason))
-
-    def child_ended(self) -> None:
-        """Tell that some child of this process ended; adopted ones are collected. For a handler of SIGCHLD."""
-        self._events.put(("child", None))
+    def child_exited(self) -> None:
+        """Collect the exit status of adopted children. To be called by a handler of SIGCHLD."""
+        self._events.put(ChildExited())
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
-    def run(self) -> dict[str, Any]:
-        """Run to the end, whatever it is, and return the result's record, which is in result.json as well."""
+    def run(self) -> RunResultRecord:
+        """Run to the end and return the result, which is also written to result.json."""
         started_at, begin = datetime.now(UTC), time.monotonic()
-        become_subreaper()
-        self._baseline = descendants(os.getpid())
-        state, returncode, attempts = "failed", BROKEN, self._attempts
+        self._scope = ProcessScope()
         try:
-            self._prepare()
-            if self._note_first:
-                self._output.note(self._note_first)
-            env = environment(self._job, self._place)
-            self._cluster = self._make_cluster(env)
-            if self._job.get("limit") is not None:
-                self._limit = begin + self._job["limit"]
-            while True:
-                if not self._cluster.is_up:
-                    self._state("preparing")
-                    self._cluster.start()
-                attempts += 1
-                self._detail = ""
-                state, returncode = self._attempt(env, attempts)
-                if not self._may_retry(state, returncode, attempts):
-                    break
-                self._output.note(f"attempt {attempts} ended with exit code {returncode}; starting again")
-                self._cluster.end_attempt()
-        except Stopped as stopped:
-            state, returncode = "cancelled", 130
-            self._detail = stopped.reason
-        except (RayError, OSError) as error:
-            self._detail = str(error)
-            self._say(str(error))
-        finally:
-            self._tear_down()
-        result = {
-            "version": 1,
-            "run_id": self._job["id"],
-            "state": state,
-            "returncode": returncode,
-            "attempts": attempts,
-            "started_at": started_at.isoformat(),
-            "duration": round(time.monotonic() - begin, 6),
-            "detail": "\n".join(filter(None, [self._detail, self._output.log_error])),
-            "log_bytes": self._output.log_bytes,
-            "log_error": self._output.log_error,
-            "restart": self._restart,
-        }
-        try:
-            write_json(self._run_dir / "result.json", result, room=self._run_dir / "state.json")
+            outcome = self._run_attempts(begin)
+        except RunStopped as stopped:
+            outcome = Outcome.of_stop(stopped.reason)
+        except StartError as error:
+            outcome = Outcome.of_failure(error.failure)
+            self._report(error.failure.text, error.failure.cause)
         except OSError as error:
-            self._say(f"result.json could not be written: {error}")
+            outcome = Outcome.of_failure(Failure(FailureCause.SYSTEM_ERROR, str(error)))
+            self._report(str(error), FailureCause.SYSTEM_ERROR)
+        finally:
+            self._tear_down(self._scope)
+        result = RunResultRecord(
+            run_id=self._job.run_id,
+            state=outcome.state,
+            returncode=outcome.returncode,
+            attempts=self._attempts,
+            started_at=started_at.isoformat(),
+            duration=round(time.monotonic() - begin, 6),
+            cause=outcome.cause,
+            stop_reason=outcome.stop_reason,
+            failed_rank=outcome.failed_rank,
+            detail=outcome.detail,
+            output=self._output.record,
+            next_start=outcome.next_start,
+        )
+        try:
+            self._folder.write_result(result)
+        except OSError as error:
+            self._report(f"result.json could not be written: {error}")
         return result
 
-    def _say(self, text: str) -> None:
-        self._tell({"event": "line", "text": text})
-        with contextlib.suppress(OSError):  # on a full disk the caller is who hears of it
-            self._logs.joinpath("0").mkdir(parents=True, exist_ok=True)
-            with open(self._logs / "0" / "supervisor.log", "a", encoding="utf-8") as log:
-                log.write(f"{text}\n")
-
-    def _may_retry(self, state: str, returncode: int, attempts: int) -> bool:
-        if state not in ("failed", "timed_out") or attempts > self._job["retries"]:
-            return False
-        wanted = self._job.get("should_retry")
-        if wanted is not None and returncode not in wanted:
-            return False
-        if self._limit is not None and time.monotonic() >= self._limit:
-            return False
-        # A rank that is gone cannot be started again from here; where the whole cluster can be, its starter does so.
-        self._restart = self._cluster is not None and bool(self._cluster.lost)
-        return not self._restart
-
-    def _prepare(self) -> None:
-        self._run_dir.mkdir(parents=True, exist_ok=True)
-        write_json(self._run_dir / "job.json", dict(self._job))
-        said = prepare_workdir(self._job)
-        if said:
-            self._say(said)
-
-    def _make_cluster(self, env: dict[str, str]) -> RayCluster:
-        return RayCluster(
-            self._job,
-            self._place,
-            env,
-            temp_dir=self._temp_dir,
-            logs=self._logs,
-            take=self._next_event,
-            put=self._events.put,
-            say=self._say,
-            open_url=self._open_url,
-        )
-
-    def _attempt(self, env: Mapping[str, str], number: int) -> tuple[str, int]:
-        """Run the command once; gives the state and the exit code."""
-        # Before it starts: an attempt that nobody knows of would be made again where its container dies.
-        self._attempts = number
-        self._state("running")
-        reading, writing = os.pipe()
-        _enlarge(writing)
-        try:
-            child = Child(
-                shell_argv(self._job["command"]),
-                cwd=self._job["workdir"],
-                env={**env, "SKYRL_ATTEMPT": str(number)},
-                output=writing,
-                on_exit=lambda status: self._events.put(("exit", status)),
+    def _run_attempts(self, begin: float) -> Outcome:
+        """Run the command until it succeeds, or no further attempt is made here."""
+        job, limits = self._job, self._job.limits
+        self._folder.path.mkdir(parents=True, exist_ok=True)
+        self._folder.write_job(job)
+        message = prepare_workdir(job)
+        if message is not None:
+            self._report(message)
+        if self._first_message is not None:
+            self._output.write_message(self._first_message)
+        self._cluster = cluster = self._make_cluster()
+        total_deadline = None if limits.total_timeout is None else begin + limits.total_timeout
+        while True:
+            if not cluster.is_started:
+                self._set_state(RunState.PREPARING)
+                cluster.start()
+            outcome = self._run_attempt(cluster, total_deadline)
+            is_late = total_deadline is not None and time.monotonic() >= total_deadline
+            if not may_retry(limits, outcome, self._attempts, is_total_timeout_exceeded=is_late):
+                return outcome
+            if cluster.disconnected_ranks:
+                # A lost rank cannot be restarted here; the platform starts the whole cluster again.
+                return replace(outcome, next_start=NextStart.NEXT_ATTEMPT)
+            self._output.write_message(
+                f"attempt {self._attempts} ended with exit code {outcome.returncode}; starting again"
             )
-        except OSError:
-            os.close(reading)
-            raise
-        finally:
-            os.close(writing)
-        self._command = child
-        secrets = [env[name] for name in self._job["secrets"] if name in env]
-        pump = threading.Thread(target=self._output.pump, args=(reading, secrets), name="output", daemon=True)
-        pump.start()
-        ended_by, status = self._watch(child)
-        # What the command left in the background goes now: its output ends only when nobody can write to it any more.
-        end_all(self._command_pids, grace=LEFTOVER_GRACE)
-        pump.join()
-        returncode = returncode_of(status)
-        if ended_by == "itself" and returncode:
-            self._detail = self._find_cause()
-        elif ended_by == "broken":
-            self._output.note(self._detail)
-        if ended_by == "timed_out":
-            return "timed_out", TIMED_OUT
-        if ended_by == "cancelled":
-            return "cancelled", returncode or 128 + signal.SIGINT
-        if ended_by == "broken":
-            return "failed", returncode or BROKEN
-        return ("succeeded" if returncode == 0 else "failed"), returncode
+            cluster.end_attempt()
 
-    def _watch(self, child: Child) -> tuple[str, int]:
-        """Wait for the command's end, or bring it about; gives what ended it and Popen's exit status."""
-        deadline: float | None = time.monotonic() + self._job["timeout"]
-        if self._limit is not None:
-            deadline = min(deadline, self._limit) if deadline is not None else self._limit
-        ended_by = "itself"
-        steps: list[tuple[int, float | None]] = []  # signals still to be sent, and the seconds to wait after each
-        while True:
-            kind, value = self._next_event(deadline)
-            if kind == "exit":
-                return ended_by, value
-            if kind == "stop" and value == "now":
-                ended_by = "cancelled" if ended_by == "itself" else ended_by
-                steps = [(signal.SIGKILL, None)]
-            elif kind == "clock" and ended_by != "itself":
-                pass  # the patience after the last signal is at its end: on to the next
-            elif ended_by != "itself":
-                continue
-            elif kind == "clock":
-                ended_by, steps = "timed_out", self._ladder(signal.SIGTERM)
-                self._detail = f"ended at its timeout of {self._job['timeout']:g} s"
-                self._say(f"{self._detail}: the command has {self._job['grace']:g} s to save and end")
-            elif kind == "stop":
-                ended_by, steps, self._detail = "cancelled", self._ladder(signal.SIGINT), value
-                self._say(f"stopping the command ({value}): it has {self._job['grace']:g} s to save and end")
-            elif self._cluster is not None and (broken := self._cluster.broken_by(kind, value)):
-                ended_by, steps, self._detail = "broken", self._ladder(signal.SIGTERM), broken
-                self._say(f"{broken.splitlines()[0].rstrip(':')}; ending the command")
-            else:
-                continue
-            number, patience = steps.pop(0)
-            child.signal_group(number)
-            if number == signal.SIGKILL:
-                end_all(self._command_pids, grace=0)
-            deadline = None if patience is None else time.monotonic() + patience
+    def _make_cluster(self) -> RayCluster:
+        services = ClusterServices(
+            events=self._events,
+            report=self._report,
+            open_url=self._services.open_url,
+            folder=self._folder,
+            session=Path(os.environ.get("TMPDIR", "/tmp")) / "ray",
+        )
+        return RayCluster(self._job, self._config, run_environment(self._job, self._config), services)
 
-    def _find_cause(self) -> str:
-        """Why a command failed, where it is that Ray, or a node of the cluster, ended beneath it; else empty."""
-        cluster = self._cluster
-        if cluster is None:
-            return ""
-        if cluster.ended_words:
-            return f"Ray ended before the command did:\n{cluster.ended_words}"
-        if self._place.nodes == 1:
-            return ""
-        # The command may see a node's death sooner than that node's supervisor, which polls its Ray.
-        deadline, held, cause = time.monotonic() + _CAUSE, [], ""
-        while not cause:
-            kind, value = self._next_event(deadline)
-            if kind == "clock":
-                break
-            if kind == "stop":
-                held.append((kind, value))
-            else:
-                cause = cluster.broken_by(kind, value)
-        for event in held:
-            self._events.put(event)
-        return cause
+    def _run_attempt(self, cluster: RayCluster, total_deadline: float | None) -> Outcome:
+        job = self._job
+        # Record the attempt before it starts, so that it is not repeated if the container dies.
+        self._attempts += 1
+        self._set_state(RunState.RUNNING)
+        env = {**cluster.env, "SKYRL_ATTEMPT": str(self._attempts)}
+        secrets = [env[name] for name in (*job.secret_names, "RAY_AUTH_TOKEN") if name in env]
+        services = AttemptServices(
+            events=self._events,
+            output=self._output,
+            cluster=cluster,
+            report=self._report,
+            processes=self._command_processes,
+            secrets=secrets,
+        )
+        self._attempt = CommandAttempt(job, env, services, total_deadline=total_deadline)
+        return self._attempt.run()
 
-    def _ladder(self, first: int) -> list[tuple[int, float | None]]:
-        grace = float(self._job["grace"])
-        if first == signal.SIGINT:
-            return [(signal.SIGINT, grace / 2), (signal.SIGTERM, grace / 2), (signal.SIGKILL, None)]
-        return [(signal.SIGTERM, grace), (signal.SIGKILL, None)]
+    # -- processes ---------------------------------------------------------------------------------------------------
 
-    def _next_event(self, deadline: float | None) -> tuple[str, Any]:
-        """The next thing that happened; ``("clock", None)`` at the deadline."""
-        while True:
-            try:
-                kind, value = self._events.next(deadline)
-            except queue.Empty:
-                return "clock", None
-            if kind == "child":
-                reap_orphans(self._waited_for())
-            elif not kind.startswith("ray-"):
-                return kind, value
-            elif self._cluster is not None and self._cluster.is_current(value[0]):
-                return kind, value[1]
+    def _is_outdated(self, event: Event) -> bool:
+        return self._cluster is not None and self._cluster.is_outdated(event)
 
-    def _waited_for(self) -> set[int]:
-        """Children whose exit status somebody waits for."""
-        found = {self._command.pid} if self._command is not None else set()
-        return found | self._cluster.children if self._cluster is not None else found
+    def _reap(self) -> None:
+        reap_orphans(self._awaited_children())
 
-    def _command_pids(self) -> set[int]:
-        """The command's processes, wherever they have put themselves: all below this one that are not Ray's."""
-        ray = self._cluster.pids if self._cluster is not None else set()
-        return descendants(os.getpid()) - self._baseline - ray
+    def _awaited_children(self) -> set[int]:
+        """Return the children whose exit status is collected by a thread that waits for it."""
+        children = set() if self._cluster is None else self._cluster.children
+        if self._attempt is not None and self._attempt.pid is not None:
+            children.add(self._attempt.pid)
+        return children
 
-    # -- the end -----------------------------------------------------------------------------------------------------
+    def _command_processes(self) -> set[int]:
+        """Return all living processes that the run has started, except for Ray's."""
+        processes = set() if self._scope is None else self._scope.processes()
+        return processes if self._cluster is None else processes - self._cluster.processes
 
-    def _tear_down(self) -> None:
+    def _tear_down(self, scope: ProcessScope) -> None:
         if self._cluster is not None:
             self._cluster.end()
-        refused = end_all(lambda: descendants(os.getpid()) - self._baseline, grace=0)
+        refused = scope.terminate()
         if refused:
-            self._say(f"processes of other users are left, which may not be ended from here: {sorted(refused)}")
-        reap_orphans(self._waited_for())
+            self._report(f"these processes of other users are still running and cannot be ended: {sorted(refused)}")
+        self._reap()
 
-    def _state(self, state: str) -> None:
+    # -- reports -----------------------------------------------------------------------------------------------------
+
+    def _set_state(self, state: RunState) -> None:
+        url = None if self._cluster is None else self._cluster.url
         try:
-            url = self._cluster.url if self._cluster is not None else ""
-            record = {"version": 1, "state": state, "attempt": self._attempts, "url": url}
-            write_json(self._run_dir / "state.json", record)
+            self._folder.write_status(StatusRecord(state=state, attempt=self._attempts, dashboard_url=url))
         except OSError as error:
-            self._say(f"state.json could not be written: {error}")
-        self._tell({"event": "state", "state": state})
+            self._report(f"state.json could not be written: {error}")
+        self._services.emit(StateEvent(state))
+
+    def _report(self, text: str, cause: FailureCause | None = None) -> None:
+        self._services.emit(MessageEvent(text, cause=cause))
+        with contextlib.suppress(OSError):  # the message was passed to the caller; a full disk must not end the run
+            folder = self._folder.rank_logs(0)
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(folder / SUPERVISOR_LOG, "a", encoding="utf-8") as log:
+                log.write(f"{text}\n")
 
 
-def write_json(path: Path, record: Mapping[str, Any], *, room: Path | None = None) -> None:
-    """Write a record so that a reader finds the old one or the new one, never a part.
+def may_retry(limits: Limits, outcome: Outcome, attempts: int, *, is_total_timeout_exceeded: bool) -> bool:
+    """Return whether a further attempt follows.
 
     Args:
-        path: Where.
-        record: What.
-        room: A file of no further use that gives its room where the disk is full.
+        limits: The limits of the run.
+        outcome: How the last attempt ended.
+        attempts: Number of attempts that were made.
+        is_total_timeout_exceeded: Whether the limit on all attempts together is exceeded.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    content = (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
-    try:
-        try:
-            beside.write_bytes(content)
-        except OSError as error:
-            if room is None or error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            room.replace(beside)
-            with beside.open("r+b") as file:
-                file.write(content)
-                file.truncate()
-        beside.replace(path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
-
-
-def _enlarge(pipe: int) -> None:
-    """Ask for a pipe that holds more: fewer turns for the same output. Systems that refuse lose nothing but time."""
-    number = getattr(fcntl, "F_SETPIPE_SZ", None)
-    if number is not None:
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(pipe, number, CHUNK)
+    if outcome.state not in (RunState.FAILED, RunState.TIMED_OUT) or attempts > limits.retries:
+        return False
+    if limits.retry_exit_codes is not None and outcome.returncode not in limits.retry_exit_codes:
+        return False
+    return not is_total_timeout_exceeded

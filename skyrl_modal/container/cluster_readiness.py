@@ -1,0 +1,111 @@
+"""What is missing until the command may start. Pure functions on the state of the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from skyrl_modal.container.events import ClusterNode
+from skyrl_modal.container.failures import Failure
+from skyrl_modal.protocol.job import Job
+from skyrl_modal.protocol.rank_config import RankConfig, node_name
+from skyrl_modal.protocol.state import FailureCause
+
+#: Seconds in which the other ranks have to join a run without Ray, which has no ``start_timeout``.
+JOIN_TIMEOUT = 120.0
+
+
+def start_timeout(job: Job) -> float:
+    """Return the seconds in which all ranks have to join and Ray has to be ready."""
+    return JOIN_TIMEOUT if job.ray is None else job.ray.start_timeout
+
+
+def missing_gpus(job: Job, config: RankConfig, rank: int, counted: int | None) -> Failure | None:
+    """Return the failure of a node with fewer GPUs than requested, before its Ray is started.
+
+    Args:
+        job: The run.
+        config: The cluster.
+        rank: The rank of the node.
+        counted: GPUs that were counted there; None if they were not counted.
+    """
+    requested = job.gpus_per_node
+    if job.ray is None or not requested or counted is None or counted >= requested:
+        return None
+    return Failure(
+        FailureCause.GPUS_MISSING,
+        f"{config.rank_label(rank)} has {counted} of the {requested} requested GPUs, as counted by nvidia-smi. Start "
+        "the run again; if the number stays the same, check the CUDA version of the image, or ask Modal's support",
+        rank=rank,
+    )
+
+
+def missing_resources(job: Job, config: RankConfig, nodes: Sequence[ClusterNode]) -> dict[int, str]:
+    """Return what Ray's nodes lack compared with the request, by rank. Empty if nothing is missing.
+
+    Args:
+        job: The run. Without Ray, nothing is missing.
+        config: The cluster.
+        nodes: The nodes that Ray reports.
+    """
+    if job.ray is None:
+        return {}
+    requested = {"GPU": job.gpus_per_node, "CPU": job.ray.num_cpus}
+    reported = {node.name: node.resources for node in nodes}
+    missing = {}
+    for rank in range(config.nodes):
+        resources = reported.get(node_name(rank))
+        if resources is None:
+            missing[rank] = "its Ray node is not up"
+            continue
+        too_few = [
+            f"{resources.get(name, 0):g} of {amount:g} {name}s"
+            for name, amount in requested.items()
+            if amount and resources.get(name, 0) < amount
+        ]
+        if too_few:
+            missing[rank] = f"its Ray node has {' and '.join(too_few)}"
+    return missing
+
+
+def not_connected_ranks(config: RankConfig, connected: Collection[int]) -> set[int]:
+    """Return the ranks other than 0 that are not connected to rank 0."""
+    return set(range(1, config.nodes)) - set(connected)
+
+
+def incomplete_cluster(job: Job, config: RankConfig, nodes: Sequence[ClusterNode]) -> Failure | None:
+    """Return the failure of a cluster with all of its nodes that lacks requested resources; None if it may be ready."""
+    missing = missing_resources(job, config, nodes)
+    if not missing or len(nodes) < config.nodes:
+        return None
+    return Failure(
+        FailureCause.GPUS_MISSING,
+        f"the cluster has fewer resources than requested: {_describe(config, missing)}",
+        rank=min(missing),
+    )
+
+
+def start_timeout_exceeded(
+    job: Job, config: RankConfig, *, connected: Collection[int], nodes: Sequence[ClusterNode], log_tail: str
+) -> Failure:
+    """Return the failure of a cluster that was not ready in time.
+
+    Args:
+        job: The run.
+        config: The cluster.
+        connected: The ranks that are connected to rank 0.
+        nodes: The nodes that Ray reports.
+        log_tail: The last lines of Ray's logs on rank 0; empty without Ray.
+    """
+    limit = f"within {start_timeout(job):g} s"
+    if config.nodes == 1:
+        return Failure(FailureCause.RAY_NOT_READY, f"Ray was not ready {limit}", log_tail)
+    missing = missing_resources(job, config, nodes)
+    missing.update(dict.fromkeys(not_connected_ranks(config, connected), "it has not joined"))
+    cause = FailureCause.RANK_LOST if job.ray is None else FailureCause.RAY_NOT_READY
+    summary = f"the cluster was not ready {limit}: {_describe(config, missing)}"
+    # Usually rank 0 lacks nothing itself, and waits for the others.
+    return Failure(cause, summary, log_tail, rank=max(missing, default=None))
+
+
+def _describe(config: RankConfig, missing: Mapping[int, str]) -> str:
+    return "; ".join(f"{config.rank_label(rank)}: {what}" for rank, what in sorted(missing.items()))

@@ -1,0 +1,285 @@
+"""One start of the command: its output, its limits, and how it is stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import NamedTuple, Protocol
+
+from skyrl_modal.container.event_router import EventRouter
+from skyrl_modal.container.events import CommandExited, DeadlineReached, Event, StopRequested
+from skyrl_modal.container.failures import Failure, StartError, cause_of_stop, describe_stop
+from skyrl_modal.container.output import CHUNK_SIZE, OutputRecorder
+from skyrl_modal.container.process import ChildProcess, shell_argv
+from skyrl_modal.container.process_tree import terminate_all
+from skyrl_modal.machine import enlarge_pipe
+from skyrl_modal.protocol.exit_codes import INTERRUPTED, LAUNCHER_FAILED, TIMED_OUT, exit_code_of
+from skyrl_modal.protocol.job import Job
+from skyrl_modal.protocol.state import FailureCause, NextStart, RunState, StopReason
+
+#: Seconds between SIGTERM and SIGKILL for processes that the command has left in the background.
+BACKGROUND_GRACE = 2.0
+#: Seconds after a failed command in which the loss of a node is still considered its cause. The command may notice the
+#: loss earlier than the supervisor of that node, which polls its Ray.
+CAUSE_TIMEOUT = 2.5
+
+
+class StoppedBy(Enum):
+    """What ended the command."""
+
+    #: The command itself.
+    COMMAND = auto()
+    TIMEOUT = auto()
+    #: A request to stop the run.
+    REQUEST = auto()
+    #: A failure of Ray or of another rank.
+    FAILURE = auto()
+
+
+class StopStep(NamedTuple):
+    """A signal to the command, and the seconds to wait for its exit afterwards; None for no limit."""
+
+    number: signal.Signals
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How an attempt, or the run, ended. The fields are those of RunResultRecord."""
+
+    state: RunState
+    returncode: int
+    cause: FailureCause | None = None
+    detail: str = ""
+    stop_reason: StopReason | None = None
+    failed_rank: int | None = None
+    next_start: NextStart = NextStart.NONE
+
+    @classmethod
+    def of_failure(cls, failure: Failure, returncode: int = LAUNCHER_FAILED) -> Outcome:
+        """Return the outcome of a failure."""
+        return cls(
+            state=RunState.FAILED,
+            returncode=returncode,
+            cause=failure.cause,
+            detail=failure.text,
+            failed_rank=failure.rank,
+        )
+
+    @classmethod
+    def of_stop(cls, reason: StopReason, returncode: int = INTERRUPTED) -> Outcome:
+        """Return the outcome of a stop request. A container that ends is followed by another one, which continues."""
+        is_preempted = reason is StopReason.CONTAINER_ENDING
+        return cls(
+            state=RunState.CANCELLED,
+            returncode=returncode,
+            cause=cause_of_stop(reason),
+            detail=describe_stop(reason),
+            stop_reason=reason,
+            next_start=NextStart.SAME_ATTEMPT if is_preempted else NextStart.NONE,
+        )
+
+
+class FailureSource(Protocol):
+    """The cluster below the command."""
+
+    def failure_of(self, event: Event) -> Failure | None:
+        """Return the failure that an event means for the running command; None if the command continues."""
+
+    @property
+    def ray_exit(self) -> Failure | None:
+        """The failure of Ray on this node if it has exited."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptServices:
+    """What an attempt uses of its supervisor.
+
+    Attributes:
+        events: The supervisor's events.
+        output: Records the output.
+        cluster: The cluster below the command.
+        report: Receives messages with their cause.
+        processes: Returns the command's living processes, in whatever session or process group they are.
+        secrets: Values to mask in the output.
+    """
+
+    events: EventRouter
+    output: OutputRecorder
+    cluster: FailureSource
+    report: Callable[[str, FailureCause | None], None]
+    processes: Callable[[], set[int]]
+    secrets: Sequence[str]
+
+
+class CommandAttempt:
+    """One start of the command.
+
+    Args:
+        job: The run.
+        env: The command's environment.
+        services: What it uses of the supervisor.
+        total_deadline: The time of ``time.monotonic()`` at which the run has to end; None for no limit.
+
+    Attributes:
+        pid: The command's process id; None before ``run``.
+    """
+
+    def __init__(
+        self, job: Job, env: Mapping[str, str], services: AttemptServices, *, total_deadline: float | None
+    ) -> None:
+        self._job = job
+        self._env = env
+        self._services = services
+        self._total_deadline = total_deadline
+        self._stopped_by = StoppedBy.COMMAND
+        self._stop_reason = StopReason.UNKNOWN
+        self._timeout_cause = FailureCause.ATTEMPT_TIMEOUT
+        self._failure: Failure | None = None
+        self.pid: int | None = None
+
+    def run(self) -> Outcome:
+        """Run the command to its end, and record its output.
+
+        Raises:
+            StartError: It could not be started.
+        """
+        reader, writer = os.pipe()
+        enlarge_pipe(writer, CHUNK_SIZE)
+        try:
+            child = ChildProcess(
+                shell_argv(self._job.command),
+                cwd=self._job.workdir,
+                env=self._env,
+                output=writer,
+                on_exit=lambda status: self._services.events.put(CommandExited(status)),
+            )
+        except OSError as error:
+            os.close(reader)
+            text = f"the command could not be started: {error}"
+            raise StartError(Failure(FailureCause.COMMAND_NOT_STARTED, text)) from error
+        finally:
+            os.close(writer)
+        self.pid = child.pid
+        services = self._services
+        arguments = (reader, services.secrets)
+        copier = threading.Thread(target=services.output.copy_from, args=arguments, name="output", daemon=True)
+        copier.start()
+        status = self._watch(child)
+        # End the command's background processes now: the output ends only when all of its writers have exited.
+        terminate_all(services.processes, grace=BACKGROUND_GRACE)
+        copier.join()
+        return self._outcome(exit_code_of(status))
+
+    def _watch(self, child: ChildProcess) -> int:
+        """Wait until the command exits, or stop it. Return its exit status as in ``subprocess.Popen.returncode``."""
+        steps: list[StopStep] = []
+        deadline: float | None = self._first_deadline()
+        while True:
+            event = self._services.events.get(deadline)
+            if isinstance(event, CommandExited):
+                return event.status
+            if event == StopRequested(StopReason.KILL):
+                if self._stopped_by is StoppedBy.COMMAND:
+                    self._stopped_by, self._stop_reason = StoppedBy.REQUEST, StopReason.KILL
+                steps = [StopStep(signal.SIGKILL, None)]
+            elif self._stopped_by is StoppedBy.COMMAND:
+                steps = self._begin_stop(event)
+                if not steps:
+                    continue
+            elif not isinstance(event, DeadlineReached):
+                continue
+            number, seconds = steps.pop(0)
+            child.signal_group(number)
+            if number == signal.SIGKILL:
+                terminate_all(self._services.processes, grace=0)
+            deadline = None if seconds is None else time.monotonic() + seconds
+
+    def _first_deadline(self) -> float:
+        deadline = time.monotonic() + self._job.limits.attempt_timeout
+        if self._total_deadline is None or deadline <= self._total_deadline:
+            return deadline
+        self._timeout_cause = FailureCause.TOTAL_TIMEOUT
+        return self._total_deadline
+
+    def _begin_stop(self, event: Event) -> list[StopStep]:
+        """Return the steps by which an event stops the command; none if the command continues."""
+        report, grace = self._services.report, self._job.limits.grace
+        match event:
+            case DeadlineReached():
+                self._stopped_by = StoppedBy.TIMEOUT
+                text = f"{self._timeout_text}; sending SIGTERM, SIGKILL follows in {grace:g} s"
+                report(text, self._timeout_cause)
+                return stop_sequence(signal.SIGTERM, grace)
+            case StopRequested(reason):
+                self._stopped_by, self._stop_reason = StoppedBy.REQUEST, reason
+                text = f"stopping the command ({describe_stop(reason)}): sending SIGINT, SIGKILL follows in {grace:g} s"
+                report(text, cause_of_stop(reason))
+                return stop_sequence(signal.SIGINT, grace)
+        self._failure = failure = self._services.cluster.failure_of(event)
+        if failure is None:
+            return []
+        self._stopped_by = StoppedBy.FAILURE
+        report(f"{failure.summary}; stopping the command", failure.cause)
+        return stop_sequence(signal.SIGTERM, grace)
+
+    @property
+    def _timeout_text(self) -> str:
+        limits = self._job.limits
+        if self._timeout_cause is FailureCause.TOTAL_TIMEOUT:
+            return f"limit of {limits.total_timeout or 0:g} s for all attempts exceeded"
+        return f"timeout of {limits.attempt_timeout:g} s exceeded"
+
+    def _outcome(self, returncode: int) -> Outcome:
+        match self._stopped_by:
+            case StoppedBy.TIMEOUT:
+                return Outcome(
+                    state=RunState.TIMED_OUT, returncode=TIMED_OUT, cause=self._timeout_cause, detail=self._timeout_text
+                )
+            case StoppedBy.REQUEST:
+                return Outcome.of_stop(self._stop_reason, returncode or INTERRUPTED)
+            case StoppedBy.COMMAND if returncode == 0:
+                return Outcome(state=RunState.SUCCEEDED, returncode=0)
+            case StoppedBy.COMMAND:
+                self._failure = self._find_cause()
+        if self._failure is None:
+            return Outcome(state=RunState.FAILED, returncode=returncode, cause=FailureCause.COMMAND_FAILED)
+        if self._stopped_by is StoppedBy.FAILURE:
+            self._services.output.write_message(self._failure.text)
+        return Outcome.of_failure(self._failure, returncode or LAUNCHER_FAILED)
+
+    def _find_cause(self) -> Failure | None:
+        """Return the failure of Ray or of a node that made the command fail; None if there was none."""
+        services = self._services
+        if services.cluster.ray_exit is not None or self._job.nodes == 1:
+            return services.cluster.ray_exit
+        deadline = time.monotonic() + CAUSE_TIMEOUT
+        while True:
+            event = services.events.wait_for(lambda event: not isinstance(event, StopRequested), deadline)
+            if isinstance(event, DeadlineReached):
+                return None
+            failure = services.cluster.failure_of(event)
+            if failure is not None:
+                return failure
+
+
+def stop_sequence(first: signal.Signals, grace: float) -> list[StopStep]:
+    """Return the signals that stop the command, up to SIGKILL at the end of the grace period.
+
+    Args:
+        first: SIGINT or SIGTERM. After SIGINT, the second half of the grace period begins with SIGTERM.
+        grace: Seconds.
+
+    Example:
+        >>> [(step.number.name, step.seconds) for step in stop_sequence(signal.SIGINT, 6.0)]
+        [('SIGINT', 3.0), ('SIGTERM', 3.0), ('SIGKILL', None)]
+    """
+    kill = StopStep(signal.SIGKILL, None)
+    if first is signal.SIGINT:
+        return [StopStep(signal.SIGINT, grace / 2), StopStep(signal.SIGTERM, grace / 2), kill]
+    return [StopStep(signal.SIGTERM, grace), kill]

@@ -1,0 +1,68 @@
+"""Why a run cannot start or continue: the cause for programs, and its description for people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from skyrl_modal.protocol.state import FailureCause, StopReason
+
+_STOP_DESCRIPTIONS = {
+    StopReason.CANCELLED: "cancelled",
+    StopReason.CALLER_EXITED: "the caller exited",
+    StopReason.RANK_ZERO_EXITED: "rank 0 exited",
+    StopReason.CONTAINER_ENDING: "the container is ending",
+    StopReason.KILL: "killed without a grace period",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A failure of the run that the command did not cause itself.
+
+    Attributes:
+        cause: Every decision is made on it.
+        summary: One sentence.
+        detail: Further lines, such as the tail of a log; empty for none.
+        rank: The rank that failed; None if it is not known.
+    """
+
+    cause: FailureCause
+    summary: str
+    detail: str = ""
+    rank: int | None = None
+
+    @property
+    def text(self) -> str:
+        """The summary, followed by the detail if there is one."""
+        return f"{self.summary}:\n{self.detail}" if self.detail else self.summary
+
+
+class StartError(Exception):
+    """The command cannot be started."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.text)
+        self.failure = failure
+
+
+class RunStopped(Exception):
+    """The run was asked to stop before its command started."""
+
+    def __init__(self, reason: StopReason) -> None:
+        super().__init__(describe_stop(reason))
+        self.reason = reason
+
+
+def describe_stop(reason: StopReason) -> str:
+    """Return a description of a stop reason for messages.
+
+    Example:
+        >>> describe_stop(StopReason.CALLER_EXITED)
+        'the caller exited'
+    """
+    return _STOP_DESCRIPTIONS.get(reason, "for an unknown reason")
+
+
+def cause_of_stop(reason: StopReason) -> FailureCause:
+    """Return the cause of failure of a run that was asked to stop."""
+    return FailureCause.PREEMPTED if reason is StopReason.CONTAINER_ENDING else FailureCause.STOPPED

@@ -1,0 +1,128 @@
+"""What an earlier container of the same run has left, and how this container continues.
+
+Modal starts a call again in another container if the first one was preempted or died. Both have the run's volume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from skyrl_modal.protocol.codec import ProtocolError
+from skyrl_modal.protocol.exit_codes import LAUNCHER_FAILED
+from skyrl_modal.protocol.job import Job
+from skyrl_modal.protocol.result import RunResultRecord
+from skyrl_modal.protocol.run_folder import JOB_FILE, RunFolder
+from skyrl_modal.protocol.state import FailureCause, NextStart, RunState
+
+T = TypeVar("T")
+
+CONTAINER_DIED_MESSAGE = (
+    "the container exited without a result while the command ran: out of memory, or its machine failed"
+)
+_CONTINUED = (NextStart.SAME_ATTEMPT, NextStart.NEXT_ATTEMPT)
+
+
+@dataclass(frozen=True, slots=True)
+class Continue:
+    """This container starts the command.
+
+    Attributes:
+        attempts: Number of attempts that count as made.
+        message: A message to write before the output; None for none.
+    """
+
+    attempts: int = 0
+    message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The run has ended, and only its result has not reached the caller."""
+
+    result: RunResultRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The earlier container died, and no attempt is left."""
+
+    result: RunResultRecord
+
+
+Decision = Continue | Finished | Lost
+
+
+class PreviousContainer:
+    """The records of an earlier container, if there was one.
+
+    Args:
+        job: The run.
+        report: Receives a message about a record that cannot be read. Such a record counts as absent.
+
+    Attributes:
+        result: The result that it has left; None if there is none.
+    """
+
+    def __init__(self, job: Job, report: Callable[[str], None]) -> None:
+        self._job = job
+        self._folder = RunFolder(job.run_folder)
+        self._report = report
+        status = self._read(self._folder.read_status)
+        self._attempts = 0 if status is None else status.attempt
+        self.result = self._read(self._folder.read_result)
+
+    def _read(self, read: Callable[[], T | None]) -> T | None:
+        try:
+            return read()
+        except (ProtocolError, OSError) as error:
+            self._report(f"warning: ignoring a record of an earlier container that cannot be read: {error}")
+            return None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has ended, so that no container continues it."""
+        return self.result is not None and self.result.next_start not in _CONTINUED
+
+    def decide(self) -> Decision:
+        """Return what this container has to do."""
+        result, attempts = self.result, self._attempts
+        if result is None and attempts == 0:
+            return Continue()
+        if result is None:
+            if attempts > self._job.limits.retries:
+                return Lost(self._lost_result())
+            return Continue(attempts, f"attempt {attempts} ended: {CONTAINER_DIED_MESSAGE}; starting again")
+        match result.next_start:
+            case NextStart.SAME_ATTEMPT:
+                # The interrupted attempt does not count.
+                message = "Modal has moved the run to another container; starting again"
+                return Continue(max(0, attempts - 1), message)
+            case NextStart.NEXT_ATTEMPT:
+                cause = (
+                    f"{result.cause}" if result.failed_rank is None else f"{result.cause}, rank {result.failed_rank}"
+                )
+                message = f"attempt {attempts} ended with exit code {result.returncode} ({cause}); starting again"
+                return Continue(attempts, message)
+        return Finished(result)
+
+    def remove_result(self) -> None:
+        """Remove the earlier result, so that no reader considers the run ended."""
+        self._folder.remove_result()
+
+    def _lost_result(self) -> RunResultRecord:
+        try:
+            started_at = datetime.fromtimestamp((self._folder.path / JOB_FILE).stat().st_mtime, UTC)
+        except OSError:
+            started_at = None
+        return RunResultRecord.without_record(
+            self._job,
+            state=RunState.LOST,
+            returncode=LAUNCHER_FAILED,
+            cause=FailureCause.CONTAINER_DIED,
+            detail=CONTAINER_DIED_MESSAGE,
+            attempts=self._attempts,
+            started_at=started_at,
+        )
