@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from skyrl_modal.container.events import ClusterNode
+from skyrl_modal.container.events import ClusterNode, ClusterNodes
 from skyrl_modal.container.failures import Failure
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.rank_config import RankConfig, node_name
@@ -105,6 +105,33 @@ def start_timeout_exceeded(
     summary = f"the cluster was not ready {limit}: {_describe(config, missing)}"
     # Usually rank 0 lacks nothing itself, and waits for the others.
     return Failure(cause, summary, log_tail, rank=max(missing, default=None))
+
+
+def ready_messages(job: Job, cluster: ClusterNodes, head_address: str, seconds: float) -> list[str]:
+    """Return the messages about a Ray that is ready.
+
+    Args:
+        job: The run.
+        cluster: The nodes that Ray reports.
+        head_address: HOST:PORT of the head.
+        seconds: Duration of the start.
+    """
+    preferred = None if job.ray is None else job.ray.port
+    in_use = "" if head_address.endswith(f":{preferred}") else f" (port {preferred} is in use)"
+    messages = [f"Ray {cluster.version} at {head_address}{in_use}, ready after {seconds:.1f} s"]
+    pinned = None if job.checkout is None else job.checkout.ray_version
+    if pinned and pinned != cluster.version:
+        messages.append(
+            f"the checkout pins ray=={pinned}. A driver with that version, for example one that `uv run` starts, is "
+            "refused by this Ray with `Version mismatch`. On Modal, choose the image with ImageSpec(base=...); on this "
+            "machine, install that version"
+        )
+    if job.nodes > 1:
+        for node in sorted(cluster.nodes, key=lambda node: node.name):
+            amounts = ((name, node.resources.get(name)) for name in ("CPU", "GPU"))
+            resources = ", ".join(f"{amount:g} {name}s" for name, amount in amounts if amount is not None)
+            messages.append(f"{node.name} at {node.address}: {resources}, node id {node.id}")
+    return messages
 
 
 def _describe(config: RankConfig, missing: Mapping[int, str]) -> str:

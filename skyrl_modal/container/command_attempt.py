@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from skyrl_modal.container.event_router import EventRouter
 from skyrl_modal.container.events import CommandExited, DeadlineReached, Event, StopRequested
-from skyrl_modal.container.failures import Failure, StartError, cause_of_stop, describe_stop
+from skyrl_modal.container.failures import Failure, Report, StartError, cause_of_stop, describe_stop
 from skyrl_modal.container.output import CHUNK_SIZE, OutputRecorder
 from skyrl_modal.container.process import ChildProcess, shell_argv
 from skyrl_modal.container.process_tree import terminate_all
@@ -112,7 +112,7 @@ class AttemptServices:
     events: EventRouter
     output: OutputRecorder
     cluster: FailureSource
-    report: Callable[[str, FailureCause | None], None]
+    report: Report
     processes: Callable[[], set[int]]
     secrets: Sequence[str]
 

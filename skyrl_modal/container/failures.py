@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from skyrl_modal.protocol.state import FailureCause, StopReason
 
@@ -51,6 +52,13 @@ class RunStopped(Exception):
     def __init__(self, reason: StopReason) -> None:
         super().__init__(describe_stop(reason))
         self.reason = reason
+
+
+class Report(Protocol):
+    """Receives the messages of the launcher."""
+
+    def __call__(self, text: str, cause: FailureCause | None = None) -> None:
+        """Report a message, which names a cause if it explains why the run fails."""
 
 
 def describe_stop(reason: StopReason) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from io import FileIO
 from pathlib import Path
@@ -55,7 +56,7 @@ class OutputRecorder:
     def _open(self) -> None:
         try:
             self._log = FileIO(self._path, "a")
-            self._log_bytes = self._log.tell()
+            self._log_bytes = os.fstat(self._log.fileno()).st_size
         except OSError as error:
             self._give_up_log(error)
 

@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from skyrl_modal.container.cluster_readiness import (
     incomplete_cluster,
     missing_gpus,
     missing_resources,
     not_connected_ranks,
+    ready_messages,
     start_timeout,
     start_timeout_exceeded,
 )
@@ -34,7 +34,7 @@ from skyrl_modal.container.events import (
     ReadinessProbeFailed,
     StopRequested,
 )
-from skyrl_modal.container.failures import Failure, RunStopped, StartError
+from skyrl_modal.container.failures import Failure, Report, RunStopped, StartError
 from skyrl_modal.container.ports import MASTER_PORT, claim_port, claim_start_slots
 from skyrl_modal.container.rank_connections import RankServer, listen
 from skyrl_modal.container.ray_node import RayFolders, RayNode, require_ray
@@ -63,13 +63,6 @@ LATE_RANK_TIMEOUT = 30.0
 START_SLOT_INTERVAL = 0.1
 #: Number of times that a lost Ray node is started again in one attempt, with ``on_worker_loss="wait"``.
 MAX_NODE_RESTARTS = 3
-
-
-class Report(Protocol):
-    """Receives the messages of the launcher."""
-
-    def __call__(self, text: str, cause: FailureCause | None = None) -> None:
-        """Report a message, which names a cause if it explains why the run fails."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,27 +281,15 @@ class RayCluster:
         return None
 
     def _report_ready(self, seconds: float) -> None:
-        node, options, cluster = self._node, self._job.ray, self._cluster
-        if node is None or options is None:
+        node = self._node
+        if node is None:
             self._report(f"{self._config.nodes} nodes have joined. Without Ray, only rank 0 runs the command")
             return
-        in_use = f" (port {options.port} is in use)" if node.port != options.port else ""
-        self._report(f"Ray {cluster.version} at {node.address}{in_use}, ready after {seconds:.1f} s")
-        pinned = None if self._job.checkout is None else self._job.checkout.ray_version
-        if pinned and pinned != cluster.version:
-            self._report(
-                f"the checkout pins ray=={pinned}. A driver with that version, for example one that `uv run` starts, "
-                "is refused by this Ray with `Version mismatch`. On Modal, choose the image with "
-                "ImageSpec(base=...); on this machine, install that version"
-            )
+        for message in ready_messages(self._job, self._cluster, node.address, seconds):
+            self._report(message)
         if node.dashboard_port:
             self.url = self._services.open_url(node.dashboard_port)
             self._report(f"Ray's dashboard: {self.url}")
-        if self._config.nodes > 1:
-            for member in sorted(cluster.nodes, key=lambda member: member.name):
-                amounts = ((name, member.resources.get(name)) for name in ("CPU", "GPU"))
-                resources = ", ".join(f"{amount:g} {name}s" for name, amount in amounts if amount is not None)
-                self._report(f"{member.name} at {member.address}: {resources}, node id {member.id}")
 
     # -- while the command runs --------------------------------------------------------------------------------------
 
