@@ -1,4 +1,4 @@
-"""What the tests of the local backend share."""
+"""Fixtures of the local backend's tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from skyrl_modal.backends.local import sandbox
 
 @pytest.fixture
 def no_namespaces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A machine that has no bubblewrap: neither the package's nor the system's."""
+    """Run the test as on a machine on which bubblewrap is not installed."""
     monkeypatch.setattr(sandbox, "_candidates", list)
     sandbox.find_sandbox.cache_clear()
     yield

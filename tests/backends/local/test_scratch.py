@@ -1,0 +1,100 @@
+"""Scratch folders that a killed process has left are removed; those that are in use are not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from skyrl_modal.backends.local import sandbox as sandbox_module
+from skyrl_modal.backends.local.descriptors import DescriptorSet, locked_temporary_folder
+from skyrl_modal.backends.local.run_lock import lock_file
+from skyrl_modal.backends.local.sandbox import PROBE_PREFIX, Sandbox
+from skyrl_modal.backends.local.scratch import create_scratch_folder, remove_abandoned_folders, scratch_root
+
+#: Creates a probe folder in a folder, prints its name, and waits.
+PROBE_SCRIPT = """
+import sys
+from pathlib import Path
+from skyrl_modal.backends.local.descriptors import locked_temporary_folder
+from skyrl_modal.backends.local.sandbox import PROBE_PREFIX
+with locked_temporary_folder(Path(sys.argv[1]), PROBE_PREFIX) as folder:
+    print(folder.name, flush=True)
+    sys.stdin.read()
+"""
+
+
+def names(folder: Path) -> set[str]:
+    """Return the names in a folder."""
+    return {path.name for path in folder.iterdir()}
+
+
+def test_folder_of_an_active_run_is_not_removed(tmp_path: Path) -> None:
+    """A scratch folder is removed when its run has ended, and not before. The rank does not matter."""
+    run_id = f"20000101-000000-{tmp_path.name}"
+    lock_file(run_id).parent.mkdir(parents=True)
+    for name in (run_id, f"{run_id}.1"):
+        (tmp_path / name / "mount-0").mkdir(parents=True)
+    with DescriptorSet() as fds:
+        fds.lock(lock_file(run_id))
+
+        remove_abandoned_folders(tmp_path)
+        assert names(tmp_path) == {run_id, f"{run_id}.1"}
+
+    remove_abandoned_folders(tmp_path)
+    assert names(tmp_path) == set()
+
+
+def test_folder_of_an_active_probe_is_not_removed(tmp_path: Path) -> None:
+    """A probe folder of another process is removed after that process was killed, and not before."""
+    command = [sys.executable, "-c", PROBE_SCRIPT, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        name = process.stdout.readline().strip()
+
+        remove_abandoned_folders(tmp_path)
+        assert names(tmp_path) == {name}
+
+        process.kill()
+
+    remove_abandoned_folders(tmp_path)
+    assert names(tmp_path) == set()
+
+
+def test_probe_uses_a_locked_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start of another run does not remove the folder in which this process tries a sandbox."""
+    found = []
+
+    def run_true(sandbox: Sandbox, folder: Path) -> None:
+        remove_abandoned_folders(tmp_path)
+        found.append(folder.exists())
+
+    monkeypatch.setattr(sandbox_module, "_run_true", run_true)
+
+    assert sandbox_module._probe(Sandbox("bwrap"), tmp_path) is None
+    assert found == [True]
+    assert names(tmp_path) == set()
+
+
+def test_locked_folders_have_different_names(tmp_path: Path) -> None:
+    """Two probes of one process have a folder each."""
+    with (
+        locked_temporary_folder(tmp_path, PROBE_PREFIX) as first,
+        locked_temporary_folder(tmp_path, PROBE_PREFIX) as second,
+    ):
+        assert names(tmp_path) == {first.name, second.name}
+
+
+def test_a_start_removes_abandoned_folders() -> None:
+    """The start of a rank removes scratch folders and probe folders that no process uses."""
+    root = scratch_root()
+    (root / "20000101-000000-000000" / "mount-0").mkdir(parents=True)
+    (root / f"{PROBE_PREFIX}left").mkdir()
+
+    folder = create_scratch_folder("20000101-000000-000001", 1, Sandbox("bwrap"))
+
+    assert folder.name == "20000101-000000-000001.1"
+    assert not {"20000101-000000-000000", f"{PROBE_PREFIX}left"} & names(root)
+    folder.rmdir()
