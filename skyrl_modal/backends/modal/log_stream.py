@@ -84,7 +84,7 @@ class LogStream:
         return StreamDigest(characters=self._forwarded["stdout"], sha256=self._hash.hexdigest()) == expected
 
     def add_missing_end(self, output: str) -> bool:
-        """Forward the end of the output that was not forwarded yet.
+        """Forward the end of the output that was not forwarded yet. The log itself is ignored from then on.
 
         Args:
             output: The complete output.
@@ -95,6 +95,7 @@ class LogStream:
         forwarded = self._forwarded["stdout"]
         if hashlib.sha256(output[:forwarded].encode("utf-8", "replace")).digest() != self._hash.digest():
             return False
+        self.is_finished = True
         self._to_skip["stdout"] = 0
         self.add("stdout", output[forwarded:])
         return True

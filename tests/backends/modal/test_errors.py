@@ -1,4 +1,4 @@
-"""What goes wrong before a run begins: a clear error of ours with Modal's words, before any work if it can be."""
+"""Tests of errors before a run starts: each is this package's, and is raised before any work where that is possible."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from skyrl_modal import BackendUnavailable, ImageSpec, Launcher, SecretSpec, SpecError, VolumeSpec
+from skyrl_modal import BackendUnavailable, ImageSpec, Launcher, RaySpec, SecretSpec, SpecError, VolumeSpec
 from tests.support.loopback import LoopbackModal
 
 Make = Callable[..., Launcher]
@@ -24,11 +24,20 @@ Launcher(checkout=sys.argv[1], gpu=None).run("true")
 """
 
 
-def nothing_was_made(server: LoopbackModal) -> bool:
+def nothing_was_created(server: LoopbackModal) -> bool:
+    """Return whether the server has no app and no image, and received no file."""
     return not server.apps and not server.images and not server.calls("MountPutFile")
 
 
-def test_without_a_token_it_says_what_to_do_before_any_work(tmp_path: Path, checkout: Path) -> None:
+def spec_error(launcher: Launcher) -> SpecError:
+    """Run a command that must not start, and return the error."""
+    with pytest.raises(SpecError) as caught:
+        launcher.run("true", quiet=True)
+    return caught.value
+
+
+def test_missing_token_is_reported_before_any_work(tmp_path: Path, checkout: Path) -> None:
+    """Without a token, the error contains both remedies, and not even a snapshot is written."""
     home = tmp_path / "home"
     home.mkdir()
     env = {name: value for name, value in os.environ.items() if not name.startswith(("MODAL_", "XDG_"))}
@@ -45,23 +54,25 @@ def test_without_a_token_it_says_what_to_do_before_any_work(tmp_path: Path, chec
     assert "BackendUnavailable" in last
     assert "modal setup" in last
     assert 'backend="local"' in last
-    assert list(home.rglob("*")) == []  # not even a snapshot
+    assert list(home.rglob("*")) == []
 
 
-def test_a_rejected_token(server: LoopbackModal, launcher: Make) -> None:
+def test_refused_token(server: LoopbackModal, launcher: Make) -> None:
+    """A token that Modal refuses is reported with Modal's reason and the remedy."""
     server.faults.revoke_token()
 
-    with pytest.raises(BackendUnavailable, match=r"token was refused .*Token validation failed.*modal setup"):
+    with pytest.raises(BackendUnavailable, match=r"refused the token .*Token validation failed.*modal setup"):
         launcher().run("true", quiet=True)
 
-    assert nothing_was_made(server)
+    assert nothing_was_created(server)
 
 
 @pytest.mark.slow
 def test_no_network(checkout: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]  # nothing listens here
+    """Without a network, progress is reported, and the start fails after the timeout."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
+        port = unused.getsockname()[1]
         env = {"MODAL_SERVER_URL": f"http://127.0.0.1:{port}", "MODAL_TOKEN_ID": "ak-x", "MODAL_TOKEN_SECRET": "as-x"}
         begin = time.monotonic()
         done = subprocess.run(
@@ -73,98 +84,135 @@ def test_no_network(checkout: Path) -> None:
         )
 
     assert time.monotonic() - begin < 40
-    assert "still looking whether Modal answers" in done.stderr
+    assert "still checking that Modal is reachable" in done.stderr
     last = done.stderr.splitlines()[-1]
     assert "BackendUnavailable" in last
-    assert f"http://127.0.0.1:{port} gave no answer within 20 s" in last
+    assert f"http://127.0.0.1:{port} did not respond within 20 s" in last
 
 
 @pytest.mark.filterwarnings("ignore:.*is not among the types known here")
-def test_a_gpu_that_modal_refuses(server: LoopbackModal, launcher: Make) -> None:
-    with pytest.raises(SpecError, match=r"gpu=\['X9000:2'\]: Modal refuses it: Invalid GPU type: 'X9000'"):
-        launcher(gpu="X9000:2").run("true", quiet=True)
+@pytest.mark.filterwarnings("ignore:.*GPU")
+def test_app_that_modal_refuses(server: LoopbackModal, launcher: Make) -> None:
+    """If Modal refuses the app, the error contains Modal's reason, and the app is stopped."""
+    error = spec_error(launcher(gpu="X9000:2"))
 
+    assert error.field == "app_name"
+    assert "Invalid GPU type: 'X9000'" in error.remedy
     apps = server.apps
     server.wait_until(lambda: all(app.stopped_at for app in apps))
 
 
-def test_a_missing_named_secret(server: LoopbackModal, launcher: Make) -> None:
-    with pytest.raises(SpecError, match=r"secrets='absent': Modal has none such .*absent.*modal secret create"):
-        launcher(secrets=[SecretSpec("absent")]).run("true", quiet=True)
+def test_missing_named_secret(server: LoopbackModal, launcher: Make) -> None:
+    """A secret that Modal does not have is reported with the command that creates it."""
+    error = spec_error(launcher(secrets=[SecretSpec("absent")]))
 
-    assert nothing_was_made(server)
+    assert (error.field, error.value) == ("secrets", "absent")
+    assert "modal secret create absent" in error.remedy
+    assert nothing_was_created(server)
 
 
-def test_a_secret_that_lacks_a_key(server: LoopbackModal, launcher: Make) -> None:
+def test_secret_without_a_required_key(server: LoopbackModal, launcher: Make) -> None:
+    """A secret that lacks a required variable is reported with the variable's name."""
     server.secret("wandb", {"OTHER": "x"})
 
-    with pytest.raises(SpecError, match=r"secrets='wandb': .*missing key.*WANDB_API_KEY"):
-        launcher(secrets=[SecretSpec("wandb", keys=["WANDB_API_KEY"])]).run("true", quiet=True)
+    error = spec_error(launcher(secrets=[SecretSpec("wandb", keys=["WANDB_API_KEY"])]))
 
-    assert nothing_was_made(server)
-
-
-def test_a_missing_registry_secret(server: LoopbackModal, launcher: Make) -> None:
-    with pytest.raises(SpecError, match=r"registry_secret='none': .*REGISTRY_USERNAME"):
-        launcher(image=ImageSpec(base="a/b", registry_secret="none")).run("true", quiet=True)
-
-    assert nothing_was_made(server)
+    assert (error.field, error.value) == ("secrets", "wandb")
+    assert "WANDB_API_KEY" in error.remedy
+    assert nothing_was_created(server)
 
 
-def test_a_missing_volume(server: LoopbackModal, launcher: Make) -> None:
-    volumes = [VolumeSpec(name="absent", create_if_missing=False)]
+def test_missing_registry_secret(server: LoopbackModal, launcher: Make) -> None:
+    """A missing secret of a registry is reported with the variables that it needs."""
+    error = spec_error(launcher(image=ImageSpec(base="a/b", registry_secret="none")))
 
-    with pytest.raises(SpecError, match=r"volumes='absent': Modal has none such .*'main'.*create_if_missing"):
-        launcher(volumes=volumes).run("true", quiet=True)
+    assert (error.field, error.value) == ("registry_secret", "none")
+    assert "REGISTRY_USERNAME" in error.remedy
+    assert nothing_was_created(server)
 
-    assert nothing_was_made(server)
+
+def test_missing_volume(server: LoopbackModal, launcher: Make) -> None:
+    """A volume that is missing and may not be created is reported with the remedies and the environment."""
+    error = spec_error(launcher(volumes=[VolumeSpec(name="absent", create_if_missing=False)]))
+
+    assert (error.field, error.value) == ("volumes", "absent")
+    for text in ("modal volume create absent", "create_if_missing", "'main'"):
+        assert text in error.remedy
+    assert nothing_was_created(server)
 
 
-def test_a_volume_of_another_environment_is_told_with_the_one_that_was_looked_in(
-    server: LoopbackModal, launcher: Make
-) -> None:
+def test_volume_of_another_environment(server: LoopbackModal, launcher: Make) -> None:
+    """A volume of another environment is missing; the error names the environment that was searched."""
     server.environment("other")
     server.volume("theirs", "other", create=True)
 
-    with pytest.raises(SpecError, match=r"volumes='theirs': .*environment 'main'"):
-        launcher(volumes=[VolumeSpec(name="theirs", create_if_missing=False)]).run("true", quiet=True)
+    error = spec_error(launcher(volumes=[VolumeSpec(name="theirs", create_if_missing=False)]))
+
+    assert (error.field, error.value) == ("volumes", "theirs")
+    assert "environment 'main'" in error.remedy
 
 
-def test_an_image_that_fails_to_build_brings_the_end_of_its_log(server: LoopbackModal, launcher: Make) -> None:
+def test_failed_build_includes_the_end_of_its_log(server: LoopbackModal, launcher: Make) -> None:
+    """The error of a failed build ends with the last lines of the build log."""
     log = "".join(f"step {number}\n" for number in range(100)) + "gcc: fatal error\nmake: *** [it] Error 1\n"
     server.faults.fail_build("make it", log=log)
 
-    with pytest.raises(SpecError) as caught:
-        launcher(image=ImageSpec(base="ubuntu:24.04", commands=["make it"])).run("true", quiet=True)
+    error = spec_error(launcher(image=ImageSpec(base="ubuntu:24.04", commands=["make it"])))
 
-    text = str(caught.value)
-    assert "image='ubuntu:24.04': it could not be built: Image build for im-" in text
-    assert text.endswith("  | gcc: fatal error\n  | make: *** [it] Error 1")
-    assert "  | step 99\n" in text
-    assert "step 10\n" not in text
+    assert (error.field, error.value) == ("image", "ubuntu:24.04")
+    assert "Image build for im-" in error.remedy
+    assert error.remedy.endswith("  | gcc: fatal error\n  | make: *** [it] Error 1")
+    assert "  | step 99\n" in error.remedy
+    assert "step 10\n" not in error.remedy
     apps = server.apps
     server.wait_until(lambda: all(app.stopped_at for app in apps))
 
 
-def test_a_failed_build_of_a_submitted_run_is_told_by_submit(server: LoopbackModal, launcher: Make) -> None:
+def test_failed_build_is_raised_by_submit(server: LoopbackModal, launcher: Make) -> None:
+    """``submit`` waits for the build, and raises its error."""
     server.faults.fail_build("make it", log="no rule\n")
 
-    with pytest.raises(SpecError, match=r"could not be built(.|\n)*no rule"):
+    with pytest.raises(SpecError) as caught:
         launcher(image=ImageSpec(commands=["make it"])).submit("true")
 
+    assert caught.value.field == "image"
+    assert "no rule" in caught.value.remedy
 
-def test_more_than_a_day_is_refused_before_any_work(server: LoopbackModal, launcher: Make) -> None:
-    with pytest.raises(SpecError, match=r"timeout=90000.0: Modal ends a function after 24 h"):
-        launcher(timeout="25h").run("true", quiet=True)
 
+def test_timeout_of_more_than_a_day_is_refused(server: LoopbackModal, launcher: Make) -> None:
+    """A timeout above Modal's limit is refused before any request."""
+    error = spec_error(launcher(timeout="25h"))
+
+    assert (error.field, error.value) == ("timeout", 90000.0)
     assert server.names() == []
 
 
-def test_a_day_is_possible_and_tells_when_it_is_stopped(
+def test_dashboard_without_token_is_refused(server: LoopbackModal, launcher: Make) -> None:
+    """A dashboard that the image's Ray cannot protect is refused before any request."""
+    error = spec_error(
+        launcher(ray=RaySpec(dashboard=True), image=ImageSpec(base="novaskyai/skyrl-train-ray-2.51.1-py3.12-cu12.8"))
+    )
+
+    assert (error.field, error.value) == ("dashboard", True)
+    assert server.names() == []
+
+
+def test_timeout_of_a_day_leaves_time_to_save(
     server: LoopbackModal, launcher: Make, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """A timeout at Modal's limit is accepted, with a warning that the run is stopped before it."""
     result = launcher(timeout="24h").run("true")
 
     assert result.returncode == 0
     assert server.functions[0].definition.timeout_secs == 86400
-    assert "whatever still runs after 86094 s is stopped so that it can save" in capfd.readouterr().err
+    assert "has not ended after 86094 s" in capfd.readouterr().err
+
+
+def test_outage_is_no_raw_error(server: LoopbackModal, launcher: Make) -> None:
+    """Errors of Modal's client are converted also in the verbs for volumes."""
+    used = launcher()
+    used.run("true", quiet=True)
+    server.faults.revoke_token()
+
+    with pytest.raises(BackendUnavailable, match="modal setup"):
+        used.ls("/root/data")
