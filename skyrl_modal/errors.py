@@ -1,14 +1,17 @@
 """Exceptions of this library: one class for each error that a caller can act on.
 
 * SkyRLModalError
+
   * SpecError (also a ValueError)
   * CheckoutNotFound
   * BackendUnavailable
   * RunError
-    + CommandFailed
-    + RunTimeout
-    + RunCancelled
-    + RunLost
+
+    * CommandFailed
+    * RunTimeout
+    * RunCancelled
+    * RunLost
+
   * RunNotFound (also a LookupError)
   * RecordError
   * SnapshotError
