@@ -1,10 +1,10 @@
-"""Embed the launcher in a training driver: its output taken by the driver, from a thread, many runs at once.
+"""Embed the launcher in a training driver that reads the output of its runs.
 
     python examples/driver.py --backend local
     python examples/driver.py --backend modal --parallel 8
 
-A driver has work of its own. So the launch runs in a thread, the output goes to a callable that looks for what the
-driver wants to know, and nothing is printed but what the driver prints.
+The driver runs the training in a thread, and passes a callable that receives the output and reads the metrics from it.
+Only the driver prints to standard output. Then it runs several trainings in parallel.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from skyrl_modal import Launcher, RunResult, SkyRLModalError
 
-#: Stands for a training: it tells a reward for each step, and one of the learning rates does not work.
+#: Shell code in place of a training. It prints a reward for each step, and fails if the learning rate is too high.
 TRAINING = """
 for step in 1 2 3 4 5; do echo "step=$step reward=0.$((step * $LR_TIMES_TEN))"; sleep 0.1; done
 if [ $LR_TIMES_TEN -gt 1 ]; then echo "loss is nan" >&2; exit 3; fi
@@ -26,7 +26,7 @@ if [ $LR_TIMES_TEN -gt 1 ]; then echo "loss is nan" >&2; exit 3; fi
 
 
 class Metrics:
-    """Takes a run's output, in pieces of any size, and keeps the rewards."""
+    """Receives the output of a run, in pieces of any size, and queues the rewards."""
 
     def __init__(self) -> None:
         self.rewards: queue.SimpleQueue[float | None] = queue.SimpleQueue()
@@ -40,7 +40,7 @@ class Metrics:
 
 
 def watch_one(launcher: Launcher) -> RunResult:
-    """Run once in a thread, and act on its rewards as they come."""
+    """Run the training in a thread, and process its rewards as they arrive."""
     metrics, results = Metrics(), []
 
     def work() -> None:
@@ -57,12 +57,12 @@ def watch_one(launcher: Launcher) -> RunResult:
         print(f"driver: reward {reward:.1f}, best {best:.1f}", flush=True)
     thread.join()
     if not results:
-        raise SystemExit("driver: the training could not be run")
+        raise SystemExit("driver: the training did not return a result")
     return results[0]
 
 
 def sweep(launcher: Launcher, parallel: int) -> list[RunResult]:
-    """Run several at once; one that fails stops none of the others."""
+    """Run several trainings in parallel. A failed one does not stop the others."""
     rates = (1, 2, 1)
     results = launcher.map([f"LR_TIMES_TEN={rate}\n{TRAINING}" for rate in rates], max_parallel=parallel, quiet=True)
     for rate, result in zip(rates, results, strict=True):
@@ -75,13 +75,13 @@ def main() -> int:
     """Run the driver."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--backend", choices=("local", "modal"), default="local")
-    parser.add_argument("--checkout", type=Path, help="a SkyRL checkout; without it, it is looked for")
-    parser.add_argument("--parallel", type=int, default=2, help="runs at the same time (2)")
+    parser.add_argument("--checkout", type=Path, help="a SkyRL checkout (default: found automatically)")
+    parser.add_argument("--parallel", type=int, default=2, help="number of parallel runs (default: 2)")
     args = parser.parse_args()
-    # This training needs neither; a real one leaves both out.
+    # This training needs neither a GPU nor Ray. Omit both arguments for a real training.
     launcher = Launcher(backend=args.backend, checkout=args.checkout, gpu=None, ray=None, timeout="15m")
     one = watch_one(launcher)
-    print(f"driver: {one.state} after {one.duration:.1f} s; the whole output is {one.log_path}")
+    print(f"driver: {one.state} after {one.duration:.1f} s; complete output: {one.log_path}")
     results = sweep(launcher, args.parallel)
     return 0 if one.succeeded and [result.returncode for result in results] == [0, 3, 0] else 1
 

@@ -1,11 +1,11 @@
-"""Train a small policy with GRPO in two runs of the launcher; the second goes on where the first one ended.
+"""Train a small policy with GRPO in two runs of the launcher. The second run resumes from the first run's checkpoint.
 
     python examples/quickstart.py                       # on this machine, about a minute on two cores
-    python examples/quickstart.py --backend modal       # the same on Modal, after `modal setup`
-    python examples/quickstart.py --checkout ~/SkyRL    # with a checkout of your own
+    python examples/quickstart.py --backend modal       # on Modal, after `modal setup`
+    python examples/quickstart.py --checkout ~/SkyRL    # with an existing checkout
 
-Needs numpy and pandas (skyrl_gym imports it) beside skyrl-modal[local]. Without --checkout, a SkyRL checkout is made
-from the sources on PyPI and kept in the user's cache.
+Requires numpy and pandas (imported by skyrl_gym) in addition to skyrl-modal[local]. Without --checkout, a SkyRL
+checkout is created from the sources on PyPI and stored in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -32,42 +32,43 @@ from skyrl_modal import ImageSpec, Launcher, MountSpec, VolumeSpec
 from skyrl_modal.errors import SkyRLModalError
 
 SKYRL_VERSION = "0.4.0"
-# What the command imports beside Ray. On Modal the image gets it; here it has to be in this Python's environment.
+# Imported by the command in addition to Ray. Installed in the image on Modal; for local runs, required in this Python.
 PACKAGES = ("numpy", "pandas", "requests")
 TRAINER = Path(__file__).resolve().parent / "quickstart_trainer"
 SHOWN = 5
 
 
 def published_checkout() -> Path:
-    """A SkyRL checkout made from the published sources, in the user's cache.
+    """Return a SkyRL checkout in the user's cache folder, after creating it from the published sources if needed.
 
-    Any number of processes may ask at once: each makes its own beside the final place, and the first to be done wins.
+    Several processes may call this at the same time: each creates a checkout in a temporary folder, and the first one
+    that is complete is renamed to the final path.
     """
     target = platformdirs.user_cache_path("skyrl_modal") / "checkouts" / f"skyrl-{SKYRL_VERSION}"
     if target.is_dir():
         return target
-    print(f"quickstart: getting SkyRL {SKYRL_VERSION} from PyPI into {target}", flush=True)
+    print(f"quickstart: downloading SkyRL {SKYRL_VERSION} from PyPI into {target}", flush=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as name:
         work = Path(name)
         download(["skyrl", "skyrl-gym"], work)
         root = unpack(work / f"skyrl-{SKYRL_VERSION}.tar.gz", work / "skyrl")
-        # The sources of skyrl carry a part of skyrl-gym; the whole of it is a package of its own.
+        # The source archive of skyrl contains a part of skyrl-gym only. The complete one is a separate archive.
         gym = root / "skyrl-gym"
         if gym.exists():
             gym.rename(work / "part-of-skyrl-gym")
         unpack(work / f"skyrl_gym-{SKYRL_VERSION}.tar.gz", work / "skyrl-gym").rename(gym)
-        with contextlib.suppress(OSError):  # another process was faster
+        with contextlib.suppress(OSError):  # another process has created it in the meantime
             root.rename(target)
     if not target.is_dir():
-        raise SystemExit(f"quickstart: cannot write {target}; give a checkout with --checkout DIR")
+        raise SystemExit(f"quickstart: cannot create {target}; pass an existing checkout with --checkout DIR")
     return target
 
 
 def download(packages: list[str], folder: Path) -> None:
-    """Download the source archives of packages with pip, as this machine's pip is configured.
+    """Download the source archives of packages with pip and its configuration on this machine.
 
-    skyrl asks for a newer Python than this one may be; sources that are unpacked and not installed need not care.
+    The required Python version of skyrl is ignored: the sources are unpacked, but not installed.
     """
     command = [*pip(folder), "download", "--no-deps", "--no-binary", ",".join(packages), "--ignore-requires-python"]
     command += ["-qq", "--disable-pip-version-check", "--retries", "2", "--dest", str(folder)]
@@ -77,28 +78,29 @@ def download(packages: list[str], folder: Path) -> None:
         last = "\n".join(f"  {line}" for line in done.stderr.strip().splitlines()[-3:])
         raise SystemExit(
             f"quickstart: pip could not download the sources of {' and '.join(packages)}:\n{last}\n"
-            "Where no package index is in reach, give a SkyRL checkout of your own: --checkout DIR"
+            "If no package index is available, pass an existing SkyRL checkout: --checkout DIR"
         )
 
 
 def pip(folder: Path) -> list[str]:
-    """The command that is pip: this Python's own, or one made in the folder (an environment made by uv has none)."""
+    """Return the command for pip. If this Python has none (as in environments of uv), install one in the folder."""
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-m", "pip"]
     try:
         venv.create(folder / "venv", with_pip=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise SystemExit(
-            f"quickstart: this Python has no pip, and none could be made for it ({error}); "
-            "install pip, or give a SkyRL checkout of your own: --checkout DIR"
+            f"quickstart: this Python has no pip, and installing it failed ({error}); "
+            "install pip, or pass an existing SkyRL checkout: --checkout DIR"
         ) from error
     return [str(folder / "venv" / "bin" / "python"), "-m", "pip"]
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """Unpack a source archive; returns the one folder in it."""
+    """Unpack a source archive and return its top-level folder."""
     with tarfile.open(archive) as tar:
-        # Debian 12's Python 3.11 has no filters yet. pip has run these very sources' build script by now anyway.
+        # Python 3.11 of Debian 12 has no filters. They are not essential: pip has already run the build script of the
+        # same sources.
         if hasattr(tarfile, "data_filter"):
             tar.extractall(folder, filter="data")
         else:
@@ -108,19 +110,19 @@ def unpack(archive: Path, folder: Path) -> Path:
 
 
 def shell(script: str, *arguments: str) -> str:
-    """The shell command that runs a script of the trainer, which is mounted beside the checkout."""
+    """Return the shell command for a script of the trainer, which is mounted next to the checkout."""
     return " ".join(["python", f'"$SKYRL_REPO_ROOT/../{TRAINER.name}/{script}"', *arguments])
 
 
 def read_metrics(launcher: Launcher, run_dir: str) -> list[dict[str, Any]]:
-    """Fetch metrics.jsonl from the volume."""
+    """Read metrics.jsonl from the volume."""
     with tempfile.TemporaryDirectory() as name:
         path = launcher.pull(f"{run_dir}/metrics.jsonl", Path(name) / "metrics.jsonl")
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def check_resumed(rows: list[dict[str, Any]], first: str, second: str, half: int, steps: int) -> None:
-    """Check that the second run went on from the first one's checkpoint, without a step twice or left out."""
+    """Check that the second run resumed from the first run's checkpoint, without missing or repeated steps."""
     expected = [(step, first if step <= half else second) for step in range(1, steps + 1)]
     found = [(row["step"], row["run_id"]) for row in rows]
     origins = {row["resumed_from"] for row in rows[half:]}
@@ -129,23 +131,25 @@ def check_resumed(rows: list[dict[str, Any]], first: str, second: str, half: int
 
 
 def reward_line(rows: list[dict[str, Any]]) -> str:
-    """Mean reward of the first and of the last steps among these."""
+    """Return a line with the mean reward of the first and of the last steps."""
     rewards = [row["reward"] for row in rows]
     before, after = statistics.fmean(rewards[:SHOWN]), statistics.fmean(rewards[-SHOWN:])
     return f"mean reward {before:.3f} -> {after:.3f}"
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--backend", choices=("local", "modal"), default="local")
-    parser.add_argument("--checkout", type=Path, help="a SkyRL checkout; without it, one is made from PyPI")
-    parser.add_argument("--nodes", type=int, default=1, help="nodes of the Ray cluster (1); on Modal with 8 GPUs each")
-    parser.add_argument("--steps", type=int, default=60, help="training steps of both runs together (60)")
-    parser.add_argument("--volume", default="skyrl-data", help="name of the volume (skyrl-data)")
+    parser.add_argument("--checkout", type=Path, help="a SkyRL checkout (default: created from PyPI)")
+    parser.add_argument(
+        "--nodes", type=int, default=1, help="nodes of the Ray cluster (default: 1); on Modal with 8 GPUs each"
+    )
+    parser.add_argument("--steps", type=int, default=60, help="training steps of both runs together (default: 60)")
+    parser.add_argument("--volume", default="skyrl-data", help="name of the volume (default: skyrl-data)")
     args = parser.parse_args()
     if args.steps < 2:
-        parser.error("--steps: give at least 2, one for each run")
+        parser.error("--steps: must be at least 2, one for each run")
     missing = [name for name in (*PACKAGES, "ray") if importlib.util.find_spec(name) is None]
     if args.backend == "local" and missing:
         parser.error(f"missing in this Python: {', '.join(missing)}; pip install 'skyrl-modal[local]' numpy pandas")
@@ -159,14 +163,14 @@ def main() -> None:
         backend=args.backend,
         checkout=args.checkout or published_checkout(),
         nodes=args.nodes,
-        # Modal clusters whole GPU hosts only; the training itself needs no GPU.
+        # On Modal, clusters consist of full GPU hosts. The training itself needs no GPU.
         gpu="H100:8" if args.nodes > 1 else None,
         image=ImageSpec(pip=PACKAGES),
         volumes=[VolumeSpec(name=args.volume)],
         mounts=[MountSpec(), MountSpec(local_path=TRAINER, remote_path=f"/root/{TRAINER.name}")],
         timeout="15m",
     )
-    # A folder of its own for each quickstart, so that every one starts from nothing.
+    # A new folder for each call, so that the first run has no checkpoint.
     name = f"quickstart/{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     run_dir, half = f"/root/data/{name}", args.steps // 2
     prepare = shell("prepare.py", "--output-dir", f'"$SKYRL_DATA/{name}/dataset"')

@@ -1,7 +1,7 @@
-"""Checkpoints in SkyRL's layout: `global_step_N/`, and `latest_ckpt_global_step.txt` that names the one to resume from.
+"""Checkpoints in SkyRL's layout: folders `global_step_N/`, and `latest_ckpt_global_step.txt` with the latest step.
 
-A process may be killed between any two instructions here. A checkpoint is therefore written aside, forced to the disk
-and renamed, and is named as the latest only after that; whatever was half-written is never looked at.
+The process may be killed between any two instructions. A checkpoint is therefore written to a temporary folder, flushed
+to disk and renamed, and recorded as the latest only after that. Incomplete checkpoints are never read.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ LATEST = "latest_ckpt_global_step.txt"
 
 
 def save(folder: Path, state: State) -> Path:
-    """Write a checkpoint and make it the latest; returns its folder."""
+    """Write a checkpoint, record it as the latest, and return its folder."""
     target = folder / f"global_step_{state.step}"
     partial = folder / f".{target.name}.partial"
     for leftover in (partial, target):
-        # A target that is there already was never named as the latest, or training would be past this step.
+        # An existing target was not recorded as the latest; otherwise training would have resumed after this step.
         if leftover.exists():
             shutil.rmtree(leftover)
     partial.mkdir(parents=True)
@@ -46,7 +46,7 @@ def save(folder: Path, state: State) -> Path:
 
 
 def latest(folder: Path) -> Path | None:
-    """The checkpoint to resume from, or None where there is none yet."""
+    """Return the checkpoint to resume from, or None if there is none."""
     try:
         step = int((folder / LATEST).read_text(encoding="utf-8"))
     except FileNotFoundError:

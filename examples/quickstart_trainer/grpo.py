@@ -1,4 +1,4 @@
-"""GRPO: advantages relative to the group of one prompt, a clipped ratio objective, Adam. No Ray in here."""
+"""GRPO: advantages relative to the group of one prompt, a clipped ratio objective, and Adam. Does not use Ray."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EPOCHS = 4
 
 @dataclass(frozen=True)
 class State:
-    """All that training needs to go on from here."""
+    """State of the training, as stored in a checkpoint."""
 
     step: int
     updates: int
@@ -26,14 +26,14 @@ class State:
 
     @classmethod
     def initial(cls) -> State:
-        """The state before the first step."""
+        """Return the state before the first step."""
         weights = policy.initial_weights()
         return cls(step=0, updates=0, weights=weights, momentum=np.zeros_like(weights), scale=np.zeros_like(weights))
 
 
 @dataclass(frozen=True)
 class Group:
-    """The responses to one prompt. A response has as many choices as the prompt has states."""
+    """Responses to one prompt. A response has one choice for each state of the prompt."""
 
     states: Array
     actions: list[list[int]]
@@ -43,7 +43,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Stats:
-    """What one step did: mean reward, entropy per choice (nats), share of choices whose ratio was clipped."""
+    """Statistics of one step: mean reward, entropy per choice in nats, and share of choices with a clipped ratio."""
 
     reward: float
     entropy: float
@@ -51,14 +51,14 @@ class Stats:
 
 
 def advantages(rewards: list[float]) -> Array:
-    """Rewards of one group as deviations from its mean, in its standard deviations; 0 where all are alike."""
+    """Return the rewards of a group minus their mean, divided by their standard deviation; 0 if all are equal."""
     values = np.asarray(rewards)
     result: Array = (values - values.mean()) / (values.std() + 1e-6)
     return result
 
 
 def step(state: State, groups: list[Group]) -> tuple[State, Stats]:
-    """One training step: some epochs of Adam on the clipped objective over all choices of all groups."""
+    """Run one training step: several epochs of Adam on the clipped objective over all choices of all groups."""
     states = np.concatenate([np.tile(group.states, (len(group.actions), 1)) for group in groups])
     actions = np.concatenate([np.ravel(group.actions) for group in groups])
     old = np.concatenate([np.ravel(group.log_probs) for group in groups])
@@ -70,7 +70,7 @@ def step(state: State, groups: list[Group]) -> tuple[State, Stats]:
     for epoch in range(EPOCHS):
         log_probs = policy.log_probs(weights, states)
         ratio = np.exp((log_probs * taken).sum(axis=1) - old)
-        # min(ratio * A, clip(ratio) * A) has no gradient where the ratio has gone too far in A's own direction.
+        # min(ratio * A, clip(ratio) * A) has no gradient where the ratio exceeds the clip range in the direction of A.
         too_far = np.where(advantage > 0, ratio > 1 + CLIP, ratio < 1 - CLIP)
         slope = np.where(too_far, 0.0, ratio * advantage)
         gradient = -states.T @ ((taken - np.exp(log_probs)) * slope[:, None]) / len(actions)

@@ -1,7 +1,7 @@
-"""Write a dataset of word problems in the row format of SkyRL's own GSM8K dataset script.
+"""Write a dataset of word problems in the row format of SkyRL's GSM8K dataset script.
 
-Each problem is a story of a starting number and one to three changes to it, told in words only: nothing in a row but
-`reward_spec` says which operations are meant. The problems are made here, so that the quickstart needs no dataset hub.
+Each problem describes a start number and one to three changes to it as text; only the answer in `reward_spec` depends
+on the operations. The problems are generated here, so that the quickstart needs no access to a dataset hub.
 
     python prepare.py --output-dir /root/data/quickstart/my_run/dataset
 """
@@ -22,7 +22,7 @@ LARGEST_RESULT = 2000
 INSTRUCTION = 'Let\'s think step by step and output the final answer after "####".'
 NAMES = ("Ada", "Bo", "Chen", "Dara", "Emil", "Fatou", "Goran", "Hana", "Ines", "Jun", "Kofi", "Lena")
 ITEMS = ("marbles", "stamps", "apples", "shells", "pencils", "stickers", "beads", "coins", "buttons", "cards")
-# One operation has many wordings, and a word such as "another" or "each" stands in the wordings of several operations.
+# Each operation has several wordings. Tokens such as "another" and "each" occur with several operations.
 WORDINGS = {
     "+": (
         "Then {name} buys another {n} {items}.",
@@ -56,7 +56,7 @@ WORDINGS = {
 
 
 def story(rng: random.Random) -> tuple[str, int]:
-    """Make up one problem; returns its text and its answer."""
+    """Generate one problem, and return its text and its answer."""
     name, items = rng.choice(NAMES), rng.choice(ITEMS)
     total = rng.randint(6, 60)
     sentences = [f"{name} has {total} {items}."]
@@ -76,7 +76,7 @@ def story(rng: random.Random) -> tuple[str, int]:
 
 
 def rows(count: int, split: str, seed: int) -> list[dict[str, Any]]:
-    """Make `count` rows, the same for the same split and seed."""
+    """Generate `count` rows. Equal arguments return equal rows."""
     rng = random.Random(f"{split}-{seed}")
     problems = [story(rng) for _ in range(count)]
     return [
@@ -92,7 +92,7 @@ def rows(count: int, split: str, seed: int) -> list[dict[str, Any]]:
 
 
 def write(path: Path, content: list[dict[str, Any]]) -> None:
-    """Write rows as JSON lines; the file is there whole or not at all."""
+    """Write rows as JSON lines, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
@@ -100,6 +100,7 @@ def write(path: Path, content: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
+    """Write the training and the validation set."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)

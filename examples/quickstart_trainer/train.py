@@ -1,10 +1,10 @@
-"""Train the policy with GRPO on Ray actors against skyrl_gym's gsm8k environment; go on from the latest checkpoint.
+"""Train the policy with GRPO on Ray actors in skyrl_gym's gsm8k environment, resuming from the latest checkpoint.
 
     python train.py --run-dir /root/data/quickstart/my_run --steps 60
 
-`RUN_DIR/dataset/` is what prepare.py wrote. `RUN_DIR/ckpts/` and `RUN_DIR/metrics.jsonl` are written here, and hold the
-same whether the training ran in one go or was killed and started again any number of times: every random choice
-follows from the seed and the step.
+`RUN_DIR/dataset/` is written by prepare.py. This script writes `RUN_DIR/ckpts/` and `RUN_DIR/metrics.jsonl`. Their
+contents are the same whether or not the training was killed and resumed: every random choice depends on the seed and
+the step only.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ Row = dict[str, Any]
 
 @ray.remote(num_cpus=1, scheduling_strategy="SPREAD")
 class Rollout:
-    """Samples responses with a copy of the weights and has the environment judge them."""
+    """Samples responses with a copy of the weights, and computes their rewards with the environment."""
 
     def __init__(self, gym: str) -> None:
-        # A worker has the raylet's environment, not the driver's: where skyrl_gym is has to be told. The path is the
-        # same on every node, and so is this folder's, which Ray adds to its workers' sys.path by itself.
+        # Workers inherit the environment of the raylet, not the driver's, so skyrl_gym's path is an argument. It is
+        # the same on every node. The folder of this script needs no argument: Ray adds it to the workers' sys.path.
         sys.path.insert(0, gym)
         import skyrl_gym
 
         self.make = skyrl_gym.make
 
     def node(self) -> str:
-        """The node that it is on."""
+        """Return the id of the actor's node."""
         node_id: str = ray.get_runtime_context().get_node_id()
         return node_id
 
     def sample(self, weights: Array, rows: list[tuple[int, Row]], seed: tuple[int, int]) -> list[Group]:
-        """Answer each prompt SAMPLES times; the seed and the row's own index decide all there is to decide."""
+        """Sample SAMPLES responses to each prompt. The random numbers depend on the seed and the row's index only."""
         groups = []
         for index, row in rows:
             numbers, states = policy.read(_problem(row))
@@ -74,7 +74,7 @@ class Rollout:
         return groups
 
     def evaluate(self, weights: Array, rows: list[Row]) -> list[float]:
-        """Answer each prompt once, with the likeliest choices."""
+        """Return the reward of the most likely response to each prompt."""
         rewards = []
         for row in rows:
             numbers, states = policy.read(_problem(row))
@@ -88,7 +88,7 @@ class Rollout:
             return float(env.step(response)["reward"])
 
 
-# The learner is busy only while the rollout actors wait for it, so it asks for no core of its own.
+# The learner works only while the rollout actors wait for it, so it reserves no CPU.
 @ray.remote(num_cpus=0)
 class Learner:
     """Holds the weights and the optimizer."""
@@ -97,30 +97,30 @@ class Learner:
         self.state = state
 
     def step(self, *shards: list[Group]) -> tuple[State, Stats]:
-        """Learn from one batch, which comes in one shard from each rollout actor."""
+        """Train on one batch, which has one shard from each rollout actor."""
         self.state, stats = grpo.step(self.state, [group for shard in shards for group in shard])
         return self.state, stats
 
 
 class StopRequest:
-    """Remembers a SIGINT or SIGTERM until the step at hand is done."""
+    """Records SIGINT and SIGTERM, which are handled after the current step."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._remember)
+            signal.signal(number, self._record)
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
 
 
 class Metrics:
-    """metrics.jsonl: one line for each step of the state that training goes on from, and none beyond it."""
+    """The file metrics.jsonl, with one line for each step up to the current state."""
 
     def __init__(self, path: Path, step: int) -> None:
         kept = []
         if path.exists():
-            # Steps that were done after the last checkpoint are done again; the last line may be torn.
+            # Steps after the last checkpoint are repeated, and the last line may be incomplete.
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
         partial = path.with_name(f".{path.name}.partial")
@@ -129,7 +129,7 @@ class Metrics:
         self._file = path.open("a", encoding="utf-8")
 
     def add(self, row: dict[str, Any]) -> None:
-        """Append a line, all at once."""
+        """Append a line in one write."""
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
 
@@ -150,7 +150,7 @@ def _shards(rows: list[Any], count: int) -> list[list[Any]]:
 
 
 def train(run_dir: Path, steps: int, seed: int) -> int:
-    """Train up to `steps`, counted from the very first run on. Returns the exit code."""
+    """Train until `steps` steps are done, including those of earlier runs. Return the exit code."""
     dataset = _read(run_dir / "dataset" / "train.jsonl")
     validation = _read(run_dir / "dataset" / "validation.jsonl")
     ckpts = run_dir / "ckpts"
@@ -160,7 +160,7 @@ def train(run_dir: Path, steps: int, seed: int) -> int:
     print(f"resumed from {found}" if found else "no checkpoint yet: training from the start", flush=True)
 
     ray.init(address=os.environ["RAY_ADDRESS"], logging_level=logging.WARNING)
-    # After ray.init, which sets a SIGTERM handler of its own.
+    # After ray.init, which installs its own SIGTERM handler.
     stop = StopRequest()
     cores = int(ray.cluster_resources().get("CPU", 1))
     gym = str(Path(os.environ["SKYRL_REPO_ROOT"]) / "skyrl-gym")
@@ -204,7 +204,7 @@ def train(run_dir: Path, steps: int, seed: int) -> int:
                 checkpoint.save(ckpts, state)
                 saved = state.step
     finally:
-        # Also where a step failed: what was learned before it is worth keeping.
+        # Also if a step failed, so that the previous steps are kept.
         if state.step > saved:
             print(f"saved {checkpoint.save(ckpts, state)}", flush=True)
     if stop.signal is not None:
@@ -215,9 +215,12 @@ def train(run_dir: Path, steps: int, seed: int) -> int:
 
 
 def main() -> None:
+    """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run-dir", type=Path, required=True)
-    parser.add_argument("--steps", type=int, required=True, help="steps in all, those of earlier runs included")
+    parser.add_argument(
+        "--steps", type=int, required=True, help="total number of steps, including those of earlier runs"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     sys.exit(train(args.run_dir, args.steps, args.seed))

@@ -1,3 +1,5 @@
+"""Fixtures for the tests of the examples."""
+
 from __future__ import annotations
 
 import os
@@ -17,7 +19,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 @pytest.fixture(scope="session")
 def checkout() -> Path:
-    """A real SkyRL checkout, as the quickstart makes it: from PyPI, once, in the user's cache."""
+    """Return a SkyRL checkout that the quickstart makes from the package index, once for the session."""
     script = "import quickstart; print(quickstart.published_checkout())"
     done = subprocess.run([sys.executable, "-c", script], cwd=EXAMPLES, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -26,11 +28,11 @@ def checkout() -> Path:
 
 @pytest.fixture(scope="module")
 def ray_address() -> Iterator[str]:
-    """A Ray head of these tests' own, on a port of its own."""
+    """Start a Ray head on a free port, and yield its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # Not pytest's folder: Ray puts sockets there, and a socket's path may have no more than 107 bytes.
+    # Not in pytest's folder: Ray creates sockets here, whose paths are limited to 107 bytes.
     folder = tempfile.mkdtemp(prefix="skyrl-ray-")
     ray = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"]
     ray += [f"--temp-dir={folder}", "--include-dashboard=false", "--disable-usage-stats", "--num-cpus=2"]

@@ -1,4 +1,4 @@
-"""The driver as its user starts it."""
+"""Tests of examples/driver.py, run as a script."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ DRIVER = Path(__file__).resolve().parents[2] / "examples" / "driver.py"
 
 
 @pytest.mark.parametrize("backend", ["local", pytest.param("modal", marks=pytest.mark.slow)])
-def test_the_driver_takes_the_output_and_maps(backend: str, tmp_path: Path) -> None:
+def test_driver_reads_output_and_maps_commands(backend: str, tmp_path: Path) -> None:
+    """The driver prints the metrics of its run, and the results of parallel runs, one of which fails."""
     checkout = tmp_path / "SkyRL"
     (checkout / "skyrl-gym").mkdir(parents=True)
     (checkout / "train.py").write_text("")

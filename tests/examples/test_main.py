@@ -1,4 +1,4 @@
-"""``modal run examples/main.py`` by the real command line, on the loopback."""
+"""Tests of ``modal run examples/main.py`` with the real command line on the loopback."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.commands import saving_command
 from tests.support.loopback import LoopbackModal
 
 MAIN = Path(__file__).resolve().parents[2] / "examples" / "main.py"
@@ -20,6 +21,7 @@ MODAL_RUN = [sys.executable, "-m", "modal", "run"]
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[LoopbackModal]:
+    """Yield a control plane, and fail the test if a request was not handled."""
     with LoopbackModal(tmp_path, scaledown=1, client_timeout=5) as server:
         yield server
         assert server.unimplemented == []
@@ -28,6 +30,7 @@ def server(tmp_path: Path) -> Iterator[LoopbackModal]:
 
 @pytest.fixture
 def environment(server: LoopbackModal, tmp_path: Path) -> dict[str, str]:
+    """Return the variables that select the control plane, a checkout, an app name and GPUs."""
     checkout = tmp_path / "SkyRL"
     (checkout / "skyrl-gym").mkdir(parents=True)
     (checkout / "train.py").write_text("print('training')\n")
@@ -37,6 +40,7 @@ def environment(server: LoopbackModal, tmp_path: Path) -> dict[str, str]:
 
 
 def modal_run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `modal run examples/main.py` with arguments."""
     return subprocess.run(
         [*MODAL_RUN, str(MAIN), *arguments], env=environment, check=False, capture_output=True, text=True, timeout=200
     )
@@ -44,9 +48,8 @@ def modal_run(environment: dict[str, str], *arguments: str) -> subprocess.Comple
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_command_runs_with_everything_and_its_exit_code_is_modals(
-    server: LoopbackModal, environment: dict[str, str]
-) -> None:
+def test_modal_run_exits_with_the_commands_exit_code(server: LoopbackModal, environment: dict[str, str]) -> None:
+    """The command runs in the checkout with Ray and GPUs, and `modal run` exits with its exit code."""
     command = 'python3 train.py; echo "$RAY_ADDRESS $NUM_GPUS $PWD"; exit 7'
 
     done = modal_run(environment, "--command", command)
@@ -54,7 +57,7 @@ def test_a_command_runs_with_everything_and_its_exit_code_is_modals(
     assert done.returncode == 7, done.stdout + done.stderr
     assert "training\n127.0.0.1:6379 4 /root/SkyRL\n" in done.stdout
     assert "failed, exit code 7" in done.stderr
-    [app] = server.apps  # one, not one inside another
+    [app] = server.apps  # the run uses the app of `modal run`
     assert (app.description, list(app.tags)) == ("mine", ["skyrl_run"])
     assert server.functions[0].gpus == [("A100", 4)]
     listed = subprocess.run(
@@ -66,7 +69,8 @@ def test_a_command_runs_with_everything_and_its_exit_code_is_modals(
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_without_a_command_it_is_nvidia_smi(server: LoopbackModal, environment: dict[str, str]) -> None:
+def test_default_command_is_nvidia_smi(server: LoopbackModal, environment: dict[str, str]) -> None:
+    """Without --command, nvidia-smi runs."""
     done = modal_run(environment)
 
     assert done.returncode == 0, done.stdout + done.stderr
@@ -75,8 +79,9 @@ def test_without_a_command_it_is_nvidia_smi(server: LoopbackModal, environment: 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_ctrl_c_lets_the_command_save(server: LoopbackModal, environment: dict[str, str]) -> None:
-    command = "trap 'echo saving; exit 3' INT; echo up; sleep 600 & wait"
+def test_command_saves_after_ctrl_c(server: LoopbackModal, environment: dict[str, str]) -> None:
+    """After Ctrl-C the command saves, and its exit code is reported."""
+    command = saving_command(signals="INT")
     process = subprocess.Popen(
         [*MODAL_RUN, str(MAIN), "--command", command],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

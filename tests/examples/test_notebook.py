@@ -1,4 +1,4 @@
-"""The notebook in a real kernel: its cells, and the stop button."""
+"""Tests of examples/notebook.ipynb in a real kernel."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 
 from skyrl_modal import RunState, runs
+from tests.support.commands import saving_command
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "examples" / "notebook.ipynb"
-DEADLINE = 90.0
+TIMEOUT = 90.0
 
 
 @pytest.fixture
 def small_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a checkout that the notebook finds by $SKYRL_REPO_ROOT."""
     root = tmp_path / "SkyRL"
     (root / "skyrl-gym").mkdir(parents=True)
     (root / "skyrl-gym" / "pyproject.toml").write_text("")
@@ -29,7 +31,8 @@ def small_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def test_its_cells_run_from_the_first_to_the_last(small_checkout: Path) -> None:
+def test_all_cells_run(small_checkout: Path) -> None:
+    """All cells of the notebook run, and their outputs are as described."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
 
     NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": "/"}}).execute()
@@ -48,7 +51,8 @@ def test_its_cells_run_from_the_first_to_the_last(small_checkout: Path) -> None:
     assert texts["pull"] == "{'loss': 0.5}"
 
 
-def test_it_is_kept_without_outputs() -> None:
+def test_notebook_has_no_outputs() -> None:
+    """The notebook in the repository has no outputs."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
     assert all(not cell.outputs and cell.execution_count is None for cell in notebook.cells if "outputs" in cell)
@@ -56,21 +60,22 @@ def test_it_is_kept_without_outputs() -> None:
 
 @pytest.fixture
 def kernel(small_checkout: Path) -> Iterator[tuple[KernelManager, Any]]:
+    """Start a kernel, and yield its manager and its client."""
     manager = KernelManager(kernel_name="python3")
     manager.start_kernel(cwd="/", env=dict(os.environ))
     client = manager.client()
     client.start_channels()
-    client.wait_for_ready(timeout=DEADLINE)
+    client.wait_for_ready(timeout=TIMEOUT)
     yield manager, client
     client.stop_channels()
     manager.shutdown_kernel(now=True)
 
 
 def messages(client: Any, request: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What a cell says, as it comes, until it is done."""
-    deadline = time.monotonic() + DEADLINE
+    """Yield the messages of a cell until it has finished."""
+    deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline:
-        message = client.get_iopub_msg(timeout=DEADLINE)
+        message = client.get_iopub_msg(timeout=TIMEOUT)
         if message["parent_header"].get("msg_id") != request:
             continue
         kind, content = message["msg_type"], message["content"]
@@ -80,18 +85,16 @@ def messages(client: Any, request: str) -> Iterator[tuple[str, dict[str, Any]]]:
     pytest.fail("the cell did not end")
 
 
-def test_the_stop_button_stops_the_run_and_lets_it_save(kernel: tuple[KernelManager, Any]) -> None:
+def test_interrupt_stops_the_run_after_saving(kernel: tuple[KernelManager, Any]) -> None:
+    """Interrupting the kernel stops the run after it has saved; the kernel can still be used."""
     manager, client = kernel
-    code = (
-        "from skyrl_modal import Launcher\n"
-        "Launcher(backend='local', gpu=None, ray=None).run(\n"
-        "    \"trap 'echo saving; exit 3' INT; echo up; sleep 600 & wait\")"
-    )
+    command = saving_command(signals="INT")
+    code = f"from skyrl_modal import Launcher\nLauncher(backend='local', gpu=None, ray=None).run({command!r})"
     request, text, error = client.execute(code), "", {}
     for kind, content in messages(client, request):
         if kind == "stream":
             before, text = text, text + content["text"]
-            if "up\n" in text and "up\n" not in before:  # it streams: the command is still running
+            if "up\n" in text and "up\n" not in before:  # streamed while the command runs
                 manager.interrupt_kernel()
         elif kind == "error":
             error = content
@@ -99,10 +102,8 @@ def test_the_stop_button_stops_the_run_and_lets_it_save(kernel: tuple[KernelMana
     assert error["ename"] == "KeyboardInterrupt"
     assert "saving\n" in text
     assert "cancelled, exit code 3" in text
-    [run] = [run for run in runs(None) if "echo saving" in run.job.command and "sleep 600 & wait" in run.job.command][
-        :1
-    ]
+    run = next(run for run in runs(None) if run.job.command == command)
     assert run.wait(30).state is RunState.CANCELLED
-    # The kernel is as it was.
+    # The kernel still works.
     after = "".join(c["text"] for k, c in messages(client, client.execute("print(6 * 7)")) if k == "stream")
     assert after == "42\n"

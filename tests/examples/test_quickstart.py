@@ -1,4 +1,4 @@
-"""The quickstart as a user starts it: a process of its own, a real checkout, a real Ray, real learning."""
+"""Tests of examples/quickstart.py, run as a script with a real checkout and Ray."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ MAKE_CHECKOUT = "import quickstart; print(quickstart.published_checkout())"
 
 
 def quickstart(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the quickstart with arguments and additional variables."""
     return subprocess.run(
         [sys.executable, str(EXAMPLES / "quickstart.py"), *arguments],
         env={**os.environ, **environment},
@@ -29,7 +30,8 @@ def quickstart(*arguments: str, **environment: str) -> subprocess.CompletedProce
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_the_reward_rises_and_the_second_run_resumes(tmp_path: Path, checkout: Path) -> None:
+def test_reward_rises_and_second_run_resumes(tmp_path: Path, checkout: Path) -> None:
+    """The mean reward rises, and the second run continues from the checkpoint of the first."""
     done = quickstart("--checkout", str(checkout), XDG_DATA_HOME=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     [both] = re.findall(r"^both:  mean reward ([\d.]+) -> ([\d.]+)$", done.stdout, re.MULTILINE)
@@ -51,7 +53,8 @@ def test_the_reward_rises_and_the_second_run_resumes(tmp_path: Path, checkout: P
 @pytest.mark.ray
 @pytest.mark.timeout(290)
 @pytest.mark.parametrize("backend", ["local", "modal"])
-def test_it_trains_on_two_nodes(tmp_path: Path, checkout: Path, backend: str) -> None:
+def test_quickstart_on_two_nodes(tmp_path: Path, checkout: Path, backend: str) -> None:
+    """Rollout actors run on both nodes of each run."""
     arguments = ("--checkout", str(checkout), "--nodes", "2", "--steps", "20", "--backend", backend)
     if backend == "local":
         done = quickstart(*arguments, XDG_DATA_HOME=str(tmp_path))
@@ -61,15 +64,16 @@ def test_it_trains_on_two_nodes(tmp_path: Path, checkout: Path, backend: str) ->
             assert server.unimplemented == []
 
     assert done.returncode == 0, done.stdout + done.stderr
-    told = re.findall(r"^node (\w{56}): (\d+) rollout actor", done.stdout, re.MULTILINE)
-    assert len(told) == 4  # two nodes in each of the two runs
-    assert len({node for node, _ in told}) == 4
-    assert all(int(count) > 0 for _, count in told)
+    nodes = re.findall(r"^node (\w{56}): (\d+) rollout actor", done.stdout, re.MULTILINE)
+    assert len(nodes) == 4  # two nodes in each of the two runs
+    assert len({node for node, _ in nodes}) == 4
+    assert all(int(count) > 0 for _, count in nodes)
     assert "run 2: resumed from global_step_10, steps 11-20" in done.stdout
 
 
 @pytest.mark.slow
-def test_two_that_make_the_checkout_at_once_leave_one_whole_checkout(tmp_path: Path) -> None:
+def test_parallel_processes_make_one_complete_checkout(tmp_path: Path) -> None:
+    """Two processes that make the checkout at the same time leave one complete checkout."""
     both = [
         subprocess.Popen(
             [sys.executable, "-c", MAKE_CHECKOUT],
@@ -86,11 +90,12 @@ def test_two_that_make_the_checkout_at_once_leave_one_whole_checkout(tmp_path: P
     assert (root / "skyrl" / "train" / "trainer.py").is_file()
     assert (root / "skyrl-gym" / "pyproject.toml").is_file()
     assert (root / "skyrl-gym" / "skyrl_gym" / "envs" / "gsm8k" / "env.py").is_file()
-    # Nothing of the other's, nothing of the download.
+    # No files of the other process and of the download are left.
     assert list(root.parent.iterdir()) == [root]
 
 
-def test_without_a_package_index_it_asks_for_a_checkout(tmp_path: Path) -> None:
+def test_missing_package_index_is_explained(tmp_path: Path) -> None:
+    """Without a package index the quickstart explains that it needs --checkout."""
     done = quickstart(
         XDG_CACHE_HOME=str(tmp_path), PIP_CONFIG_FILE=os.devnull, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(tmp_path)
     )
@@ -100,7 +105,8 @@ def test_without_a_package_index_it_asks_for_a_checkout(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*.tar.gz")) == []
 
 
-def test_one_step_is_too_few_for_two_runs() -> None:
+def test_fewer_than_two_steps_are_refused() -> None:
+    """--steps 1 is a usage error."""
     done = quickstart("--steps", "1")
     assert done.returncode == 2
-    assert "--steps: give at least 2" in done.stderr
+    assert "--steps: must be at least 2" in done.stderr

@@ -1,4 +1,4 @@
-"""The quickstart's trainer by itself: what it writes, what being killed does to it, that its task can be learned."""
+"""Tests of the quickstart's trainer: its files, its behaviour when it is killed, and its task."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ TRAINER = Path(__file__).resolve().parents[2] / "examples" / "quickstart_trainer
 
 
 def prepare(run_dir: Path) -> Path:
+    """Write the dataset, and return the run folder."""
     command = [sys.executable, str(TRAINER / "prepare.py"), "--output-dir", str(run_dir / "dataset")]
     subprocess.run(command, check=True, capture_output=True)
     return run_dir
 
 
 def start(run_dir: Path, steps: int, checkout: Path, ray_address: str) -> subprocess.Popen[str]:
+    """Start a training process."""
     return subprocess.Popen(
         [sys.executable, str(TRAINER / "train.py"), "--run-dir", str(run_dir), "--steps", str(steps)],
         env={**os.environ, "SKYRL_REPO_ROOT": str(checkout), "RAY_ADDRESS": ray_address},
@@ -35,6 +37,7 @@ def start(run_dir: Path, steps: int, checkout: Path, ray_address: str) -> subpro
 
 
 def read_until(process: subprocess.Popen[str], start_of_line: str) -> None:
+    """Read the output of a process until a line starts with a text."""
     assert process.stdout is not None
     seen = []
     for line in process.stdout:
@@ -45,21 +48,22 @@ def read_until(process: subprocess.Popen[str], start_of_line: str) -> None:
 
 
 def finish(process: subprocess.Popen[str]) -> str:
+    """Wait for a process to succeed, and return the rest of its output."""
     output, _ = process.communicate()
     assert process.returncode == 0, output
     return output
 
 
 def metrics(run_dir: Path) -> list[tuple[Any, ...]]:
+    """Return step, reward, entropy and clipped share of each logged step."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [(row["step"], row["reward"], row["entropy"], row["clipped"]) for row in rows]
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_killed_training_that_goes_on_ends_as_one_that_was_never_killed(
-    tmp_path: Path, checkout: Path, ray_address: str
-) -> None:
+def test_killed_training_resumes_with_the_same_result(tmp_path: Path, checkout: Path, ray_address: str) -> None:
+    """A training that was killed and resumed has the metrics and weights of one that was not killed."""
     whole = prepare(tmp_path / "whole")
     finish(start(whole, 24, checkout, ray_address))
 
@@ -86,9 +90,10 @@ def test_a_killed_training_that_goes_on_ends_as_one_that_was_never_killed(
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_training_saves_its_last_step(
+def test_stopped_training_saves_its_last_step(
     tmp_path: Path, checkout: Path, ray_address: str, number: signal.Signals
 ) -> None:
+    """A training that receives a signal saves a checkpoint of its last step."""
     process = start(prepare(tmp_path), 100_000, checkout, ray_address)
     read_until(process, "step   3/100000")
     process.send_signal(number)
@@ -112,9 +117,8 @@ while True:
 """
 
 
-def test_a_checkpoint_is_whole_or_absent_wherever_its_writer_is_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkpoint_is_complete_or_absent_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The latest checkpoint can be loaded after its writer was killed at any time."""
     monkeypatch.syspath_prepend(str(TRAINER))
     checkpoint = importlib.import_module("checkpoint")
     for _ in range(8):
@@ -122,18 +126,17 @@ def test_a_checkpoint_is_whole_or_absent_wherever_its_writer_is_killed(
             [sys.executable, "-c", SAVE_FOR_EVER, str(tmp_path)], cwd=TRAINER, stdout=subprocess.PIPE, text=True
         )
         assert writer.stdout is not None
-        told = [next(writer.stdout) for _ in range(5)][-1]
+        printed = [next(writer.stdout) for _ in range(5)][-1]
         writer.kill()
-        told = [told, *writer.communicate()[0].splitlines(keepends=True)][-1]
+        printed = [printed, *writer.communicate()[0].splitlines(keepends=True)][-1]
         latest = checkpoint.latest(tmp_path)
-        # What was told as saved is there; of what came after, at most one more was named before the kill.
-        step = int(told.rstrip().rpartition("_")[2])
+        # The printed checkpoint is complete. At most one more was completed between its print and the kill.
+        step = int(printed.rstrip().rpartition("_")[2])
         assert checkpoint.load(latest).step in (step, step + 1)
 
 
-def test_every_problem_can_be_answered_and_most_answers_are_wrong(
-    checkout: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_problem_has_few_correct_answers(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each problem has a correct answer, and at most a quarter of the possible answers are correct."""
     monkeypatch.syspath_prepend(str(TRAINER))
     monkeypatch.syspath_prepend(str(checkout / "skyrl-gym"))
     policy, dataset = importlib.import_module("policy"), importlib.import_module("prepare")
