@@ -1,7 +1,7 @@
-"""Several Ray nodes and several runs on one machine, all in one run: ``nox -s bench -- cluster``.
+"""Measure clusters and parallel runs on one machine: ``nox -s bench -- cluster``.
 
-Two questions: how soon a driver has a cluster of 1, 2 and 4 nodes, beside `ray start` by hand as one would script it;
-and what eight runs at once, each with a Ray of its own, cost beside one alone.
+Measures the time until a driver has a cluster of 1, 2 and 4 nodes, compared to a script that calls `ray start` for each
+node; and the time and memory of eight parallel runs, each with its own Ray, compared to a single run.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import threading
 import time
 from pathlib import Path
 
-from local import BIN, Group, Measure, end_by_argument, free_port, own_folders
+from local import BIN, Group, Measure, free_port, kill_by_argument, use_scratch_folders
 
 from skyrl_modal import Launcher, RaySpec, VolumeSpec
 
-#: A driver that waits for so many nodes and has a task run on each.
+#: A driver that waits for a number of nodes and runs a task on each.
 DRIVER = """
 import sys, time
 import ray
@@ -39,7 +39,7 @@ found = ray.get([node.options(scheduling_strategy=On(one, soft=False)).remote() 
 assert sorted(found) == sorted(ids) and len(ids) == count
 """
 
-#: A driver that does a task and tells how much memory the processes of its run have, each shared page told once (PSS).
+#: A driver that runs a task and prints the memory of the run's processes, in which shared pages count once (PSS).
 MEMORY = """
 import json, os
 import ray
@@ -59,14 +59,14 @@ print(json.dumps({"mb": pss / 1024}))
 
 
 def launcher(checkout: Path, nodes: int = 1, number: int = 0) -> Launcher:
-    """A launcher whose nodes have a CPU each."""
+    """Return a launcher whose nodes have one CPU each."""
     volumes = [VolumeSpec(name=f"bench-{number}")]
     ray = RaySpec(num_cpus=1, start_timeout=600)
     return Launcher(backend="local", checkout=checkout, gpu=None, nodes=nodes, volumes=volumes, ray=ray)
 
 
-def ours(checkout: Path, nodes: int) -> Measure:
-    """Measures from the call until the command's driver has seen every node; the end is not in it."""
+def launcher_cluster(checkout: Path, nodes: int) -> Measure:
+    """Return a measurement from the call of Launcher.run until its driver has run a task on every node."""
 
     def measure() -> float:
         first: list[float] = []
@@ -80,8 +80,8 @@ def ours(checkout: Path, nodes: int) -> Measure:
     return measure
 
 
-def by_hand(checkout: Path, nodes: int) -> Measure:
-    """Measures a head and workers by `ray start`, one after the other, until the same driver is done."""
+def scripted_cluster(checkout: Path, nodes: int) -> Measure:
+    """Return a measurement from the first `ray start` of a head and workers until the same driver has finished."""
 
     def measure() -> float:
         folder, port = tempfile.mkdtemp(prefix="bench-ray-"), free_port()
@@ -90,32 +90,32 @@ def by_hand(checkout: Path, nodes: int) -> Measure:
         head = ["--head", f"--port={port}", f"--temp-dir={folder}", "--include-dashboard=false"]
         begin = time.perf_counter()
         try:
-            for what in [head, *[[f"--address=127.0.0.1:{port}"]] * (nodes - 1)]:
-                subprocess.run([str(BIN / "ray"), "start", *what, *lean], check=True, **quiet)  # type: ignore[call-overload]  # options of any kind
+            for options in [head, *[[f"--address=127.0.0.1:{port}"]] * (nodes - 1)]:
+                subprocess.run([str(BIN / "ray"), "start", *options, *lean], check=True, **quiet)  # type: ignore[call-overload]  # options of any kind
             env = {**os.environ, "RAY_ADDRESS": f"127.0.0.1:{port}"}
             subprocess.run([sys.executable, str(checkout / "driver.py"), str(nodes)], check=True, env=env)
             return time.perf_counter() - begin
         finally:
-            end_by_argument(folder)
+            kill_by_argument(folder)
             shutil.rmtree(folder, ignore_errors=True)
 
     return measure
 
 
 def clusters(checkout: Path, rounds: int) -> list[Group]:
-    """How soon a driver has its nodes."""
+    """Return the groups that compare the start of clusters."""
     groups = []
     for nodes in (1, 2, 4):
-        group = Group(f"{nodes} node(s), until a driver has had a task on each")
-        group.add("Launcher.run", ours(checkout, nodes), rounds=rounds)
-        group.add("`ray start` for each node, one after the other", by_hand(checkout, nodes), rounds=rounds)
+        group = Group(f"{nodes} node(s), until a driver has run a task on each")
+        group.add("Launcher.run", launcher_cluster(checkout, nodes), rounds=rounds)
+        group.add("`ray start` for each node, sequentially", scripted_cluster(checkout, nodes), rounds=rounds)
         groups.append(group)
     return groups
 
 
-def at_once(checkout: Path, count: int) -> str:
-    """Runs at the same time: seconds and MB of each."""
-    told: list[dict[str, float]] = []
+def measure_parallel_runs(checkout: Path, count: int) -> str:
+    """Make parallel runs, and return a line with the seconds and MB of each."""
+    measured: list[dict[str, float]] = []
     failed: list[str] = []
 
     def run(number: int) -> None:
@@ -126,32 +126,32 @@ def at_once(checkout: Path, count: int) -> str:
         if result.returncode:
             failed.append(f"{result.detail}\n{result.log_tail}")
             return
-        told.append({**json.loads(b"".join(output)), "seconds": time.perf_counter() - begin})
+        measured.append({**json.loads(b"".join(output)), "seconds": time.perf_counter() - begin})
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    if len(told) != count:
-        raise SystemExit("\n".join(["not all runs were right:", *failed]))
-    seconds, memory = ([item[name] for item in told] for name in ("seconds", "mb"))
+    if len(measured) != count:
+        raise SystemExit("\n".join(["some runs failed:", *failed]))
+    seconds, memory = ([item[name] for item in measured] for name in ("seconds", "mb"))
     return (
-        f"  {count} at once: {statistics.median(seconds):8.1f} s each ({min(seconds):.1f}-{max(seconds):.1f}), "
-        f"{max(seconds) / count:6.1f} s for each of them, {statistics.median(memory):6.0f} MB each"
+        f"  {count} in parallel: median {statistics.median(seconds):8.1f} s ({min(seconds):.1f}-{max(seconds):.1f}), "
+        f"{max(seconds) / count:6.1f} s in total per run, {statistics.median(memory):6.0f} MB per run"
     )
 
 
 def main() -> None:
-    """Measure and print one table."""
+    """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3, help="of each candidate (3)")
-    parser.add_argument("--only", choices=["nodes", "runs"], help="one question")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each candidate (default: 3)")
+    parser.add_argument("--only", choices=["nodes", "runs"], help="measure this only")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         scratch = Path(name)
-        checkout = own_folders(scratch)
-        # Named by the environment: the run sees of /tmp only what that names.
+        checkout = use_scratch_folders(scratch)
+        # Of /tmp, a run sees only paths in environment variables.
         os.environ["BENCH_CHECKOUT"] = str(scratch / "SkyRL")
         (checkout / "driver.py").write_text(DRIVER)
         (checkout / "memory.py").write_text(MEMORY)
@@ -160,8 +160,8 @@ def main() -> None:
             group.run()
         lines = [row for group in groups for row in group.rows()]
         if options.only != "nodes":
-            lines += ["a run with a Ray of its own, from the call to its result"]
-            lines += [at_once(checkout, count) for count in (1, 8)]
+            lines += ["runs with Ray, from the call to the result"]
+            lines += [measure_parallel_runs(checkout, count) for count in (1, 8)]
     print("\n".join(lines), flush=True)
 
 

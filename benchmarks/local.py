@@ -1,7 +1,7 @@
-"""The local backend beside what one would use instead, all in one run: ``nox -s bench``, or this file with ``--only``.
+"""Compare the local backend with alternatives: ``nox -s bench -- local``.
 
-Three questions: what a launch costs, what streaming costs, and how soon Ray is there. Every round takes each candidate
-once, in turn, so that a busy moment of the machine meets all of them. Medians, and ratios to the first of each group.
+Measures the time of a launch, of streaming, and until Ray is ready. Each round measures every candidate once, in turn,
+so that a temporary load of the machine affects all of them. Prints medians, and ratios to the first of each group.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pathlib import Path
 
 Measure = Callable[[], float]
 
-FILES = 438  # as many as SkyRL's own source archive has
-LINES = 12_400_000  # 100 MB by seq
+FILES = 438  # number of files in SkyRL's source archive
+LINES = 12_400_000  # 100 MB of output of seq
 BIN = Path(sys.executable).parent
 
 LAUNCH = """
@@ -63,16 +63,16 @@ STREAM = """
 import sys, time
 from skyrl_modal import Launcher
 size = 0
-def take(data):
+def receive(data):
     global size
     size += len(data)
 launcher = Launcher(backend="local", checkout=sys.argv[1], gpu=None, ray=None)
 begin = time.perf_counter()
-launcher.run("seq " + sys.argv[2], output=take, quiet=True)
+launcher.run("seq " + sys.argv[2], output=receive, quiet=True)
 print(time.perf_counter() - begin, size)
 """
 
-#: A driver that connects as soon as it can, as one would write it: the address by argument.
+#: A driver that connects as soon as possible. Its argument is the address.
 DRIVER = """
 import socket, sys, time
 import ray
@@ -92,20 +92,20 @@ while True:
 print("connected", flush=True)
 """
 
-OURS_RAY = """
+RUN_WITH_RAY = """
 import sys, time
 from skyrl_modal import Launcher
 launcher = Launcher(backend="local", checkout=sys.argv[1], gpu=None)
 begin, first = time.perf_counter(), []
-def take(data):
+def receive(data):
     first.append(time.perf_counter())
-assert launcher.run(sys.argv[2], output=take, quiet=True).returncode == 0
+assert launcher.run(sys.argv[2], output=receive, quiet=True).returncode == 0
 print(first[0] - begin)
 """
 
 
 def python(script: str, *arguments: str) -> list[float]:
-    """Run a script in a Python of its own; gives the numbers that it prints, a line each."""
+    """Run a script in a new Python process, and return the numbers that it prints, one on each line."""
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         capture_output=True,
@@ -118,14 +118,14 @@ def python(script: str, *arguments: str) -> list[float]:
 
 
 def wall(argv: list[str], **options: object) -> float:
-    """Seconds that a process takes, from its start to its end."""
+    """Return the seconds from the start to the exit of a process."""
     begin = time.perf_counter()
     subprocess.run(argv, check=True, stderr=subprocess.DEVNULL, **options)  # type: ignore[call-overload]  # options of any kind
     return time.perf_counter() - begin
 
 
 def wall_of(script: str, *arguments: str) -> Measure:
-    """Measures a script as a fresh process, the start of Python and its imports included."""
+    """Return a measurement of a script in a new process, including the start of Python and imports."""
 
     def measure() -> float:
         begin = time.perf_counter()
@@ -136,12 +136,12 @@ def wall_of(script: str, *arguments: str) -> Measure:
 
 
 def last_of(script: str, *arguments: str) -> Measure:
-    """Measures the last of several launches in one process."""
+    """Return a measurement of the last of several launches in one process."""
     return lambda: python(script, *arguments)[-1]
 
 
 class Group:
-    """Candidates for one question."""
+    """Candidates that are compared with each other."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -150,13 +150,13 @@ class Group:
         self.rounds: dict[str, int] = {}
 
     def add(self, name: str, measure: Measure, *, rounds: int) -> None:
-        """Add a candidate; the first one is what the others are compared to."""
+        """Add a candidate. The others are compared to the first one."""
         self.candidates[name] = measure
         self.times[name] = []
         self.rounds[name] = rounds
 
     def run(self) -> None:
-        """Measure all of them, round by round."""
+        """Measure all candidates, round by round."""
         for number in range(max(self.rounds.values())):
             for name, measure in self.candidates.items():
                 if number < self.rounds[name]:
@@ -164,7 +164,7 @@ class Group:
                     self.times[name].append(measure())
 
     def rows(self) -> Iterator[str]:
-        """The table's rows."""
+        """Yield the rows of the table."""
         base = statistics.median(next(iter(self.times.values())))
         yield f"{self.title}"
         for name, times in self.times.items():
@@ -174,7 +174,7 @@ class Group:
 
 
 def make_checkout(folder: Path) -> Path:
-    """A checkout as large as SkyRL's sources."""
+    """Create a checkout of the size of SkyRL's sources."""
     for number in range(FILES - 1):
         path = folder / f"skyrl/package{number % 20}/module{number}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -186,7 +186,7 @@ def make_checkout(folder: Path) -> Path:
 
 
 def launches(checkout: Path, scratch: Path, rounds: int) -> Group:
-    """What ``true`` costs, without Ray."""
+    """Return the group that compares the time of ``true`` without Ray in a new process."""
     group = Group("`true`, fresh process")
     group.add("Launcher.run in a script", wall_of(LAUNCH, str(checkout), "1"), rounds=rounds)
     command = [str(BIN / "skyrl-modal"), "run", "--backend", "local", "--no-ray", "--checkout", str(checkout), "true"]
@@ -198,7 +198,7 @@ def launches(checkout: Path, scratch: Path, rounds: int) -> Group:
 
 
 def relaunches(checkout: Path, scratch: Path, rounds: int) -> Group:
-    """What ``true`` costs once more in the same process."""
+    """Return the group that compares the time of ``true`` without Ray in a process that has run it before."""
     group = Group("`true`, warm relaunch (the sixth in one process)")
     group.add("Launcher.run", last_of(LAUNCH, str(checkout), "6"), rounds=rounds)
     group.add("TorchX Runner, waiting at 0.01 s", last_of(TORCHX, str(scratch / "tx"), "6", "0.01"), rounds=rounds)
@@ -208,7 +208,7 @@ def relaunches(checkout: Path, scratch: Path, rounds: int) -> Group:
 
 
 def streams(checkout: Path, scratch: Path, rounds: int) -> Group:
-    """What 100 MB of lines cost."""
+    """Return the group that compares the time of 100 MB of output."""
     group = Group("100 MB of lines")
 
     def tee(sink: str) -> Measure:
@@ -222,28 +222,28 @@ def streams(checkout: Path, scratch: Path, rounds: int) -> Group:
 
     group.add("seq | tee output.log > /dev/null", tee("/dev/null"), rounds=rounds)
     group.add(
-        "Launcher.run(output=callable), output.log kept", last_of(STREAM, str(checkout), str(LINES)), rounds=rounds
+        "Launcher.run(output=callable), writes output.log", last_of(STREAM, str(checkout), str(LINES)), rounds=rounds
     )
     group.add("seq | tee output.log > file", tee(str(scratch / "out.tee")), rounds=rounds)
-    group.add("skyrl-modal run > file, output.log kept, start included", to_file, rounds=rounds)
+    group.add("skyrl-modal run > file, writes output.log, with start", to_file, rounds=rounds)
     return group
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def end_by_argument(text: str) -> None:
-    """End the processes that were started with this text among their arguments; nobody else's has it."""
-    me = os.getpid()
+def kill_by_argument(text: str) -> None:
+    """Kill all processes with a text in their arguments: the path of a temporary folder, which no other process has."""
+    own_pid = os.getpid()
     for _ in range(50):
         left = []
         for entry in os.scandir("/proc"):
-            if entry.name.isdigit() and int(entry.name) != me:
+            if entry.name.isdigit() and int(entry.name) != own_pid:
                 with contextlib.suppress(OSError):
                     if text.encode() in Path(entry.path, "cmdline").read_bytes():
                         left.append(int(entry.name))
@@ -256,7 +256,7 @@ def end_by_argument(text: str) -> None:
 
 
 def bare_ray(*options: str) -> Measure:
-    """Measures from ``ray start`` until a driver, started at the same moment, is connected."""
+    """Return a measurement of ``ray start`` until a driver that is started at the same time has connected."""
 
     def measure() -> float:
         folder, port = tempfile.mkdtemp(prefix="bench-ray-"), free_port()
@@ -269,7 +269,7 @@ def bare_ray(*options: str) -> Measure:
             subprocess.run(driver, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=180)
             return time.perf_counter() - begin
         finally:
-            end_by_argument(folder)
+            kill_by_argument(folder)
             ray.wait()
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -277,18 +277,18 @@ def bare_ray(*options: str) -> Measure:
 
 
 def scripted_ray() -> float:
-    """Measures `ray start --head && echo`, as SkyRL's script has it: until the echo."""
+    """Measure `ray start --head` as in SkyRL's scripts, until it exits."""
     folder, port = tempfile.mkdtemp(prefix="bench-ray-"), free_port()
     try:
         start = [str(BIN / "ray"), "start", "--head", f"--port={port}", f"--temp-dir={folder}"]
         return wall(start, stdout=subprocess.DEVNULL)
     finally:
-        end_by_argument(folder)
+        kill_by_argument(folder)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def own_folders(scratch: Path) -> Path:
-    """Keep what the runs leave in a folder of the benchmark's; gives a checkout there."""
+def use_scratch_folders(scratch: Path) -> Path:
+    """Redirect the files of runs to a temporary folder, and return a checkout in it."""
     for variable in ("XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"):
         os.environ[variable] = str(scratch / variable)
     for variable in ("SKYRL_REPO_ROOT", "SKYRL_MODAL_BACKEND", "RAY_ADDRESS"):
@@ -297,31 +297,33 @@ def own_folders(scratch: Path) -> Path:
 
 
 def rays(checkout: Path, scratch: Path, rounds: int) -> Group:
-    """How soon a driver has its Ray."""
-    group = Group("Ray, from the start on")
+    """Return the group that compares the time until Ray is ready."""
+    group = Group("Ray, from the start")
     driver = f"{sys.executable} -c 'import ray; ray.init(logging_level=\"ERROR\"); print(1)'"
-    group.add("Launcher.run: the first byte of `echo`", last_of(OURS_RAY, str(checkout), "echo"), rounds=rounds)
-    group.add("ray start --head && echo, as SkyRL's script: the echo", scripted_ray, rounds=rounds)
-    group.add("Launcher.run: a driver is connected", last_of(OURS_RAY, str(checkout), driver), rounds=rounds)
+    group.add("Launcher.run: the first byte of `echo`", last_of(RUN_WITH_RAY, str(checkout), "echo"), rounds=rounds)
+    group.add("ray start --head && echo, as in SkyRL's scripts", scripted_ray, rounds=rounds)
+    group.add("Launcher.run: a driver has connected", last_of(RUN_WITH_RAY, str(checkout), driver), rounds=rounds)
     lean = bare_ray("--include-dashboard=false", "--block")
-    group.add("ray start --head --include-dashboard=false --block: connected", lean, rounds=rounds)
-    group.add("ray start --head: a driver is connected", bare_ray(), rounds=rounds)
+    group.add("ray start --head --include-dashboard=false --block: a driver has connected", lean, rounds=rounds)
+    group.add("ray start --head: a driver has connected", bare_ray(), rounds=rounds)
     return group
 
 
 def main() -> None:
-    """Measure and print one table."""
-    questions = {"launch": launches, "relaunch": relaunches, "stream": streams, "ray": rays}
+    """Measure, and print a table."""
+    groups_by_name = {"launch": launches, "relaunch": relaunches, "stream": streams, "ray": rays}
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7, help="of each candidate; half as many with Ray (7)")
-    parser.add_argument("--only", choices=list(questions), action="append", help="one question; may be repeated")
+    parser.add_argument(
+        "--rounds", type=int, default=7, help="measurements of each candidate, half as many with Ray (default: 7)"
+    )
+    parser.add_argument("--only", choices=list(groups_by_name), action="append", help="one group; may be repeated")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         scratch = Path(name)
-        checkout = own_folders(scratch)
+        checkout = use_scratch_folders(scratch)
         groups = [
-            question(checkout, scratch, max(2, options.rounds // 2) if key == "ray" else options.rounds)
-            for key, question in questions.items()
+            make_group(checkout, scratch, max(2, options.rounds // 2) if key == "ray" else options.rounds)
+            for key, make_group in groups_by_name.items()
             if not options.only or key in options.only
         ]
         for group in groups:
