@@ -1,4 +1,4 @@
-"""What every test shares: folders of its own for all that the library keeps, and the proof that nothing is left."""
+"""Fixtures of all tests: isolated user folders, a checkout, and launchers."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import pytest
 
-from skyrl_modal import Launcher
+from skyrl_modal import Launcher, VolumeSpec
 from tests.support.processes import MARK, wait_for_marked_processes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give tests that start a real Ray a second try, of which the summary tells.
+    """Run tests that start a real Ray a second time if they fail, and show it in the summary.
 
-    Ray has time limits of its own (30 s for a node, 10 s for an answer), which it misses now and then where two CPUs
-    have a dozen of its processes to start. A fault of ours fails twice.
+    Ray has fixed timeouts (30 s to start a node, 10 s to answer a request), which it sometimes exceeds if two CPUs have
+    to start a dozen of its processes. A defect of the package makes both runs fail.
     """
     for item in items:
         if item.get_closest_marker("ray") is not None:
@@ -28,35 +29,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Point everything that is kept to a folder of this session's, and fail it where something is left behind."""
+def isolated_user_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Redirect user folders to a temporary directory, and fail the session if processes or files remain."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # A shell without job control starts what it leaves in the background so, and our callers would inherit it.
+        # A shell without job control starts background processes with SIGINT ignored, which the callers of the tests
+        # would inherit.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    world = tmp_path_factory.mktemp("world")
+    folder = tmp_path_factory.mktemp("user")
     value = uuid.uuid4().hex
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(MARK, value)
         for name in ("XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"):
-            patch.setenv(name, str(world / name))
+            patch.setenv(name, str(folder / name))
         for name in ("SKYRL_REPO_ROOT", "SKYRL_MODAL_BACKEND", "MODAL_GPU", "MODAL_APP_NAME", "RAY_ADDRESS"):
             patch.delenv(name, raising=False)
-        patch.setenv("HYPOTHESIS_STORAGE_DIRECTORY", str(world / "hypothesis"))
+        patch.setenv("HYPOTHESIS_STORAGE_DIRECTORY", str(folder / "hypothesis"))
         yield
         left = wait_for_marked_processes(value, 15)
-        assert not left, f"processes were left behind: {left}"
+        assert not left, f"processes are left: {left}"
         scratch = platformdirs.user_cache_path("skyrl_modal") / "scratch"
-        assert not scratch.exists() or not list(scratch.iterdir()), f"scratch files were left in {scratch}"
+        assert not scratch.exists() or not list(scratch.iterdir()), f"scratch files are left in {scratch}"
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """Run git in a folder, with nobody's configuration."""
+    """Run git in a folder, without the configuration of the user and the system, and return its output."""
     environment = {
         **os.environ,
         "GIT_CONFIG_GLOBAL": os.devnull,
         "GIT_CONFIG_SYSTEM": os.devnull,
         **{
-            f"GIT_{who}_{what}": "test@example.invalid" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
+            f"GIT_{role}_{field}": "test@example.invalid"
+            for role in ("AUTHOR", "COMMITTER")
+            for field in ("NAME", "EMAIL")
         },
     }
     done = subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True, env=environment)
@@ -65,7 +69,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A small SkyRL-like checkout under git, with one ignored file."""
+    """Return a small checkout like SkyRL's in a git repository, with one ignored file."""
     root = tmp_path / "SkyRL"
     for name, text in {
         "skyrl-gym/skyrl_gym/__init__.py": "",
@@ -73,7 +77,7 @@ def checkout(tmp_path: Path) -> Path:
         "train.py": "print('training')\n",
         "pyproject.toml": '[project]\nname = "skyrl"\nversion = "0"\ndependencies = ["ray==2.57.0"]\n',
         ".gitignore": "*.secret\n",
-        "ignored.secret": "stays\n",
+        "ignored.secret": "excluded\n",
     }.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
@@ -84,3 +88,24 @@ def checkout(tmp_path: Path) -> Path:
 
 
 MakeLauncher = Callable[..., Launcher]
+
+
+@pytest.fixture
+def volume() -> VolumeSpec:
+    """Return a volume that no other test uses."""
+    return VolumeSpec(name=f"test-{uuid.uuid4().hex[:12]}")
+
+
+@pytest.fixture
+def launcher(backend: str, checkout: Path, volume: VolumeSpec) -> MakeLauncher:
+    """Return a function that makes launchers, by default without GPU and Ray.
+
+    The folder of the tests defines the fixture ``backend``, which returns the name of the backend.
+    """
+
+    def make(**fields: Any) -> Launcher:
+        return Launcher(
+            **{"backend": backend, "checkout": checkout, "volumes": [volume], "ray": None, "gpu": None, **fields}
+        )
+
+    return make

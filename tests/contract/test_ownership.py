@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from skyrl_modal import Launcher, Run, RunCancelled, RunNotFound, RunState, RunTimeout
+from tests.support.commands import saving_command
 from tests.support.processes import signal_other_thread
 
 Make = Callable[..., Launcher]
@@ -72,7 +73,7 @@ def call(launcher: Make) -> Iterator[Callable[..., Caller]]:
         caller.process.communicate()
 
 
-SAVES = "trap 'echo saving; echo yes > /root/data/saved; exit 3' INT TERM; echo up; sleep 600 & wait; wait"
+SAVES = saving_command(path="/root/data/saved")
 
 
 def saved(made: Launcher, tmp_path: Path) -> str:

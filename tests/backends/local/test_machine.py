@@ -21,6 +21,7 @@ import skyrl_modal
 from skyrl_modal import Launcher, MountSpec, Run, RunLost, RunState, VolumeSpec
 from skyrl_modal.backends.local.scratch import scratch_root
 from skyrl_modal.backends.local.volumes import volume_folder
+from skyrl_modal.protocol.run_folder import RunFolder
 from skyrl_modal.protocol.state import FailureCause, StopReason
 from tests.support.commands import saving_command
 from tests.support.processes import signal_other_thread, supervisors
@@ -154,7 +155,7 @@ def test_large_output_needs_constant_memory(tmp_path: Path) -> None:
 
 
 def test_scratch_is_removed_if_the_caller_is_killed(launcher: Launcher, tmp_path: Path) -> None:
-    """If the caller is killed, its run ends, and the scratch folder is removed with folders that have no permissions."""
+    """If the caller is killed, the run ends and its scratch folder is removed, also folders without permissions."""
     script = (
         "from skyrl_modal import Launcher, VolumeSpec\n"
         f"Launcher(backend='local', checkout={str(launcher.checkout)!r}, volumes=[VolumeSpec(name={tmp_path.name!r})],"
@@ -196,12 +197,15 @@ def test_a_full_disk_does_not_stop_the_command(tmp_path: Path) -> None:
     try:
         launcher = Launcher(backend="local", mounts=[], volumes=[VolumeSpec(name=folder.name)], ray=None)
         result = launcher.run("head -c 3000000 /dev/zero; echo done; exit 4", output=output, quiet=True)
-        found = Run.attach(result.run_id).result()
+        record = RunFolder(Path(result.log_path).parent).read_result()
     finally:
         subprocess.run(["umount", folder], check=True)
 
-    assert (result.returncode, result.state) == (found.returncode, found.state) == (4, RunState.FAILED)
-    assert "No space left" in found.detail
+    assert (result.returncode, result.cause) == (4, FailureCause.COMMAND_FAILED)
+    assert record is not None
+    assert (record.returncode, record.cause) == (4, FailureCause.COMMAND_FAILED)
+    assert record.output.error is not None
+    assert 0 < record.output.bytes < 1 << 20
     assert output.getvalue().endswith(b"done\n")
     assert len(output.getvalue()) == 3_000_005
 

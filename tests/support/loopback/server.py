@@ -19,13 +19,17 @@ from typing import Any, TypeVar
 from .faults import Faults
 from .functions import Functions
 from .images import Image
-from .logs import Entry
+from .logs import STDERR, STDOUT, Entry
 from .plane import ControlPlane
 from .records import App, Call, Container, Function, FunctionCall
 from .rpc import POLLS
 
 T = TypeVar("T")
 DEFAULT_TIMEOUT = 60.0
+
+
+def _printed_text(entries: Iterable[Entry]) -> str:
+    return "".join(entry.data for entry in entries if entry.descriptor in (STDOUT, STDERR))
 
 
 class LoopbackModal:
@@ -245,27 +249,27 @@ class LoopbackModal:
 
     def log(self, call_id: str | None = None, *, app: App | None = None) -> list[Entry]:
         """Return all log entries, or those of one call or app."""
-        return self._call(
-            lambda: [
-                entry
-                for app_id, log in self.plane.logs.logs.items()
-                for entry in log.entries
-                if entry.data and (app is None or app.id == app_id) and (call_id is None or entry.call_id == call_id)
-            ]
-        )
+        return self._call(lambda: self._log_entries(call_id, app))
+
+    def _log_entries(self, call_id: str | None, app: App | None = None) -> list[Entry]:
+        return [
+            entry
+            for app_id, log in self.plane.logs.logs.items()
+            for entry in log.entries
+            if entry.data and (app is None or app.id == app_id) and (call_id is None or entry.call_id == call_id)
+        ]
 
     def log_text(self, call_id: str | None = None) -> str:
         """Return the logged text of stdout and stderr."""
-        return "".join(entry.data for entry in self.log(call_id) if entry.descriptor in (1, 2))
+        return _printed_text(self.log(call_id))
 
     def wait_for_text(self, text: str, call_id: str | None = None, timeout: float = DEFAULT_TIMEOUT) -> None:
         """Wait until the log contains a text."""
-        deadline = time.monotonic() + timeout
-        while text not in self.log_text(call_id):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{text!r} was not printed within {timeout} s: {self.log_text(call_id)[-2000:]!r}")
-            with self.plane.called:
-                self.plane.called.wait(0.02)
+        try:
+            self.wait_until(lambda: text in _printed_text(self._log_entries(call_id)), timeout)
+        except TimeoutError:
+            printed = self.log_text(call_id)[-2000:]
+            raise TimeoutError(f"{text!r} was not printed within {timeout} s: {printed!r}") from None
 
     # -- containers --------------------------------------------------------------------------------------------------
 
