@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from attrs import Attribute, field, frozen
+from attrs import Attribute, field, fields, frozen
 
 from skyrl_modal.backends import Backend, VolumeEntry, check_backend, get_backend
 from skyrl_modal.errors import SpecError
@@ -275,11 +275,14 @@ class Launcher(RunSpec):
 
         Raises:
             RunNotFound: No run has this id.
+            SpecError: The run's backend is not installed.
             RecordError: The run's record is damaged, or was written by a newer version.
             CheckoutNotFound: The run's checkout does not exist any more.
         """
         record = RunIndex().get(run_id)
-        launcher = cls(**record.launcher_fields())
+        spec = record.read_spec()
+        declared = {item.name: getattr(spec, item.name) for item in fields(RunSpec)}
+        launcher = cls(**declared, backend=record.backend)
         for change in changes_since(record.job, launcher):
             warnings.warn(f"run {run_id}: {change}", stacklevel=2)
         return launcher, record.job.command

@@ -15,6 +15,7 @@ from skyrl_modal.errors import RecordError, RunNotFound, SpecError
 from skyrl_modal.protocol.codec import ProtocolError
 from skyrl_modal.protocol.job import SCHEMA_VERSION, Job
 from skyrl_modal.protocol.run_folder import read_record, write_record
+from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.spec.stored import decode_spec
 
 #: A handle may contain the token of the run's Ray: only the user may read it.
@@ -40,15 +41,15 @@ class IndexRecord:
     spec: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
-    def launcher_fields(self) -> dict[str, Any]:
-        """Return the arguments of a launcher like the one that started the run.
+    def read_spec(self) -> RunSpec:
+        """Return what the user declared.
 
         Raises:
             RecordError: The stored spec is not valid.
             CheckoutNotFound: The checkout does not exist any more.
         """
         try:
-            return {**decode_spec(self.spec), "backend": self.backend}
+            return decode_spec(self.spec)
         except (SpecError, TypeError) as error:
             raise RecordError(f"the spec of run {self.job.run_id}", str(error)) from error
 

@@ -37,12 +37,13 @@ def _encode(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def decode_spec(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert stored data to arguments of ``RunSpec``. Unknown keys are ignored, and missing fields take their default.
+def decode_spec(data: Mapping[str, Any]) -> RunSpec:
+    """Convert stored data to a spec. Unknown keys are ignored, and missing fields take their default.
 
     Raises:
         SpecError: A value is not valid.
-        TypeError: A field holds data of another type.
+        TypeError: A field contains data of another type.
+        CheckoutNotFound: The checkout does not exist any more.
     """
     values = _known(RunSpec, data)
     if values.get("image") is not None:
@@ -57,7 +58,7 @@ def decode_spec(data: Mapping[str, Any]) -> dict[str, Any]:
         values["secrets"] = [
             item if isinstance(item, str) else SecretSpec(**_known(SecretSpec, item)) for item in values["secrets"]
         ]
-    return values
+    return RunSpec(**values)
 
 
 def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,25 @@
+"""Tests of lines of output."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skyrl_modal.run.log_lines import decode_lines, last_lines
+
+
+@given(st.binary(max_size=60), st.lists(st.integers(0, 60), max_size=6))
+def test_chunks_may_end_anywhere(content: bytes, positions: list[int]) -> None:
+    """The lines do not depend on how the output is divided into chunks."""
+    bounds = [0, *sorted(min(position, len(content)) for position in positions), len(content)]
+    chunks = [content[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+
+    assert list(decode_lines(chunks)) == list(decode_lines([content]))
+
+
+@given(st.binary(max_size=60), st.integers(-1, 10))
+def test_last_lines_are_the_end_of_all_lines(content: bytes, count: int) -> None:
+    """The last lines are the end of the list of all lines."""
+    lines = list(decode_lines([content]))
+
+    assert last_lines(content, count) == (lines[-count:] if count > 0 else [])
