@@ -26,7 +26,8 @@ OTHER_USER = 65534
 DRIVER = """
 import os, sys, ray
 ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
-print("task ran as user", ray.get(ray.remote(num_cpus=0)(os.getuid).remote(), timeout=60))
+task = ray.remote(num_cpus=0)(lambda: os.getuid())
+print("task ran as user", ray.get(task.remote(), timeout=60))
 """
 #: Prints the number of nodes. A driver asks Ray's head the same before it does anything else. The driver itself would
 #: need a Ray node at its own address.
