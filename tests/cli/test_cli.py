@@ -1,7 +1,9 @@
-"""The command line on runs: started, listed, followed, waited for, cancelled."""
+"""Tests of the command line: start, list, follow, wait for and cancel runs; exit codes."""
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,33 +19,45 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def skyrl(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Calls the command line in a checkout, with records of its own and no account."""
+    """Return a function that calls the command line in a checkout, with an empty index and without an account."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("SKYRL_MODAL_BACKEND", "local")
     monkeypatch.setenv("MODAL_CONFIG_PATH", str(tmp_path / "none.toml"))
     for name in ("MODAL_TOKEN_ID", "MODAL_TOKEN_SECRET", "MODAL_SERVER_URL"):
         monkeypatch.delenv(name, raising=False)
 
-    def call(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "skyrl_modal", *words]
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "skyrl_modal", *arguments]
         return subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False, timeout=100)
 
     return call
 
 
-def test_a_run_is_started_found_and_followed(skyrl: Command) -> None:
-    run_id = skyrl("submit", "--no-ray", "echo one; sleep 0.5; echo two; exit 3").stdout.strip()
+def make_record(run_id: str, backend: str, **handle: str) -> IndexRecord:
+    """Return a record of a run on a backend."""
+    created_at = "2020-01-01T00:00:00+00:00"
+    job = Job(run_id=run_id, command="python train.py", workdir="/", run_folder="/", created_at=created_at)
+    return IndexRecord(job=job, backend=backend, handle=handle)
+
+
+def test_run_is_submitted_and_followed(skyrl: Command) -> None:
+    """A submitted run is attached to, waited for, listed, and its log is read."""
+    submitted = skyrl(
+        "submit", "--no-ray", "--name", "first", "--tag", "a", "--tag", "b", "echo one; sleep 0.5; exit 3"
+    )
+    run_id = submitted.stdout.strip()
 
     followed = skyrl("attach", run_id)
-    assert (followed.returncode, followed.stdout) == (3, "one\ntwo\n")
+    assert (followed.returncode, followed.stdout) == (3, "one\n")
     assert skyrl("wait", run_id).returncode == 3
-    assert skyrl("logs", "--tail", "1", run_id).stdout == "two\n"
-    assert skyrl("logs", "-f", run_id).stdout == "one\ntwo\n"
+    assert skyrl("logs", "--tail", "1", run_id).stdout == "one\n"
+    assert skyrl("logs", "-f", run_id).stdout == "one\n"
     [line] = skyrl("ps").stdout.splitlines()
-    assert line.split()[:3] == [run_id, "failed", "local"]
+    assert line.split()[:5] == [run_id, "failed", "local", "first", "a,b"]
 
 
-def test_a_run_is_cancelled(skyrl: Command) -> None:
+def test_run_is_cancelled(skyrl: Command) -> None:
+    """A cancelled run ends with the exit code of its signal. Cancelling it again does nothing."""
     run_id = skyrl("submit", "--no-ray", "sleep 600").stdout.strip()
 
     assert skyrl("cancel", run_id).returncode == 0
@@ -51,19 +65,26 @@ def test_a_run_is_cancelled(skyrl: Command) -> None:
     assert skyrl("cancel", run_id).returncode == 0
 
 
-def test_runs_that_cannot_be_asked_about_do_not_hide_the_others(skyrl: Command) -> None:
+def test_unreachable_runs_do_not_hide_others(skyrl: Command) -> None:
+    """Runs whose backend is not available, or not installed, are listed as unknown with the reason."""
     skyrl("run", "--no-ray", "-q", "true")
-    job = Job(id="20200101-000000-aaaaaa", command="python train.py", workdir="/", run_dir="/")
-    RunIndex().add(IndexRecord(job, "modal", {"call_id": "fc-123"}))
+    RunIndex().add(make_record("20200101-000000-aaaaaa", "modal", call_id="fc-123"))
+    RunIndex().add(make_record("20200101-000000-bbbbbb", "mine", id="7"))
 
     listed = skyrl("ps")
 
     assert listed.returncode == 0
-    assert [line.split()[1] for line in listed.stdout.splitlines()] == ["succeeded", "unknown"]
+    assert [line.split()[1:3] for line in listed.stdout.splitlines()] == [
+        ["succeeded", "local"],
+        ["unknown", "mine"],
+        ["unknown", "modal"],
+    ]
     assert "modal setup" in listed.stderr
+    assert "backend='mine'" in listed.stderr
 
 
 def test_files_are_pushed_listed_and_pulled(skyrl: Command, tmp_path: Path) -> None:
+    """A file is copied to a volume, listed, and copied back. A missing one is an error of the launcher."""
     (tmp_path / "x").write_text("content")
     volume = ("--volume", f"/root/data={tmp_path.name}")
 
@@ -71,11 +92,11 @@ def test_files_are_pushed_listed_and_pulled(skyrl: Command, tmp_path: Path) -> N
     assert skyrl("ls", *volume, "/root/data/folder").stdout.split()[-1] == "/root/data/folder/x"
     assert skyrl("pull", *volume, "/root/data/folder/x", str(tmp_path / "y")).returncode == 0
     assert (tmp_path / "y").read_text() == "content"
-    wrong = skyrl("pull", *volume, "/root/data/none")
-    assert (wrong.returncode, "has no none" in wrong.stderr) == (2, True)
+    assert skyrl("pull", *volume, "/root/data/none").returncode == 125
 
 
-def test_a_plan_shows_files_and_starts_nothing(skyrl: Command) -> None:
+def test_plan_shows_files(skyrl: Command) -> None:
+    """A plan lists the files, and starts nothing."""
     plan = skyrl("plan", "python train.py")
 
     assert plan.returncode == 0
@@ -83,9 +104,82 @@ def test_a_plan_shows_files_and_starts_nothing(skyrl: Command) -> None:
     assert skyrl("ps").stdout == ""
 
 
-@pytest.mark.parametrize("words", [("logs", "none"), ("attach", "none"), ("cancel", "none"), ("wait", "none")])
-def test_an_unknown_run_is_said_in_a_line(skyrl: Command, words: tuple[str, ...]) -> None:
-    done = skyrl(*words)
+@pytest.mark.parametrize("command", ["logs", "attach", "cancel", "wait"])
+def test_unknown_run_is_an_error(skyrl: Command, command: str) -> None:
+    """A command on an unknown run prints one message and exits with 125."""
+    done = skyrl(command, "none")
 
-    assert done.returncode == 2
+    assert done.returncode == 125
     assert done.stderr.startswith("skyrl-modal: no run has the id 'none'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "returncode"),
+    [
+        (("run", "--timeout", "soon", "true"), 125),
+        (("run", "--gpu", "A1000", "true"), 125),
+        (("run", "--backend", "mine", "true"), 125),
+        (("run", "--name", "two parts", "true"), 125),
+        (("run", "--workdir", "nowhere", "true"), 125),
+        (("run", "--checkout", "/", "true"), 125),
+        (("run", "--secret", "NO_SUCH_VARIABLE", "true"), 125),
+        (("run", "--backend", "modal", "true"), 125),
+        (("plan", ""), 125),
+        (("push", "/no/such/file", "/root/data/x"), 125),
+        (("ls", "/elsewhere"), 125),
+        (("run",), 2),
+        (("run", "--no-such-option", "true"), 2),
+        (("run", "--nodes", "many", "true"), 2),
+        (("run", "--env", "without-value", "true"), 2),
+        (("no-such-command",), 2),
+    ],
+)
+def test_error_exit_codes(skyrl: Command, arguments: tuple[str, ...], returncode: int) -> None:
+    """Errors of the launcher exit with 125, invalid values included, and usage errors of click with 2."""
+    done = skyrl(*arguments)
+
+    assert done.returncode == returncode
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_interrupt_exits_with_130(skyrl: Command, checkout: Path) -> None:
+    """Ctrl-C stops the run, and the command line exits with 130."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "skyrl_modal", "run", "--no-ray", "echo up; sleep 600"],
+        cwd=checkout,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert skyrl("ps").stdout.split()[1] == "cancelled"
+
+
+def test_closed_reader_exits_with_141(skyrl: Command, checkout: Path) -> None:
+    """A reader that closes the output stops the run, and the command line exits with 141."""
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "skyrl_modal", "run", "--no-ray", "-q", "yes"], cwd=checkout, stdout=writer
+    )
+    os.close(writer)
+    os.read(reader, 100)
+    os.close(reader)
+
+    assert process.wait(60) == 141
+    assert skyrl("ps").stdout.split()[1] == "cancelled"
+
+
+def test_doctor_checks_every_backend(skyrl: Command) -> None:
+    """The doctor checks Python, the checkout and both backends."""
+    done = skyrl("doctor")
+
+    subjects = [line.split()[1] for line in done.stdout.splitlines()]
+    assert {"Python", "checkout", "modal", "ray"} <= set(subjects)
+    assert done.returncode == 0

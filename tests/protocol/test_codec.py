@@ -219,7 +219,7 @@ def test_schema_version_must_be_a_number(version: Any) -> None:
 )
 def test_values_of_another_type_are_refused(wrong: dict[str, Any]) -> None:
     """A value of another type raises ProtocolError, which names the field."""
-    with pytest.raises(ProtocolError, match="Sample|Limits"):
+    with pytest.raises(ProtocolError, match=r"Sample|Limits"):
         decode(Sample, {"name": "a", **wrong})
 
 

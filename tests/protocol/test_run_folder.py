@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -46,9 +47,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def fill(folder: Path) -> None:
     """Use all free space of a small file system."""
-    with pytest.raises(OSError, match="No space"), (folder / "filler").open("wb", buffering=0) as file:
-        while True:
-            file.write(b"x" * 4096)
+    with contextlib.suppress(OSError), (folder / "filler").open("wb", buffering=0) as file:
+        while file.write(b"x" * 4096):
+            pass
 
 
 def test_records_are_written_and_read(tmp_path: Path) -> None:

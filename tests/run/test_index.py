@@ -32,9 +32,7 @@ for number in range(int(sys.argv[1])):
 
 def make_record(run_id: str, backend: str = "local", **handle: str | int) -> IndexRecord:
     """Return a record of a run."""
-    job = Job(
-        run_id=run_id, command="true", workdir="/", run_folder="/root/x", created_at="2026-01-01T00:00:00+00:00"
-    )
+    job = Job(run_id=run_id, command="true", workdir="/", run_folder="/root/x", created_at="2026-01-01T00:00:00+00:00")
     return IndexRecord(job=job, backend=backend, handle=handle or {"pid": 1, "run_dir": "/nowhere"})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +14,7 @@ from skyrl_modal.run.log_lines import decode_lines, last_lines
 def test_chunks_may_end_anywhere(content: bytes, positions: list[int]) -> None:
     """The lines do not depend on how the output is divided into chunks."""
     bounds = [0, *sorted(min(position, len(content)) for position in positions), len(content)]
-    chunks = [content[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    chunks = [content[start:end] for start, end in itertools.pairwise(bounds)]
 
     assert list(decode_lines(chunks)) == list(decode_lines([content]))
 

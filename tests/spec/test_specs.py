@@ -1,10 +1,7 @@
-"""A wrong value fails where it is written, with its field, itself and what would do."""
+"""Tests of declared values: an invalid value raises SpecError where it is written."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,12 +21,15 @@ from skyrl_modal import (
     SpecError,
     VolumeSpec,
 )
-from skyrl_modal.protocol.job import Job
 from skyrl_modal.spec.duration import parse_duration
+from skyrl_modal.spec.fields import is_below
+from skyrl_modal.spec.gpu import GpuRequest
+from skyrl_modal.spec.run_spec import RunSpec
+from skyrl_modal.spec.stored import decode_spec, encode_spec
 
 
 @pytest.mark.parametrize(
-    ("fields", "named"),
+    ("fields", "message"),
     [
         ({"backend": "kubernetes"}, "backend='kubernetes'"),
         ({"backend": 3}, "backend=3"),
@@ -47,34 +47,44 @@ from skyrl_modal.spec.duration import parse_duration
         ({"gpu": ["H100:8", 8]}, "gpu="),
         ({"nodes": 0}, "nodes=0"),
         ({"nodes": 2.0}, "nodes=2.0"),
+        ({"nodes": True}, "nodes=True"),
         ({"rdma": True}, "rdma=True.*nodes=2"),
         ({"nodes": 2, "rdma": "yes"}, "rdma='yes'"),
         ({"retries": -1}, "retries=-1"),
+        ({"retries": 11}, "retries=11.*0 to 10"),
+        ({"should_retry": [0]}, "should_retry="),
         ({"cpu": 0}, "cpu=0"),
         ({"memory": "lots"}, "memory='lots'"),
         ({"workdir": "../elsewhere"}, "workdir='../elsewhere'"),
         ({"workdir": ""}, "workdir=''"),
         ({"app_name": "my app"}, "app_name='my app'"),
+        ({"name": "my run"}, "name='my run'"),
+        ({"name": 3}, "name=3"),
+        ({"tags": ["two parts"]}, "tags="),
+        ({"tags": ["a,b"]}, "tags="),
+        ({"tags": 3}, "tags=3"),
         ({"env": {"A B": "1"}}, "env\\['A B'\\]"),
         ({"env": {"A": None}}, "env\\['A'\\]"),
         ({"env": "A=1"}, "env='A=1'"),
         ({"image": "ubuntu"}, "image='ubuntu'"),
         ({"ray": True}, "ray=True"),
         ({"volumes": [VolumeSpec(), VolumeSpec(name="b")]}, "volumes='/root/data'"),
-        ({"mounts": [MountSpec(remote_path="/root/data/x")]}, "mounts='/root/data/x'.*mount beside it"),
+        ({"volumes": VolumeSpec()}, "volumes="),
+        ({"volumes": "data"}, "volumes='data'"),
+        ({"mounts": [MountSpec(remote_path="/root/data/x")]}, "mounts='/root/data/x'.*outside of it"),
         ({"mounts": [MountSpec(remote_path="/root/data")]}, "mounts='/root/data'"),
         ({"mounts": [MountSpec(), MountSpec(local_path="/tmp")]}, "mounts='/root/SkyRL'"),
         ({"mounts": ["/tmp"]}, "mounts="),
-        ({"volumes": "data"}, "volumes='data'"),
     ],
 )
-def test_a_wrong_field_of_the_launcher(fields: dict[str, Any], named: str) -> None:
-    with pytest.raises(SpecError, match=named):
+def test_invalid_field_of_the_launcher(fields: dict[str, Any], message: str) -> None:
+    """An invalid field raises SpecError with its name, its value and a remedy."""
+    with pytest.raises(SpecError, match=message):
         Launcher(**fields)
 
 
 @pytest.mark.parametrize(
-    ("make", "named"),
+    ("make", "message"),
     [
         (lambda: VolumeSpec(mount_path="data"), "mount_path='data'"),
         (lambda: VolumeSpec(mount_path="/root/../etc"), "mount_path="),
@@ -84,7 +94,7 @@ def test_a_wrong_field_of_the_launcher(fields: dict[str, Any], named: str) -> No
         (lambda: MountSpec(remote_path="SkyRL"), "remote_path='SkyRL'"),
         (lambda: MountSpec(local_path=3), "local_path=3"),
         (lambda: MountSpec(exclude=[1]), "exclude="),
-        (lambda: ImageSpec(base="two words"), "base='two words'"),
+        (lambda: ImageSpec(base="two parts"), "base='two parts'"),
         (lambda: ImageSpec(python="3"), "python='3'"),
         (lambda: ImageSpec(pip=3), "pip=3"),
         (lambda: RaySpec(port=80), "port=80"),
@@ -92,45 +102,53 @@ def test_a_wrong_field_of_the_launcher(fields: dict[str, Any], named: str) -> No
         (lambda: RaySpec(num_cpus=0), "num_cpus=0"),
         (lambda: RaySpec(object_store_memory=1), "object_store_memory=1"),
         (lambda: RaySpec(start_timeout="never"), "start_timeout='never'"),
-        (lambda: RaySpec(on_worker_loss="go on"), "on_worker_loss=.go on.*wait"),
-        (lambda: SecretSpec("two words"), "name='two words'"),
+        (lambda: RaySpec(on_worker_loss="continue"), "on_worker_loss='continue'.*wait"),
+        (lambda: SecretSpec("a secret"), "name='a secret'"),
     ],
 )
-def test_a_wrong_field_of_a_spec(make: Any, named: str) -> None:
-    with pytest.raises(SpecError, match=named):
+def test_invalid_field_of_a_spec(make: Any, message: str) -> None:
+    """An invalid field raises SpecError with its name, its value and a remedy."""
+    with pytest.raises(SpecError, match=message):
         make()
 
 
-def test_a_secret_given_by_value_is_not_repeated() -> None:
+def test_secret_value_is_not_repeated() -> None:
+    """An error about a secret that was passed by value does not contain the value."""
     with pytest.raises(SpecError) as caught:
         Launcher(secrets=["WANDB_API_KEY=hunter2"])
 
     assert "hunter2" not in str(caught.value) + repr(caught.value)
 
 
-def test_an_unknown_gpu_is_a_warning_and_modal_decides() -> None:
+def test_unknown_gpu_is_a_warning() -> None:
+    """A GPU type that is not known is accepted with a warning."""
     with pytest.warns(UserWarning, match="Z900"):
-        assert Launcher(gpu="Z900:2").gpu == "Z900:2"
+        launcher = Launcher(gpu="Z900:2")
+
+    assert launcher.gpu_requests == (GpuRequest("Z900", 2),)
 
 
 @given(st.integers(0, 100), st.integers(0, 100), st.integers(0, 100), st.integers(1, 100))
-def test_durations_add_up(days: int, hours: int, minutes: int, seconds: int) -> None:
+def test_durations_are_sums(days: int, hours: int, minutes: int, seconds: int) -> None:
+    """Text, timedelta and number of the same duration are equal."""
     delta = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
 
     assert parse_duration(f"{days}d{hours}h {minutes}m{seconds}s") == parse_duration(delta) == delta.total_seconds()
     assert parse_duration(delta.total_seconds()) == delta.total_seconds()
 
 
-def test_evolve_makes_variants_and_leaves_the_first_alone() -> None:
+def test_evolve_creates_a_variant() -> None:
+    """attrs.evolve returns a changed copy. A launcher itself cannot be changed."""
     first = Launcher(backend="local", gpu=["H100:8", "A100-80GB:8"], timeout="90m", env={"A": 1})
     second = attrs.evolve(first, timeout="2h")
 
     assert (first.timeout, second.timeout, second.env, second.gpu) == (5400, 7200, {"A": "1"}, first.gpu)
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
-        first.timeout = 1  # type: ignore[misc]  # that it is refused is what is shown
+        first.timeout = 1  # type: ignore[misc]  # the refusal is what is tested
 
 
 def test_defaults_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables replace the defaults of gpu, app_name and backend."""
     assert (Launcher().gpu, Launcher().app_name, Launcher().backend) == ("L4:1", "my_skyrl_app", "modal")
     monkeypatch.setenv("MODAL_GPU", "H100:2")
     monkeypatch.setenv("MODAL_APP_NAME", "mine")
@@ -139,133 +157,60 @@ def test_defaults_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert (Launcher().gpu, Launcher().app_name, Launcher().backend) == ("H100:2", "mine", "local")
 
 
-@pytest.mark.parametrize(("command", "named"), [("", "command=''"), ("  \n", "command="), ([], "command=''")])
-def test_an_empty_command(checkout: Path, command: str, named: str) -> None:
-    with pytest.raises(SpecError, match=named):
-        Launcher(backend="local", checkout=checkout).run(command)
+def test_single_tag_is_a_tuple() -> None:
+    """A single tag is accepted in place of a list."""
+    assert Launcher(tags="gsm8k").tags == ("gsm8k",)
 
 
-def test_a_workdir_that_is_not_among_what_goes(checkout: Path) -> None:
-    (checkout / "empty").mkdir()
-
-    with pytest.raises(SpecError, match=r"workdir='nowhere'.*nowhere/"):
-        Launcher(backend="local", checkout=checkout, workdir="nowhere").plan("true")
-
-
-def test_a_mounted_folder_that_is_not_there(checkout: Path, tmp_path: Path) -> None:
-    mounts = [MountSpec(), MountSpec(local_path=tmp_path / "none", remote_path="/root/none")]
-
-    with pytest.raises(SpecError, match="none"):
-        Launcher(backend="local", checkout=checkout, mounts=mounts).plan("true")
-
-
-def test_the_checkout_is_found_upwards_and_by_variable(
-    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(checkout / "skyrl")
-    assert Launcher(backend="local").plan("true").job.checkout["root"] == str(checkout)
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SKYRL_REPO_ROOT", str(checkout / "skyrl-gym"))
-    assert Launcher(backend="local").plan("true").job.checkout["root"] == str(checkout)
-
-
-def test_the_checkout_is_found_from_the_calling_script(checkout: Path, tmp_path: Path) -> None:
-    script = checkout / "launch.py"
-    script.write_text("from skyrl_modal import Launcher; print(Launcher(backend='local').plan('true').job.repo_root)")
-
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=True)
-
-    assert done.stdout == "/root/SkyRL\n"
-
-
-def test_no_checkout_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckoutNotFound) as caught:
-        Launcher(backend="local").run("true")
-    assert str(tmp_path) in str(caught.value)
-    assert "SKYRL_REPO_ROOT" in str(caught.value)
-
+def test_folder_that_is_not_a_checkout(tmp_path: Path) -> None:
+    """A checkout without skyrl-gym/ raises CheckoutNotFound where it is declared."""
     with pytest.raises(CheckoutNotFound):
         Launcher(checkout=tmp_path)
 
 
-def test_the_plan_has_the_checkouts_state_and_the_image_of_its_ray(checkout: Path) -> None:
-    (checkout / "train.py").write_text("edited")
-    (checkout / "new.py").write_text("")
-
-    plan = Launcher(checkout=checkout, backend="modal", gpu="A100:4").plan("true")
-
-    assert plan.job.image["base"] == "novaskyai/skyrl-train-ray-2.57.0-py3.12-cu13.0"
-    assert plan.job.checkout["changed"] == 2
-    assert plan.job.gpus == 4
-    assert "2 files changed" in str(plan)
-    assert not plan.warnings
-
-
-def test_a_ray_that_no_image_has_is_warned_of(checkout: Path) -> None:
-    text = (checkout / "pyproject.toml").read_text()
-    (checkout / "pyproject.toml").write_text(text.replace("2.57.0", "9.9.9"))
-
-    plan = Launcher(checkout=checkout, backend="modal").plan("true")
-
-    assert plan.job.image["base"] == "novaskyai/skyrl-train-ray-2.51.1-py3.12-cu12.8"
-    assert any("9.9.9" in warning for warning in plan.warnings)
-
-
-def test_a_plan_starts_nothing(checkout: Path) -> None:
-    before = sorted(os.listdir(checkout))
-
-    plan = Launcher(checkout=checkout, backend="local").plan("touch /root/SkyRL/x")
-
-    assert sorted(os.listdir(checkout)) == before
-    assert Job.from_json(plan.job.to_json()) == plan.job
-
-
 @pytest.mark.parametrize(
-    ("command", "told"),
-    [
-        ("ray start --head && python train.py", "the command calls `ray start`"),
-        ("cd x; ray   stop", "the command calls `ray stop`"),
-        ("bash scripts/run.sh", "scripts/run.sh calls `ray start`"),
-        ("python train.py # ray start", "the command calls `ray start`"),
-        ("bash scripts/fine.sh", ""),
-        ("echo array start; ray starting; ray status", ""),
-        ("echo 'not closed", ""),
-    ],
+    ("path", "folder", "expected"),
+    [("/a", "/a", True), ("/a/b", "/a", True), ("/ab", "/a", False), ("/", "/a", False), ("/a", "/", True)],
 )
-def test_a_ray_of_the_commands_own_is_warned_of(checkout: Path, command: str, told: str) -> None:
-    (checkout / "scripts").mkdir()
-    (checkout / "scripts" / "run.sh").write_text("#!/bin/bash\nset -e\n  ray start --head\n")
-    (checkout / "scripts" / "fine.sh").write_text("# ray start is the launcher's\npython train.py\n")
-
-    notes = Launcher(checkout=checkout, backend="local").plan(command).warnings
-
-    assert [note for note in notes if "ray st" in note and note.startswith(told)] == [
-        note for note in notes if "ray st" in note
-    ]
-    assert any("ray st" in note for note in notes) == bool(told)
+def test_path_is_below_folder(path: str, folder: str, expected: bool) -> None:
+    """A path is below a folder if it is the folder or is inside it."""
+    assert is_below(path, folder) is expected
 
 
-def test_a_ray_of_the_commands_own_is_fine_without_the_launchers(checkout: Path) -> None:
-    plan = Launcher(checkout=checkout, backend="local", ray=None).plan("ray start --head")
-
-    assert not any("ray start" in note for note in plan.warnings)
-
-
-def test_nodes_without_ray_are_warned_of(checkout: Path) -> None:
-    plan = Launcher(checkout=checkout, backend="local", ray=None, nodes=2).plan("true")
-
-    assert any("only rank 0 runs the command" in note for note in plan.warnings)
-    assert ("nodes", "2") in plan.lines()
-
-
-def test_importing_the_package_imports_nothing_else() -> None:
-    script = (
-        "import sys; import skyrl_modal; "
-        "print([name for name in ('modal', 'attrs', 'click', 'rich', 'gitignore_parser') if name in sys.modules])"
+def test_stored_spec_is_restored(checkout: Path, tmp_path: Path) -> None:
+    """A spec with a value in every field is equal after storing and restoring it."""
+    spec = RunSpec(
+        image=ImageSpec(base="python:3.12", apt="git", pip=["wandb"], commands=["true"], env={"A": 1}),
+        volumes=[VolumeSpec(), VolumeSpec(name="models", mount_path="/root/models", read_only=True, version=2)],
+        mounts=[MountSpec(exclude="*.ckpt"), MountSpec(local_path=tmp_path, remote_path="/root/mine", include=["x"])],
+        gpu=["H100:8", "A100-80GB:8"],
+        nodes=2,
+        rdma=True,
+        ray=RaySpec(port=6380, num_cpus=2, env={"X": "1"}, on_worker_loss="wait"),
+        timeout="24h",
+        retries=1,
+        should_retry=[137],
+        secrets=["WANDB_API_KEY", SecretSpec("huggingface", keys=["HF_TOKEN"])],
+        env={"N": 3},
+        cpu=0.5,
+        memory=2048,
+        region="us-east",
+        cloud="aws",
+        workdir="skyrl",
+        app_name="mine",
+        name="first",
+        tags=["a", "b"],
+        checkout=checkout,
+        grace=30,
     )
 
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert decode_spec(encode_spec(spec, checkout=None)) == spec
+    changed = {item.name for item in attrs.fields(RunSpec) if getattr(spec, item.name) != getattr(RunSpec(), item.name)}
+    assert changed == {item.name for item in attrs.fields(RunSpec)}
 
-    assert done.stdout == "[]\n"
+
+def test_absent_gpu_and_ray_are_restored() -> None:
+    """None is a value of its own for gpu and ray, and is not replaced by the default."""
+    spec = decode_spec(encode_spec(RunSpec(gpu=None, ray=None), checkout=None))
+
+    assert (spec.gpu, spec.ray) == (None, None)

@@ -1,0 +1,35 @@
+"""Tests of commands as shell strings."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skyrl_modal import SpecError
+from skyrl_modal.prepare.command import normalize_command
+
+ARGUMENTS = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1)
+
+
+@given(st.lists(ARGUMENTS, min_size=1))
+def test_list_is_quoted(arguments: list[str]) -> None:
+    """A shell splits the command into the arguments again."""
+    assert shlex.split(normalize_command(arguments)) == arguments
+
+
+def test_string_is_unchanged() -> None:
+    """A shell string is returned unchanged."""
+    assert normalize_command(" echo $HOME | cat\n") == " echo $HOME | cat\n"
+
+
+@pytest.mark.parametrize("command", ["", "  \n", "a\0b", [], ["a", 3]])
+def test_invalid_command_is_refused(command: Any) -> None:
+    """An empty command, or one that is not text, raises SpecError."""
+    with pytest.raises(SpecError) as caught:
+        normalize_command(command)
+
+    assert caught.value.field == "command"
