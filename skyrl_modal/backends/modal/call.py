@@ -34,13 +34,14 @@ class ModalCall:
     """The call that executes a run.
 
     Args:
-        call: The call.
+        call_id: Its id on Modal.
+        call: The call. The client may not have loaded it, so that it does not know its id.
         job: The run.
         folder: The run's folder, which may hold a result that the call could not return.
     """
 
-    def __init__(self, call: modal.FunctionCall[Any], job: Job, folder: VolumeRunFolder) -> None:
-        self.id = str(call.object_id)
+    def __init__(self, call_id: str, call: modal.FunctionCall[Any], job: Job, folder: VolumeRunFolder) -> None:
+        self.id = call_id
         self._call = call
         self._job = job
         self._folder = folder

@@ -106,7 +106,7 @@ class ModalRunStart:
             self.url = await app.get_dashboard_url.aio()
             function_call = await function.spawn.aio(*self._app.arguments(job))
         self._app.release()
-        call = ModalCall(function_call, job, VolumeRunFolder(job))
+        call = ModalCall(function_call.object_id, function_call, job, VolumeRunFolder(job))
         self.channel.message(f"submitted to Modal after {elapsed_seconds():.1f} s (call {call.id}): {self.url}")
         return call
 
@@ -176,9 +176,10 @@ class ModalExecution:
             job: The run.
             handle: What ``handle`` was when it was started.
         """
-        function_call: modal.FunctionCall[Any] = modal.FunctionCall.from_id(str(handle["call_id"]))
+        call_id = str(handle["call_id"])
+        function_call: modal.FunctionCall[Any] = modal.FunctionCall.from_id(call_id)
         call: concurrent.futures.Future[ModalCall] = concurrent.futures.Future()
-        call.set_result(ModalCall(function_call, job, VolumeRunFolder(job)))
+        call.set_result(ModalCall(call_id, function_call, job, VolumeRunFolder(job)))
         return cls(job, call, handle=handle)
 
     @property
