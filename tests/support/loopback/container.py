@@ -127,7 +127,10 @@ class ContainerProcess:
         count = max(0, gpus - self.plane.faults.lost_gpus.get(rank, 0))
         tool = root / DRIVER.strip("/") / "nvidia-smi"
         tool.parent.mkdir(parents=True)
-        tool.write_text(f'#!/bin/sh\nfor i in $(seq 0 {count - 1}); do echo "GPU $i: loopback"; done\n')
+        tool.write_text(
+            '#!/bin/sh\ncase "$1" in --query-gpu=index) name="" ;; *) name="GPU %g: loopback" ;; esac\n'
+            f'seq -f "${{name:-%g}}" 0 {count - 1}\n'
+        )
         tool.chmod(0o755)
 
     def environment(self) -> dict[str, str]:
