@@ -25,7 +25,8 @@ autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
 maximum_signature_line_length = 88
 
-# Types of other packages are not linked, so that the build needs no network. An unresolved name of this package is an error.
+# Types of other packages are not linked, so that the build needs no network. An unresolved name of this package is an
+# error.
 nitpick_ignore_regex = [(r"py:.*", r"(?!skyrl_modal\.).*")]
 
 
