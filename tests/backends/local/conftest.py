@@ -16,3 +16,9 @@ def no_namespaces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     sandbox.find_sandbox.cache_clear()
     yield
     sandbox.find_sandbox.cache_clear()
+
+
+@pytest.fixture
+def backend() -> str:
+    """Return the name of the backend for the fixture ``launcher``."""
+    return "local"

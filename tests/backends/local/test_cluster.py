@@ -23,6 +23,7 @@ from skyrl_modal import Launcher, RaySpec, RunResult, RunState, VolumeSpec
 from skyrl_modal.backends.local.network import unavailable_reason
 from skyrl_modal.backends.local.volumes import volume_folder
 from skyrl_modal.protocol.state import FailureCause
+from tests.conftest import MakeLauncher
 from tests.support.other_ray import OTHER_VERSION, other_ray
 from tests.support.processes import supervisors, wait_for_marked_processes
 
@@ -34,17 +35,14 @@ requires_private_networks = pytest.mark.skipif(
 
 
 @pytest.fixture
-def cluster(checkout: Path) -> Callable[..., Launcher]:
+def cluster(launcher: MakeLauncher, checkout: Path) -> MakeLauncher:
     """Return a function that creates launchers of two nodes, by default without Ray."""
     driver = Path(__file__).resolve().parents[2] / "contract" / "cluster_driver.py"
     shutil.copy(driver, checkout / "cluster_driver.py")
     names = (f"cluster-{os.urandom(4).hex()}-{number}" for number in range(100))
 
     def make(**fields: Any) -> Launcher:
-        volumes = [VolumeSpec(name=next(names))]
-        return Launcher(
-            **{"backend": "local", "checkout": checkout, "volumes": volumes, "nodes": 2, "ray": None, **fields}
-        )
+        return launcher(**{"volumes": [VolumeSpec(name=next(names))], "nodes": 2, **fields})
 
     return make
 
@@ -86,7 +84,7 @@ def nodes_and_addresses(output: io.BytesIO) -> tuple[set[str], set[str]]:
 
 @requires_private_networks
 @pytest.mark.ray
-def test_two_clusters_are_separate(cluster: Callable[..., Launcher]) -> None:
+def test_two_clusters_are_separate(cluster: MakeLauncher) -> None:
     """Two clusters that are active at the same time have two nodes each, and no address in common."""
     outputs = [io.BytesIO(), io.BytesIO()]
     threads = [
@@ -110,7 +108,7 @@ def test_two_clusters_are_separate(cluster: Callable[..., Launcher]) -> None:
 
 @pytest.mark.ray
 def test_nodes_may_share_this_machines_network(
-    cluster: Callable[..., Launcher], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    cluster: MakeLauncher, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """With the variable set to host, the nodes have one address, and a port that is in use is replaced."""
     monkeypatch.setenv("SKYRL_MODAL_LOCAL_NETWORK", "host")
@@ -130,7 +128,7 @@ def test_nodes_may_share_this_machines_network(
 
 
 @pytest.mark.ray
-def test_nodes_without_namespaces_share_the_network(cluster: Callable[..., Launcher], no_namespaces: None) -> None:
+def test_nodes_without_namespaces_share_the_network(cluster: MakeLauncher, no_namespaces: None) -> None:
     """Without namespaces a cluster has its two nodes at this machine's address."""
     output = io.BytesIO()
 
@@ -144,7 +142,7 @@ def test_nodes_without_namespaces_share_the_network(cluster: Callable[..., Launc
 
 @pytest.mark.ray
 def test_another_ray_version_on_a_node_fails_the_run(
-    cluster: Callable[..., Launcher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: MakeLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A node with another version of Ray fails the run. The detail names the rank and has the message of Ray."""
     folder = other_ray(tmp_path / "bin", OTHER_VERSION)
@@ -160,7 +158,7 @@ def test_another_ray_version_on_a_node_fails_the_run(
 
 
 def test_failed_head_ends_ranks_that_have_not_connected(
-    cluster: Callable[..., Launcher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: MakeLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If rank 0 fails before the others have connected to it, they exit with it, long before the start's timeout."""
     (tmp_path / "bin").mkdir()
@@ -177,7 +175,7 @@ def test_failed_head_ends_ranks_that_have_not_connected(
     assert supervisors() == {0: [], 1: []}
 
 
-def test_a_killed_rank_fails_the_run(cluster: Callable[..., Launcher]) -> None:
+def test_a_killed_rank_fails_the_run(cluster: MakeLauncher) -> None:
     """A run whose rank is killed fails, and its command is stopped."""
     running = BackgroundRun(cluster())
     [pid] = supervisors()[1]
@@ -190,7 +188,7 @@ def test_a_killed_rank_fails_the_run(cluster: Callable[..., Launcher]) -> None:
     assert result.detail.startswith("lost the connection to rank 1 (")
 
 
-def test_ranks_exit_with_an_unreached_rank_0(cluster: Callable[..., Launcher]) -> None:
+def test_ranks_exit_with_an_unreached_rank_0(cluster: MakeLauncher) -> None:
     """A rank exits if rank 0 is killed before the rank has connected to it, and does not wait for a timeout."""
     launcher = cluster()
     runs = volume_folder(launcher.volumes[0].name) / ".skyrl_modal" / "runs"
@@ -209,7 +207,7 @@ def test_ranks_exit_with_an_unreached_rank_0(cluster: Callable[..., Launcher]) -
     assert supervisors() == {0: [], 1: []}
 
 
-def test_the_death_of_rank_0_ends_all_ranks(cluster: Callable[..., Launcher]) -> None:
+def test_the_death_of_rank_0_ends_all_ranks(cluster: MakeLauncher) -> None:
     """If rank 0 is killed, the run is lost and all other ranks exit."""
     running = BackgroundRun(cluster(nodes=4))
     assert len(supervisors()[1]) == 3
@@ -241,7 +239,7 @@ def test_the_death_of_the_caller_ends_all_ranks(checkout: Path) -> None:
 
 
 @requires_private_networks
-def test_a_cluster_can_start_right_after_another(cluster: Callable[..., Launcher]) -> None:
+def test_a_cluster_can_start_right_after_another(cluster: MakeLauncher) -> None:
     """A cluster can start while the kernel still removes the interfaces of the previous one."""
     assert cluster(nodes=3).run("true", quiet=True).succeeded
     assert cluster(nodes=3).run("true", quiet=True).succeeded

