@@ -1,4 +1,4 @@
-"""What the commands of the cluster tests do; it goes with the checkout, and knows Ray only."""
+"""Program that the cluster tests run in the container. It uses Ray only, and is copied into the checkout."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import time
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-SHOWN = (
+VARIABLES = (
     "NODE_RANK",
     "NUM_NODES",
     "NUM_GPUS",
@@ -25,46 +25,48 @@ SHOWN = (
 
 
 def facts(data: str) -> dict[str, object]:
-    """A task's own node, as it sees it; leaves a file on the volume."""
+    """Return facts about the node of the task, and write a file to the volume."""
     context = ray.get_runtime_context()
     rank = os.environ["NODE_RANK"]
     pathlib.Path(data, f"from-rank-{rank}").write_text(context.get_node_id())
-    shown = {name: os.environ.get(name) for name in SHOWN}
-    return {"id": context.get_node_id(), "address": ray.util.get_node_ip_address(), "here": os.getcwd(), **shown}
+    variables = {name: os.environ.get(name) for name in VARIABLES}
+    return {"id": context.get_node_id(), "address": ray.util.get_node_ip_address(), "here": os.getcwd(), **variables}
 
 
 def kill_raylet() -> None:
-    """End this node's raylet: in the rank's own process namespace there is no other."""
+    """Kill this node's raylet. There is no other one in the rank's process namespace."""
     for entry in pathlib.Path("/proc").iterdir():
         if entry.name.isdigit() and os.path.basename(os.path.realpath(entry / "exe")) == "raylet":
             os.kill(int(entry.name), signal.SIGKILL)
 
 
 def on_node(node_id: str, function, *arguments):
-    """Run a function as a task on a node."""
+    """Call a function as a task on a node, and return the reference of its result."""
     strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
     return ray.remote(function).options(scheduling_strategy=strategy, num_cpus=0, max_retries=0).remote(*arguments)
 
 
 def node_of_rank(rank: int) -> str:
+    """Return the node id of a rank."""
     return next(node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeName"] == f"rank-{rank}")
 
 
 @ray.remote(num_cpus=0)
 class Leftover:
-    """A detached actor, which outlives its driver."""
+    """A detached actor, which continues after its driver has exited."""
 
     def ping(self) -> str:
         return "pong"
 
 
 def main() -> None:
-    what, *arguments = sys.argv[1:]
+    """Execute the task that the first argument names."""
+    task, *arguments = sys.argv[1:]
     ray.init(logging_level="ERROR", namespace="test")
-    if what == "facts":
+    if task == "facts":
         alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
         print(json.dumps(ray.get([on_node(node, facts, os.environ["SKYRL_DATA"]) for node in alive])), flush=True)
-    elif what == "kill":
+    elif task == "kill":
         if os.environ["SKYRL_ATTEMPT"] == "1":
             Leftover.options(name="leftover", lifetime="detached").remote()
             on_node(node_of_rank(int(arguments[0])), kill_raylet)
@@ -72,7 +74,7 @@ def main() -> None:
             time.sleep(600)
         names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
         print("nodes", len([node for node in ray.nodes() if node["Alive"]]), "of", len(ray.nodes()), "actors", names)
-    elif what == "outlive":
+    elif task == "outlive":
         lost = node_of_rank(1)
         on_node(lost, kill_raylet)
         while any(node["NodeID"] == lost and node["Alive"] for node in ray.nodes()):
@@ -81,12 +83,12 @@ def main() -> None:
         while sum(node["Alive"] for node in ray.nodes()) < 2:
             time.sleep(0.2)
         print("back as", ray.get(on_node(node_of_rank(1), lambda: os.environ["NODE_RANK"])), flush=True)
-    elif what == "wait":
+    elif task == "wait":
         print("up", flush=True)
         try:
             time.sleep(600)
         except KeyboardInterrupt:
-            # The cluster is still whole while a command that was stopped saves.
+            # All nodes still run while a stopped command saves.
             print("saved on", ray.get(on_node(node_of_rank(1), lambda: os.environ["NODE_RANK"])), flush=True)
             sys.exit(5)
 

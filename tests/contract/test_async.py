@@ -1,38 +1,41 @@
-"""The awaitable twins."""
+"""Tests of the awaitable methods."""
 
 from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from skyrl_modal import CommandFailed, Launcher
+from skyrl_modal import CommandFailed
+from tests.conftest import MakeLauncher
 
-Make = Callable[..., Launcher]
 
-
-def test_runs_can_be_awaited_side_by_side(launcher: Make) -> None:
+def test_concurrent_runs(launcher: MakeLauncher) -> None:
+    """Several runs can be awaited at the same time."""
     made, outputs = launcher(), [io.BytesIO(), io.BytesIO()]
 
-    async def both() -> list[int]:
+    async def run_both() -> list[int]:
         results = await asyncio.gather(
             *(made.arun(f"echo {n}; exit {n}", output=outputs[n], quiet=True) for n in range(2))
         )
         return [result.returncode for result in results]
 
-    assert asyncio.run(both()) == [0, 1]
+    assert asyncio.run(run_both()) == [0, 1]
     assert [output.getvalue() for output in outputs] == [b"0\n", b"1\n"]
 
 
-def test_check_raises_there_too(launcher: Make) -> None:
-    with pytest.raises(CommandFailed, match="exit code 3"):
+def test_check_raises(launcher: MakeLauncher) -> None:
+    """With check=True, a failure raises CommandFailed."""
+    with pytest.raises(CommandFailed) as caught:
         asyncio.run(launcher().arun("exit 3", check=True, quiet=True))
 
+    assert caught.value.returncode == 3
 
-def test_a_cancelled_task_cancels_its_run_and_lets_it_save(launcher: Make, tmp_path: Path) -> None:
+
+def test_cancelled_task_cancels_its_run(launcher: MakeLauncher, tmp_path: Path) -> None:
+    """A cancelled task stops its run with the grace period, and waits for its end."""
     made = launcher()
 
     async def cancel_when_up() -> None:
@@ -54,7 +57,8 @@ def test_a_cancelled_task_cancels_its_run_and_lets_it_save(launcher: Make, tmp_p
     assert made.pull("/root/data/saved", tmp_path / "saved").read_text() == "yes\n"
 
 
-def test_submit_can_be_awaited(launcher: Make) -> None:
+def test_submit(launcher: MakeLauncher) -> None:
+    """asubmit returns the handle of a run that continues."""
     run = asyncio.run(launcher().asubmit("exit 4"))
 
     assert run.wait(60).returncode == 4

@@ -1,4 +1,4 @@
-"""Ray's dashboard at ``run.url``: on this machine, and through a tunnel with a gate before it."""
+"""Tests of Ray's dashboard, which requires the run's token: on this machine, and through a tunnel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,17 +20,23 @@ from tests.support.loopback import LoopbackModal
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(290)]
 
+#: Seconds until the dashboard answers. Ray starts it after a driver can connect, and does not report it.
+DASHBOARD_TIMEOUT = 120
+
 
 @pytest.fixture(scope="session")
 def dashboard_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what ``ray[default]`` has beyond ``ray``: in the tests' own environment it would slow every Ray."""
+    """Return a folder with the packages of ``ray[default]`` that ``ray`` lacks.
+
+    In the environment of the tests they would slow down every start of Ray.
+    """
     folder = tmp_path_factory.mktemp("dashboard")
-    wanted = [text.partition(";") for text in importlib.metadata.requires("ray") or []]
-    packages = [name.strip() for name, _, when in wanted if re.fullmatch(r'\s*extra == "default"\s*', when)]
-    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    requirements = [text.partition(";") for text in importlib.metadata.requires("ray") or []]
+    packages = [name.strip() for name, _, when in requirements if re.fullmatch(r'\s*extra == "default"\s*', when)]
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--only-binary=:all:"]
     done = subprocess.run(
-        [*pip, "--target", str(folder), "--python-version", here, *packages, "pydantic>=2.13,<3"],
+        [*pip, "--target", str(folder), "--python-version", version, *packages, "pydantic>=2.13,<3"],
         capture_output=True,
         text=True,
         check=False,
@@ -47,6 +53,7 @@ def launcher(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Launcher]:
+    """Yield a launcher with the dashboard, on each backend."""
     made = Launcher(
         backend=request.param,
         checkout=checkout,
@@ -65,61 +72,68 @@ def launcher(
         assert server.unimplemented == []
 
 
-def get(url: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
-    """One request; the loopback's tunnels are without the TLS that Modal's have."""
+def get(url: str, token: str | None) -> tuple[int, bytes]:
+    """Send one request, and return status and body. The loopback's tunnels have no TLS, unlike Modal's."""
     parts = urllib.parse.urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=30)
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     try:
         connection.request("GET", parts._replace(scheme="", netloc="").geturl() or "/", headers=headers)
-        answer = connection.getresponse()
-        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+        response = connection.getresponse()
+        return response.status, response.read()
     finally:
         connection.close()
 
 
-def until_up(ask: Callable[[], tuple[int, dict[str, str], bytes]]) -> dict[str, str]:
-    """Ray starts its dashboard some seconds after a driver can connect, and tells nobody."""
-    deadline = time.monotonic() + 120
+def get_when_ready(url: str, token: str) -> bytes:
+    """Repeat a request until the dashboard answers it, and return the body."""
+    deadline = time.monotonic() + DASHBOARD_TIMEOUT
     while True:
         try:
-            status, _, body = ask()
-        except OSError:
-            status = 0
+            status, body = get(url, token)
+        except OSError as error:
+            status, body = 0, str(error).encode()
         if status == 200:
-            found: dict[str, str] = json.loads(body)
-            return found
-        assert time.monotonic() < deadline, f"the dashboard is not up: {status}"
+            return body
+        assert time.monotonic() < deadline, f"the dashboard does not answer: {status} {body!r}"
         time.sleep(0.5)
 
 
-def wait_until_running(run: Run) -> None:
-    assert next(iter(run.logs(follow=True))) == "up"
-
-
-def test_the_dashboard_is_at_the_runs_url(launcher: Launcher) -> None:
+def test_dashboard_requires_the_token(launcher: Launcher) -> None:
+    """The dashboard at the run's URL answers with the run's token, and refuses requests with another one or none."""
     run = launcher.submit("echo up; sleep 600")
     try:
-        wait_until_running(run)
-        url = Run.attach(run.id).url
+        assert next(iter(run.logs(follow=True))) == "up"
+        attached = Run.attach(run.id)
+        url, token = attached.url, attached.dashboard_token
         assert url is not None
-        assert url == run.url
-        if launcher.backend == "local":
-            assert urllib.parse.urlsplit(url).hostname == "127.0.0.1"
-            facts = until_up(lambda: get(f"{url}/api/version"))
-        else:
-            base, _, token = url.partition("?token=")
-            assert base.startswith("https://")
-            assert get(f"{base}api/version")[0] == 401
-            assert get(f"{base}api/version?token={token[:-1]}x")[0] == 401
-            status, headers, _ = get(f"{url}")
-            assert (status, headers["location"]) == (303, "/")
-            assert "HttpOnly" in headers["set-cookie"]
-            cookie = headers["set-cookie"].partition(";")[0]
-            facts = until_up(lambda: get(f"{base}api/version", Cookie=cookie))
-        assert facts["ray_version"] == importlib.metadata.version("ray")
+        assert token is not None
+        assert (url, token) == (run.url, run.dashboard_token)
+        assert token not in url
+        base = url.rstrip("/")
+
+        nodes = json.loads(get_when_ready(f"{base}/nodes?view=summary", token))
+        jobs = json.loads(get_when_ready(f"{base}/api/jobs/", token))
+
+        assert [node["raylet"]["state"] for node in nodes["data"]["summary"]] == ["ALIVE"]
+        assert isinstance(jobs, list)
+        for path in ("/nodes?view=summary", "/api/jobs/"):
+            assert get(f"{base}{path}", None)[0] == 401
+            assert get(f"{base}{path}", "0" * len(token))[0] == 403
     finally:
         run.cancel()
     assert run.wait(60).state is RunState.CANCELLED
-    assert run.url is None or "token" not in run.url
     with pytest.raises(ConnectionError):
-        get(url)
+        get(base, token)
+
+
+def test_token_is_not_in_records(launcher: Launcher, tmp_path: Path) -> None:
+    """The token is in no file of the run's folder, also if the command prints its environment."""
+    run = launcher.submit('test -n "$RAY_AUTH_TOKEN" && env')
+    result = run.wait()
+
+    assert result.succeeded, result.detail
+    token = run.dashboard_token
+    assert token is not None
+    folder = launcher.pull(f"/root/data/.skyrl_modal/runs/{run.id}", tmp_path / "record")
+    assert [path for path in folder.rglob("*") if path.is_file() and token.encode() in path.read_bytes()] == []

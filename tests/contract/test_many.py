@@ -1,4 +1,4 @@
-"""Many runs: retries in one run, map over commands, and runs found and made again."""
+"""Tests of several attempts and runs: retries, map, the list of runs, and repeating a run."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from skyrl_modal import Launcher, RunState, SpecError, runs
+from skyrl_modal import Launcher, Run, RunState, SpecError, runs
+from skyrl_modal.protocol.log_lines import LINE_PREFIX
+from skyrl_modal.protocol.state import FailureCause
+from tests.conftest import MakeLauncher
 
-Make = Callable[..., Launcher]
 
-
-def test_a_retry_is_the_same_run_with_a_line_between(launcher: Make) -> None:
+def test_retry_continues_the_same_run(launcher: MakeLauncher) -> None:
+    """A further attempt is a part of the same run and output, with one launcher message between the attempts."""
     output = io.BytesIO()
 
     result = launcher(retries=2).run(
@@ -27,10 +28,11 @@ def test_a_retry_is_the_same_run_with_a_line_between(launcher: Make) -> None:
     lines = output.getvalue().decode().splitlines()
     assert (result.state, result.returncode, result.attempts) == (RunState.SUCCEEDED, 0, 3)
     assert [line for line in lines if line.startswith("try")] == ["try 1", "try 2", "try 3"]
-    assert lines[1] == "skyrl-modal | attempt 1 ended with exit code 2; starting again"
+    assert [line.startswith(LINE_PREFIX) for line in lines] == [False, True, False, True, False]
 
 
-def test_retries_stop_where_they_are_of_no_use(launcher: Make) -> None:
+def test_should_retry_decides(launcher: MakeLauncher) -> None:
+    """A further attempt is made only after an exit code that should_retry accepts."""
     only_137 = launcher(retries=5, should_retry=lambda code: code == 137)
 
     first = only_137.run("exit 2", quiet=True)
@@ -40,18 +42,17 @@ def test_retries_stop_where_they_are_of_no_use(launcher: Make) -> None:
     assert (second.returncode, second.attempts) == (3, 2)
 
 
-def test_a_timeout_counts_for_each_attempt(launcher: Make) -> None:
+def test_timeout_limits_each_attempt(launcher: MakeLauncher) -> None:
+    """A run whose first attempt times out succeeds with the second one, without a cause."""
     result = launcher(retries=1, timeout=1, grace=1).run('[ "$SKYRL_ATTEMPT" = 2 ] || sleep 600', quiet=True)
 
-    assert (result.state, result.attempts, result.detail) == (RunState.SUCCEEDED, 2, "")
+    assert (result.state, result.attempts) == (RunState.SUCCEEDED, 2)
+    assert (result.cause, result.detail) == (None, "")
 
 
-def test_map_gives_results_in_order_and_goes_on_when_one_fails(
-    launcher: Make, capfd: pytest.CaptureFixture[str]
-) -> None:
-    made = launcher()
-
-    results = made.map(["sleep 0.5; echo a; exit 1", ["sh", "-c", "exit 2"], "echo c"], max_parallel=2)
+def test_map_returns_results_in_order(launcher: MakeLauncher, capfd: pytest.CaptureFixture[str]) -> None:
+    """A failure does not stop the other commands, and the results have the order of the commands."""
+    results = launcher().map(["sleep 0.5; echo a; exit 1", ["sh", "-c", "exit 2"], "echo c"], max_parallel=2)
 
     assert [result.returncode for result in results] == [1, 2, 0]
     assert len({result.run_id for result in results}) == 3
@@ -60,7 +61,8 @@ def test_map_gives_results_in_order_and_goes_on_when_one_fails(
     assert "sleep 0.5; echo a; exit 1: failed" in captured.err
 
 
-def test_map_refuses_what_it_cannot_do_before_anything_starts(launcher: Make) -> None:
+def test_map_refuses_invalid_arguments(launcher: MakeLauncher) -> None:
+    """Invalid arguments raise SpecError before anything starts. Without commands, there are no results."""
     with pytest.raises(SpecError, match="command=''"):
         launcher().map(["true", ""])
     with pytest.raises(SpecError, match="max_parallel=0"):
@@ -70,7 +72,18 @@ def test_map_refuses_what_it_cannot_do_before_anything_starts(launcher: Make) ->
     assert launcher().map([]) == []
 
 
-def test_ctrl_c_in_map_ends_what_runs_and_starts_no_more(launcher: Make, tmp_path: Path) -> None:
+def test_map_continues_if_a_run_cannot_start(launcher: MakeLauncher, checkout: Path) -> None:
+    """A command that cannot be started has the exit code 125, and the cause NOT_STARTED."""
+    made = launcher(secrets=["NO_SUCH_KEY"])
+
+    [result] = made.map(["true"], quiet=True)
+
+    assert (result.returncode, result.state, result.cause) == (125, RunState.FAILED, FailureCause.NOT_STARTED)
+    assert "NO_SUCH_KEY" in result.detail
+
+
+def test_interrupt_ends_map(launcher: MakeLauncher, tmp_path: Path) -> None:
+    """Ctrl-C stops the running commands with their grace period, and starts no other."""
     made = launcher()
     script = (
         "from skyrl_modal import Launcher, VolumeSpec\n"
@@ -81,9 +94,9 @@ def test_ctrl_c_in_map_ends_what_runs_and_starts_no_more(launcher: Make, tmp_pat
     )
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    for line in process.stderr:
-        if "first: running" in line:
-            break
+    line = next(line for line in process.stderr if "first: running" in line)
+    run_id = line.partition("first: running ")[2].split()[0]
+    assert next(iter(Run.attach(run_id).logs(follow=True))) == "up"
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
 
@@ -93,19 +106,19 @@ def test_ctrl_c_in_map_ends_what_runs_and_starts_no_more(launcher: Make, tmp_pat
     assert "never" not in names
 
 
-def test_runs_are_listed_and_made_again(launcher: Make, checkout: Path) -> None:
-    made = launcher(timeout="20m", env={"A": "1"}, retries=1, secrets=[])
+def test_run_is_listed_and_repeated(launcher: MakeLauncher, checkout: Path) -> None:
+    """from_run returns an equal launcher, and warns if the files have changed since."""
+    made = launcher(timeout="20m", env={"A": "1"}, retries=1, secrets=[], name="first", tags=["a"])
     result = made.run("echo $A; exit 0", quiet=True)
 
-    assert result.run_id in [run.id for run in runs()]
+    [listed] = [run for run in runs() if run.id == result.run_id]
+    assert (listed.job.name, listed.job.tags) == ("first", ("a",))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         again, command = Launcher.from_run(result.run_id)
-    assert command == "echo $A; exit 0"
-    assert (again.timeout, again.env, again.retries, again.backend) == (1200, {"A": "1"}, 1, made.backend)
-    assert again.volumes == made.volumes
+    assert (again, command) == (made, "echo $A; exit 0")
     assert again.run(command, quiet=True).returncode == 0
 
     (checkout / "train.py").write_text("print('edited')\n")
-    with pytest.warns(UserWarning, match="are not the ones that ran"):
+    with pytest.warns(UserWarning, match="differ from those that the run used"):
         Launcher.from_run(result.run_id)

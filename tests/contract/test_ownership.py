@@ -1,4 +1,4 @@
-"""Who a run belongs to: what ends with its caller, and what outlives it. The caller is a process of its own here."""
+"""Tests of ownership: which runs end with their caller, and which continue. The caller is a process of its own."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from skyrl_modal import Launcher, Run, RunCancelled, RunNotFound, RunState, RunTimeout
+from skyrl_modal.protocol.state import FailureCause, StopReason
+from skyrl_modal.run.interrupts import STOPPING_MESSAGE
+from tests.conftest import MakeLauncher
 from tests.support.commands import saving_command
 from tests.support.processes import signal_other_thread
-
-Make = Callable[..., Launcher]
 
 CALLER = """
 import sys
@@ -43,23 +44,30 @@ class Caller:
         )
 
     def wait_for(self, text: str) -> None:
-        """Read standard output until a line is there."""
+        """Read standard output until a line with this text arrives."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.strip() == text:
                 return
-        pytest.fail(f"the caller ended before it said {text!r}: {self.process.communicate()}")
+        pytest.fail(f"the caller exited before it printed {text!r}: {self.process.communicate()}")
 
     def end(self) -> tuple[int, str, str]:
+        """Wait until the process exits. Return its exit code, and the rest of its output and of its messages."""
         out, err = self.process.communicate(timeout=60)
         return self.process.returncode, out, err
 
-    def run_id(self, err: str) -> str:
+    @staticmethod
+    def run_id(err: str) -> str:
+        """Return the run's id from the launcher's messages."""
         return next(line.split()[3].rstrip(":") for line in err.splitlines() if "| run " in line)
 
 
+StartCaller = Callable[..., Caller]
+
+
 @pytest.fixture
-def call(launcher: Make) -> Iterator[Callable[..., Caller]]:
+def start_caller(launcher: MakeLauncher) -> Iterator[StartCaller]:
+    """Return a function that starts a caller. Remaining callers are killed after the test."""
     started: list[Caller] = []
 
     def start(command: str, **options: float) -> Caller:
@@ -73,42 +81,48 @@ def call(launcher: Make) -> Iterator[Callable[..., Caller]]:
         caller.process.communicate()
 
 
-SAVES = saving_command(path="/root/data/saved")
+SAVING_COMMAND = saving_command(path="/root/data/saved")
 
 
-def saved(made: Launcher, tmp_path: Path) -> str:
+def read_saved(made: Launcher, tmp_path: Path) -> str:
+    """Return what the command saved on the volume."""
     return made.pull("/root/data/saved", tmp_path / "saved").read_text()
 
 
-def test_ctrl_c_lets_the_command_save_and_reaches_the_caller(
-    call: Callable[..., Caller], launcher: Make, tmp_path: Path
+def test_interrupt_stops_the_run_and_is_raised(
+    start_caller: StartCaller, launcher: MakeLauncher, tmp_path: Path
 ) -> None:
-    caller = call(SAVES)
+    """Ctrl-C stops the command with its grace period, and KeyboardInterrupt is raised after its end."""
+    caller = start_caller(SAVING_COMMAND)
     caller.wait_for("up")
 
     caller.process.send_signal(signal.SIGINT)
     code, out, err = caller.end()
 
-    assert code == -signal.SIGINT  # Python's own way to end at an uncaught KeyboardInterrupt
+    assert code == -signal.SIGINT  # Python ends itself by the signal after an uncaught KeyboardInterrupt
     assert out.splitlines() == ["saving", "interrupted"]
-    assert "stopping the run" in err
-    assert "cancelled, exit code 3" in err
-    assert saved(launcher(), tmp_path) == "yes\n"
+    assert STOPPING_MESSAGE in err
+    result = Run.attach(caller.run_id(err)).result()
+    assert (result.state, result.returncode) == (RunState.CANCELLED, 3)
+    assert (result.cause, result.stop_reason) == (FailureCause.STOPPED, StopReason.CANCELLED)
+    assert read_saved(launcher(), tmp_path) == "yes\n"
 
 
-def test_ctrl_c_is_seen_also_where_the_main_thread_is_not_the_one_that_gets_it(call: Callable[..., Caller]) -> None:
-    caller = call(SAVES)
+def test_interrupt_of_another_thread(start_caller: StartCaller) -> None:
+    """Ctrl-C stops the run also if the kernel delivers the signal to another thread than the main thread."""
+    caller = start_caller(SAVING_COMMAND)
     caller.wait_for("up")
 
     signal_other_thread(caller.process.pid, signal.SIGINT)
     _, out, err = caller.end()
 
     assert out.splitlines() == ["saving", "interrupted"]
-    assert "cancelled, exit code 3" in err
+    assert Run.attach(caller.run_id(err)).result().state is RunState.CANCELLED
 
 
-def test_a_second_ctrl_c_ends_it_at_once(call: Callable[..., Caller]) -> None:
-    caller = call("trap 'echo no' INT TERM; echo up; while :; do sleep 600 & wait; done", grace=500)
+def test_second_interrupt_kills(start_caller: StartCaller) -> None:
+    """A second Ctrl-C kills a command that does not end."""
+    caller = start_caller("trap 'echo no' INT TERM; echo up; while :; do sleep 600 & wait; done", grace=500)
     caller.wait_for("up")
 
     caller.process.send_signal(signal.SIGINT)
@@ -117,14 +131,16 @@ def test_a_second_ctrl_c_ends_it_at_once(call: Callable[..., Caller]) -> None:
     _, out, err = caller.end()
 
     assert out.splitlines()[-1] == "interrupted"
-    assert "cancelled, exit code 137" in err
+    result = Run.attach(caller.run_id(err)).result()
+    assert (result.state, result.returncode) == (RunState.CANCELLED, 137)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_run_ends_with_its_caller_and_may_save(
-    call: Callable[..., Caller], launcher: Make, tmp_path: Path, number: int
+def test_run_ends_with_its_caller(
+    start_caller: StartCaller, launcher: MakeLauncher, tmp_path: Path, number: signal.Signals
 ) -> None:
-    caller = call(SAVES)
+    """A run whose caller is killed is stopped with its grace period."""
+    caller = start_caller(SAVING_COMMAND)
     caller.wait_for("up")
 
     caller.process.send_signal(number)
@@ -133,23 +149,25 @@ def test_a_run_ends_with_its_caller_and_may_save(
     result = Run.attach(caller.run_id(err)).wait(60)
 
     assert (result.state, result.returncode) == (RunState.CANCELLED, 3)
-    assert saved(launcher(), tmp_path) == "yes\n"
+    assert read_saved(launcher(), tmp_path) == "yes\n"
 
 
-def test_a_submitted_run_outlives_its_caller_and_is_found_again(launcher: Make) -> None:
+def test_submitted_run_continues(launcher: MakeLauncher) -> None:
+    """A submitted run continues after its caller has exited, and another process attaches to it."""
     made = launcher()
     script = CALLER.format(
         backend=made.backend, checkout=str(made.checkout), volume=made.volumes[0].name, grace=6
     ).replace("result = launcher.run(sys.argv[1])", "print(launcher.submit(sys.argv[1]).id); sys.exit()")
-    # On Modal what others write to a volume is not seen before a reload.
+    # On Modal, files that others write to a volume are visible after a reload only.
     pause = "until [ -e /root/data/go ]; do sleep 0.05; done" if made.backend == "local" else "sleep 5"
     command = f"echo first; {pause}; echo last; exit 5"
 
     done = subprocess.run([sys.executable, "-c", script, command], stdout=subprocess.PIPE, text=True, check=True)
     run = Run.attach(done.stdout.strip())
 
-    with pytest.raises(RunTimeout, match="it goes on"):
+    with pytest.raises(RunTimeout) as caught:
         run.wait(0.2)
+    assert (caught.value.seconds, caught.value.returncode) == (0.2, None)
     assert not run.state.is_final
     made.push(__file__, "/root/data/go")
     assert list(run.logs(follow=True)) == ["first", "last"]
@@ -159,7 +177,8 @@ def test_a_submitted_run_outlives_its_caller_and_is_found_again(launcher: Make) 
     assert list(Run.attach(run.id).logs()) == ["first", "last"]
 
 
-def test_cancel_leaves_nothing_even_of_a_tree_that_will_not_end(launcher: Make) -> None:
+def test_cancel_ends_the_process_tree(launcher: MakeLauncher) -> None:
+    """A cancelled run ends also if its processes ignore signals. Cancelling it again does nothing."""
     made = launcher(grace=1)
     run = made.submit(
         "trap '' TERM INT; setsid sh -c \"trap '' TERM INT; exec sleep 600\" & echo up; while :; do sleep 600; done"
@@ -168,23 +187,26 @@ def test_cancel_leaves_nothing_even_of_a_tree_that_will_not_end(launcher: Make) 
 
     run.cancel()
     result = run.wait(10)
-    run.cancel()  # one that has ended is left as it is
+    run.cancel()
 
     assert (result.state, result.returncode) == (RunState.CANCELLED, 137)
+    assert (result.cause, result.stop_reason) == (FailureCause.STOPPED, StopReason.CANCELLED)
     with pytest.raises(RunCancelled):
         result.check_returncode()
 
 
-def test_a_run_that_is_cancelled_at_once_is_cancelled_and_not_lost(launcher: Make) -> None:
+def test_run_is_cancelled_before_it_begins(launcher: MakeLauncher) -> None:
+    """A run that is cancelled immediately, possibly before its supervisor runs, is cancelled and not lost."""
     run = launcher().submit("exec sleep 600")
 
-    run.cancel()  # its supervisor may not have begun
+    run.cancel()
 
     result = Run.attach(run.id).wait(60)
     assert (result.state, result.returncode) == (RunState.CANCELLED, 130)
 
 
-def test_an_unknown_id_is_answered_with_the_nearest(launcher: Make) -> None:
+def test_similar_id_is_suggested(launcher: MakeLauncher) -> None:
+    """The error for an unknown id contains the similar id of a run."""
     run = launcher().submit("true")
     run.wait(60)
 
@@ -194,9 +216,10 @@ def test_an_unknown_id_is_answered_with_the_nearest(launcher: Make) -> None:
     assert run.id in caught.value.nearest
 
 
-def test_a_run_whose_processes_were_killed_is_lost(launcher: Make, backend: str) -> None:
+def test_killed_supervisor_is_lost(launcher: MakeLauncher, backend: str) -> None:
+    """A run whose supervisor is killed is lost, and its output is kept."""
     if backend != "local":
-        pytest.skip("the container's processes are not this machine's")
+        pytest.skip("the processes of the container are not on this machine")
     run = launcher().submit("echo up; sleep 600")
     assert next(iter(run.logs(follow=True))) == "up"
 
@@ -204,5 +227,6 @@ def test_a_run_whose_processes_were_killed_is_lost(launcher: Make, backend: str)
     result = run.wait(30)
 
     assert (result.state, result.returncode) == (RunState.LOST, 125)
+    assert result.cause is FailureCause.SUPERVISOR_DIED
     assert Run.attach(run.id).state is RunState.LOST
     assert result.log_tail == "up"

@@ -1,4 +1,4 @@
-"""A command's exit code, output, surroundings and result."""
+"""Tests of one run: exit code, output, environment, files and result."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import hashlib
 import io
 import json
 import pickle
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from skyrl_modal import CommandFailed, Launcher, MountSpec, RunState, RunTimeout, SpecError, VolumeSpec
-
-Make = Callable[..., Launcher]
+from skyrl_modal import CommandFailed, MountSpec, RunState, RunTimeout, SpecError, VolumeSpec
+from skyrl_modal.protocol.state import FailureCause
+from tests.conftest import MakeLauncher
 
 
 @pytest.mark.parametrize(
@@ -28,14 +27,17 @@ Make = Callable[..., Launcher]
         (["sh", "-c", "exit 3"], 3),
     ],
 )
-def test_the_exit_code_is_the_commands_own(launcher: Make, command: str | list[str], returncode: int) -> None:
+def test_exit_code(launcher: MakeLauncher, command: str | list[str], returncode: int) -> None:
+    """The exit code is the command's own; 128+N for signal N."""
     result = launcher().run(command, quiet=True, output=io.BytesIO())
 
     assert result.returncode == returncode
     assert result.state is (RunState.FAILED if returncode else RunState.SUCCEEDED)
+    assert result.cause is (FailureCause.COMMAND_FAILED if returncode else None)
 
 
-def test_check_raises_with_the_code_and_the_end_of_the_log(launcher: Make) -> None:
+def test_check_raises_with_code_and_log_tail(launcher: MakeLauncher) -> None:
+    """With check=True, a failure raises CommandFailed with the exit code and the end of the output."""
     with pytest.raises(CommandFailed) as caught:
         launcher().run("seq 1000; echo the reason >&2; exit 9", check=True, quiet=True, output=io.BytesIO())
 
@@ -46,7 +48,8 @@ def test_check_raises_with_the_code_and_the_end_of_the_log(launcher: Make) -> No
     assert "exit code 9" in str(error)
 
 
-def test_stdout_and_stderr_come_merged_in_their_order(launcher: Make) -> None:
+def test_stdout_and_stderr_are_merged_in_order(launcher: MakeLauncher) -> None:
+    """Standard output and standard error are one stream, in the order of writing."""
     output = io.BytesIO()
 
     launcher().run("for i in 1 2 3; do echo out$i; echo err$i >&2; done", output=output, quiet=True)
@@ -54,7 +57,8 @@ def test_stdout_and_stderr_come_merged_in_their_order(launcher: Make) -> None:
     assert output.getvalue() == b"out1\nerr1\nout2\nerr2\nout3\nerr3\n"
 
 
-def test_a_list_is_quoted_and_a_string_is_a_shell_line(launcher: Make) -> None:
+def test_list_is_quoted_and_string_is_a_shell_line(launcher: MakeLauncher) -> None:
+    """The arguments of a list reach the program unchanged. A shell expands a string."""
     output = io.BytesIO()
 
     launcher().run(["printf", "%s|", "a b", "$HOME", "*"], output=output, quiet=True)
@@ -63,7 +67,8 @@ def test_a_list_is_quoted_and_a_string_is_a_shell_line(launcher: Make) -> None:
     assert output.getvalue() == b"a b|$HOME|*|a|b|"
 
 
-def test_the_command_is_told_where_it_is(launcher: Make) -> None:
+def test_variables_of_the_command(launcher: MakeLauncher) -> None:
+    """The command has the documented variables and those of ``env``."""
     output = io.BytesIO()
 
     result = launcher(env={"MINE": "yes"}).run(
@@ -77,30 +82,47 @@ def test_the_command_is_told_where_it_is(launcher: Make) -> None:
     ]  # fmt: skip
 
 
-def test_the_result_says_what_happened(launcher: Make, backend: str) -> None:
+def test_facts_of_the_result(launcher: MakeLauncher, backend: str) -> None:
+    """The result contains backend, number of attempts, start and duration."""
     before = datetime.now(UTC)
 
     result = launcher().run("exit 4", quiet=True)
 
     assert (result.backend, result.attempts, result.returncode) == (backend, 1, 4)
-    assert result.started_at is not None
     assert before <= result.started_at <= datetime.now(UTC)
-    assert result.duration is not None
     assert result.duration > 0
 
 
-def test_the_record_on_the_volume_can_be_read_by_hand(launcher: Make, tmp_path: Path) -> None:
-    made = launcher()
+def test_records_on_the_volume(launcher: MakeLauncher, tmp_path: Path) -> None:
+    """Output, result and job are files in the run's folder on the volume."""
+    made = launcher(name="first", tags=["a"])
     result = made.run("echo kept; exit 5", quiet=True)
 
     folder = made.pull(f"/root/data/.skyrl_modal/runs/{result.run_id}", tmp_path / "record")
 
+    job = json.loads((folder / "job.json").read_text())
     assert (folder / "output.log").read_bytes() == b"kept\n"
     assert json.loads((folder / "result.json").read_text())["returncode"] == 5
-    assert json.loads((folder / "job.json").read_text())["command"] == "echo kept; exit 5"
+    assert (job["command"], job["name"], job["tags"]) == ("echo kept; exit 5", "first", ["a"])
 
 
-def test_what_is_written_to_the_volume_is_there_in_the_next_run(launcher: Make) -> None:
+def test_records_contain_no_local_path(launcher: MakeLauncher, tmp_path: Path) -> None:
+    """A shared volume contains no path of the caller's machine in any of the run's records."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "x").write_text("")
+    made = launcher(mounts=[MountSpec(), MountSpec(local_path=other, remote_path="/root/other")])
+    result = made.run("true", quiet=True)
+
+    folder = made.pull(f"/root/data/.skyrl_modal/runs/{result.run_id}", tmp_path / "record")
+
+    records = {path.name: path.read_text() for path in folder.glob("*.json")}
+    assert {"job.json", "result.json"} <= set(records)
+    assert [name for name, text in records.items() if str(tmp_path) in text] == []
+
+
+def test_next_run_reads_what_was_written(launcher: MakeLauncher) -> None:
+    """A file that one run writes to the volume exists in the next run."""
     output, made = io.BytesIO(), launcher()
 
     made.run("echo remembered > /root/data/x", quiet=True)
@@ -109,7 +131,8 @@ def test_what_is_written_to_the_volume_is_there_in_the_next_run(launcher: Make) 
     assert output.getvalue() == b"remembered\n"
 
 
-def test_two_volumes_at_two_paths(launcher: Make, volume: VolumeSpec) -> None:
+def test_two_volumes(launcher: MakeLauncher, volume: VolumeSpec) -> None:
+    """Each volume is at its own path, and only the declared ones are mounted."""
     output = io.BytesIO()
     second = VolumeSpec(name=f"{volume.name}-2", mount_path="/root/second")
     both = launcher(volumes=[volume, second])
@@ -122,7 +145,8 @@ def test_two_volumes_at_two_paths(launcher: Make, volume: VolumeSpec) -> None:
     assert b"No such file" in output.getvalue()
 
 
-def test_a_read_only_volume_refuses_writes(launcher: Make, volume: VolumeSpec) -> None:
+def test_read_only_volume_refuses_writes(launcher: MakeLauncher, volume: VolumeSpec) -> None:
+    """A command can read a read-only volume, and cannot change it."""
     launcher().run("echo old > /root/data/x", quiet=True)
     output = io.BytesIO()
     read_only = VolumeSpec(name=volume.name, read_only=True)
@@ -135,7 +159,9 @@ def test_a_read_only_volume_refuses_writes(launcher: Make, volume: VolumeSpec) -
     assert output.getvalue().endswith(b"old\n")
 
 
-def test_the_checkout_goes_without_what_git_ignores_and_is_never_written(launcher: Make, checkout: Path) -> None:
+def test_checkout_is_copied_and_never_written(launcher: MakeLauncher, checkout: Path) -> None:
+    """The command has the files that git does not ignore. Its changes do not reach the checkout."""
+
     def state() -> dict[str, bytes]:
         return {str(path): path.read_bytes() for path in sorted(checkout.rglob("*")) if path.is_file()}
 
@@ -151,7 +177,8 @@ def test_the_checkout_goes_without_what_git_ignores_and_is_never_written(launche
     assert state() == before
 
 
-def test_edits_made_while_the_command_runs_do_not_reach_it(launcher: Make, checkout: Path) -> None:
+def test_edits_do_not_affect_a_run(launcher: MakeLauncher, checkout: Path) -> None:
+    """Files that are edited, added or removed while the command runs do not change in the container."""
     seen = bytearray()
 
     def edit(data: bytes) -> None:
@@ -160,20 +187,18 @@ def test_edits_made_while_the_command_runs_do_not_reach_it(launcher: Make, check
             (checkout / "train.py").write_text("edited")
             (checkout / "added.py").write_text("")
             (checkout / "skyrl" / "__init__.py").unlink()
-            push.push(__file__, "/root/data/edited")
+            made.push(__file__, "/root/data/edited")
 
-    push = launcher()
-    command = (
-        "echo go; until [ -e /root/data/edited ]; do sleep 0.05; done; cat train.py; ls; ls skyrl"
-        if push.backend == "local"
-        else "echo go; sleep 3; cat train.py; ls; ls skyrl"
-    )
-    push.run(command, output=edit, quiet=True)
+    made = launcher()
+    # On Modal, files that others write to a volume are visible after a reload only.
+    wait = "until [ -e /root/data/edited ]; do sleep 0.05; done" if made.backend == "local" else "sleep 3"
+    made.run(f"echo go; {wait}; cat train.py; ls; ls skyrl", output=edit, quiet=True)
 
     assert seen == b"go\nprint('training')\npyproject.toml\nskyrl\nskyrl-gym\ntrain.py\n__init__.py\n"
 
 
-def test_a_folder_of_the_callers_own_goes_beside_the_checkout(launcher: Make, tmp_path: Path) -> None:
+def test_further_mount(launcher: MakeLauncher, tmp_path: Path) -> None:
+    """A folder outside of the checkout is mounted at its own path."""
     folder, output = tmp_path / "driver", io.BytesIO()
     folder.mkdir()
     (folder / "main.py").write_text("print('driver runs')")
@@ -184,7 +209,8 @@ def test_a_folder_of_the_callers_own_goes_beside_the_checkout(launcher: Make, tm
     assert output.getvalue() == b"driver runs\ntrain.py\n"
 
 
-def test_workdir_and_the_older_layout(launcher: Make, checkout: Path) -> None:
+def test_workdir_in_the_older_layout(launcher: MakeLauncher, checkout: Path) -> None:
+    """With the workdir skyrl-train, the container has a copy of skyrl-gym in it, and the checkout has none."""
     (checkout / "skyrl-train").mkdir()
     (checkout / "skyrl-train" / "train.sh").write_text("pwd; ls skyrl-gym")
     output = io.BytesIO()
@@ -197,7 +223,8 @@ def test_workdir_and_the_older_layout(launcher: Make, checkout: Path) -> None:
 
 
 @pytest.mark.slow
-def test_random_bytes_arrive_whole(launcher: Make, tmp_path: Path) -> None:
+def test_random_bytes_are_complete(launcher: MakeLauncher, tmp_path: Path) -> None:
+    """Ten megabytes of random bytes are in output.log, and on the local backend's stream, unchanged."""
     made, seen = launcher(), hashlib.sha256()
 
     result = made.run("head -c 10000000 /dev/urandom | tee /root/data/random", output=seen.update, quiet=True)
@@ -209,9 +236,10 @@ def test_random_bytes_arrive_whole(launcher: Make, tmp_path: Path) -> None:
         assert seen.digest() == sent.digest()
 
 
-def test_secrets_are_given_to_the_command_and_shown_to_nobody(
-    launcher: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_secrets_are_masked(
+    launcher: MakeLauncher, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """The command has the value of a secret. Output, records, messages and repr do not contain it."""
     monkeypatch.setenv("API_KEY", "hunter2-hunter2")
     output, made = io.BytesIO(), launcher(secrets=["API_KEY"])
 
@@ -221,16 +249,16 @@ def test_secrets_are_given_to_the_command_and_shown_to_nobody(
     )
 
     folder = made.pull(f"/root/data/.skyrl_modal/runs/{result.run_id}", tmp_path / "record")
-    kept = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    records = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
     assert output.getvalue() == b"<********>********"
-    # The command itself names the value in this test; that one mention is not the library's.
-    told = capfd.readouterr().err + repr(made) + repr(result) + kept.decode()
-    assert told.count("hunter2-hunter2") == told.count('test \\"$API_KEY\\" = hunter2-hunter2') + told.count(
-        'test "$API_KEY" = hunter2-hunter2'
-    )
+    # The command of this test contains the value itself. It may appear as a part of the command only.
+    text = capfd.readouterr().err + repr(made) + repr(result) + records.decode()
+    in_command = text.count('test \\"$API_KEY\\" = hunter2-hunter2') + text.count('test "$API_KEY" = hunter2-hunter2')
+    assert text.count("hunter2-hunter2") == in_command
 
 
-def test_a_secret_may_come_from_a_dotenv_file(launcher: Make, checkout: Path) -> None:
+def test_secret_from_a_dotenv_file(launcher: MakeLauncher, checkout: Path) -> None:
+    """A secret is read from the .env file of the checkout."""
     (checkout / ".env").write_text("FROM_FILE='quoted value'\n")
     output = io.BytesIO()
 
@@ -239,33 +267,39 @@ def test_a_secret_may_come_from_a_dotenv_file(launcher: Make, checkout: Path) ->
     assert output.getvalue() == b"right\n"
 
 
-def test_a_secret_that_is_nowhere_is_named_before_anything_starts(launcher: Make) -> None:
+def test_missing_secret_is_refused(launcher: MakeLauncher) -> None:
+    """A secret without a value raises SpecError before anything starts."""
     with pytest.raises(SpecError, match=r"NO_SUCH_KEY.*export it"):
         launcher(secrets=["NO_SUCH_KEY"]).run("true")
 
 
-def test_a_timeout_ends_the_whole_tree_with_124(launcher: Make) -> None:
+def test_timeout_ends_the_process_tree(launcher: MakeLauncher) -> None:
+    """At its time limit, a run with processes that ignore signals ends with 124."""
     made = launcher(timeout=1, grace=2)
 
     result = made.run("trap '' TERM INT; setsid sh -c \"trap '' TERM INT; sleep 600\" & sleep 600", quiet=True)
 
     assert (result.state, result.returncode) == (RunState.TIMED_OUT, 124)
-    with pytest.raises(RunTimeout, match="timeout of"):
+    assert result.cause is FailureCause.ATTEMPT_TIMEOUT
+    with pytest.raises(RunTimeout) as caught:
         result.check_returncode()
+    assert caught.value.seconds == 1
 
 
-def test_a_command_may_save_at_its_timeout(launcher: Make) -> None:
+def test_command_may_save_at_its_timeout(launcher: MakeLauncher) -> None:
+    """A command that saves and exits with 0 in its grace period has timed out all the same."""
     output = io.BytesIO()
     made = launcher(timeout=1, grace=20)
 
     result = made.run("trap 'echo saved > /root/data/ckpt; exit 0' TERM; sleep 600 & wait", quiet=True)
     made.run("cat /root/data/ckpt", output=output, quiet=True)
 
-    assert result.returncode == 124  # never 0 for a run that did not reach its end
+    assert result.returncode == 124
     assert output.getvalue() == b"saved\n"
 
 
-def test_what_the_command_left_in_the_background_does_not_hold_up_the_end(launcher: Make) -> None:
+def test_background_process_does_not_delay_the_end(launcher: MakeLauncher) -> None:
+    """The run ends with its command, and a process that the command started in the background is ended."""
     output = io.BytesIO()
 
     result = launcher(timeout=60).run("sleep 600 & echo done", output=output, quiet=True)
@@ -274,25 +308,29 @@ def test_what_the_command_left_in_the_background_does_not_hold_up_the_end(launch
     assert output.getvalue() == b"done\n"
 
 
-def test_standard_output_is_the_commands_alone(launcher: Make, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_standard_output_is_the_command_only(launcher: MakeLauncher, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """Standard output contains the command's output, and standard error the launcher's messages."""
     launcher().run(r"printf 'a\rb\n\xff'")
 
     captured = capfdbinary.readouterr()
     if launcher().backend == "local":
         assert captured.out == b"a\rb\n\xff"
-    else:
+    else:  # Modal's live view is text
         assert captured.out == "a\rb\n\ufffd".encode()
     assert b"skyrl-modal | " in captured.err
     assert b"exit code 0" in captured.err
 
 
-def test_quiet_leaves_out_our_own_lines(launcher: Make, capfd: pytest.CaptureFixture[str]) -> None:
+def test_quiet_suppresses_messages(launcher: MakeLauncher, capfd: pytest.CaptureFixture[str]) -> None:
+    """With quiet=True, the launcher prints no message."""
     launcher().run("echo only this", quiet=True)
 
     assert capfd.readouterr() == ("only this\n", "")
 
 
-def test_an_error_of_the_sink_reaches_the_caller_and_ends_the_run(launcher: Make) -> None:
+def test_error_of_the_sink_is_raised(launcher: MakeLauncher) -> None:
+    """An exception of the sink stops the run and is raised afterwards."""
+
     def full(_: bytes) -> None:
         raise OSError("the disk of the caller is full")
 
@@ -300,7 +338,8 @@ def test_an_error_of_the_sink_reaches_the_caller_and_ends_the_run(launcher: Make
         launcher(grace=2).run("echo one; sleep 600", output=full, quiet=True)
 
 
-def test_a_run_without_volumes_still_gives_a_result(launcher: Make) -> None:
+def test_run_without_volumes(launcher: MakeLauncher) -> None:
+    """A run without volumes returns a result."""
     result = launcher(volumes=[]).run("exit 6", quiet=True)
 
     assert result.returncode == 6
