@@ -20,8 +20,8 @@ ENTRY_POINT_GROUP = "skyrl_modal.backends"
 #: The backends of this package, which are also entry points. They are found here without reading the metadata of every
 #: installed package (some milliseconds), and where this package has no metadata, as in a container.
 BUILT_IN_BACKENDS = {
-    "modal": "skyrl_modal.backends.modal.backend:ModalBackend",
-    "local": "skyrl_modal.backends.local.backend:LocalBackend",
+    "modal": "skyrl_modal.backends.modal:ModalBackend",
+    "local": "skyrl_modal.backends.local:LocalBackend",
 }
 
 

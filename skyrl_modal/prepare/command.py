@@ -18,8 +18,8 @@ def normalize_command(command: str | Sequence[str]) -> str:
         SpecError: The command is empty, or contains something other than strings.
 
     Example:
-        >>> normalize_command(["echo", "two words"])
-        "echo 'two words'"
+        >>> normalize_command(["echo", "two parts"])
+        "echo 'two parts'"
     """
     if not isinstance(command, str):
         arguments = list(command)

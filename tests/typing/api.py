@@ -1,6 +1,6 @@
-"""The public names as a user's type checker sees them. Checked by mypy, never run.
+"""Types of the public API. This file is checked by mypy and never executed.
 
-Every ``type: ignore`` here is wrong use that mypy must refuse: where it does not, the unused ignore is an error.
+Each ``type: ignore`` marks invalid use, which mypy must refuse: if it does not, the unused comment is an error.
 """
 
 from __future__ import annotations
@@ -37,10 +37,14 @@ from skyrl_modal import (
 )
 from skyrl_modal.backends import Backend, VolumeEntry
 from skyrl_modal.backends.local.backend import LocalBackend
+from skyrl_modal.findings import Finding
 from skyrl_modal.mount import Selection, select
+from skyrl_modal.protocol.codec import from_json, to_json
+from skyrl_modal.protocol.events import RunEvent
 from skyrl_modal.protocol.job import Job
+from skyrl_modal.protocol.state import FailureCause, StopReason
 
-# -- what a user writes ------------------------------------------------------------------------------------------------
+# -- declaration ------------------------------------------------------------------------------------------------
 
 Launcher()
 Launcher(gpu=None, ray=None, checkout="~/SkyRL", timeout=60, grace=timedelta(seconds=9))
@@ -63,6 +67,8 @@ launcher = Launcher(
     cloud="aws",
     workdir="skyrl-train",
     app_name="mine",
+    name="baseline",
+    tags=["gsm8k", "v2"],
     checkout=Path.home(),
     backend="local",
     grace=30,
@@ -87,12 +93,12 @@ assert_type(launcher.backend, str | Backend)
 # -- running -----------------------------------------------------------------------------------------------------------
 
 
-def took(data: bytes) -> None: ...
+def receive(data: bytes) -> None: ...
 
 
 with open("log", "wb") as file:
     assert_type(launcher.run("true", output=file), RunResult)
-result = launcher.run(["python", "train.py"], check=True, output=took, quiet=True)
+result = launcher.run(["python", "train.py"], check=True, output=receive, quiet=True)
 launcher.run("true", output=bytearray().extend)
 launcher.run(7)  # type: ignore[arg-type]
 launcher.run("true", True)  # type: ignore[call-arg]
@@ -100,6 +106,8 @@ launcher.run("true", True)  # type: ignore[call-arg]
 assert_type(result.run_id, str)
 assert_type(result.returncode, int)
 assert_type(result.state, RunState)
+assert_type(result.cause, FailureCause | None)
+assert_type(result.stop_reason, StopReason | None)
 assert_type(result.attempts, int)
 assert_type(result.started_at, datetime)
 assert_type(result.duration, float)
@@ -117,6 +125,8 @@ assert_type(run.id, str)
 assert_type(run.job, Job)
 assert_type(run.state, RunState)
 assert_type(run.url, str | None)
+assert_type(run.dashboard_token, str | None)
+assert_type(run.events(), Iterator[RunEvent])
 assert_type(run.logs(), Iterator[str])
 assert_type(run.logs(follow=True, tail=10), Iterator[str])
 assert_type(run.wait(timeout=1.5), RunResult)
@@ -129,7 +139,7 @@ run.cancel()
 run.cancel(now=True)
 
 
-async def awaited() -> None:
+async def run_asynchronously() -> None:
     assert_type(await launcher.arun("true", check=True), RunResult)
     assert_type(await launcher.asubmit("true"), Run)
 
@@ -139,7 +149,8 @@ assert_type(plan, Plan)
 assert_type(plan.job, Job)
 assert_type(plan.selections, tuple[Selection, ...])
 assert_type(plan.warnings, tuple[str, ...])
-assert_type(Job.from_json(plan.job.to_json()), Job)
+assert_type(plan.findings, tuple[Finding, ...])
+assert_type(from_json(Job, to_json(plan.job)), Job)
 
 assert_type(launcher.ls(), list[VolumeEntry])
 assert_type(launcher.pull("/root/data/x", "here"), Path)
@@ -155,7 +166,7 @@ assert_type(selection.excluded, Mapping[str, str])
 assert_type(selection.digest, str)
 assert_type(selection.explain("x"), str)
 
-# -- what may go wrong -------------------------------------------------------------------------------------------------
+# -- errors -------------------------------------------------------------------------------------------------
 
 try:
     result.check_returncode()
@@ -170,11 +181,11 @@ except RunCancelled as cancelled:
     assert_type(cancelled.returncode, int)
 except RunLost as lost:
     assert_type(lost.detail, str)
-except SpecError as wrong:
-    assert_type(wrong.field, str)
-    assert_type(wrong.value, object)
-    assert_type(wrong.remedy, str)
-    as_value_error: ValueError = wrong
+except SpecError as invalid:
+    assert_type(invalid.field, str)
+    assert_type(invalid.value, object)
+    assert_type(invalid.remedy, str)
+    as_value_error: ValueError = invalid
 except CheckoutNotFound as nowhere:
     assert_type(nowhere.searched, Sequence[tuple[str, Path]])
 except BackendUnavailable as refused:
@@ -186,13 +197,13 @@ except RunNotFound as unknown:
 except SkyRLModalError as other:
     as_exception: Exception = other
 
-# -- a backend of one's own --------------------------------------------------------------------------------------------
+# -- backends of users --------------------------------------------------------------------------------------------
 
 
-def takes(backend: Backend) -> Launcher:
+def use(backend: Backend) -> Launcher:
     return Launcher(backend=backend)
 
 
-takes(LocalBackend())
-takes(object())  # type: ignore[arg-type]
+use(LocalBackend())
+use(object())  # type: ignore[arg-type]
 names: Any = skyrl_modal.__all__
