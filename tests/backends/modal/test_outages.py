@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from grpclib import Status
 
 from skyrl_modal import Launcher, Run, RunState, VolumeSpec
 from skyrl_modal.errors import RecordError
@@ -50,9 +51,17 @@ def test_outage_loses_and_repeats_no_output(
 
 def test_lost_connection_is_reported(server: LoopbackModal, launcher: Make, capfd: pytest.CaptureFixture[str]) -> None:
     """A lost connection and the new one are reported once each, and the retries themselves are not."""
-    output = ActingOutput("tick 10\n", lambda: server.faults.unavailable(4))
 
-    launcher().run(ticking_command(80, 0.1), output=output)
+    def refuse_log_streams() -> None:
+        # The client itself retries after other errors, for some seconds.
+        server.faults.unavailable(calls=2, names="AppGetLogs", status=Status.DATA_LOSS)
+        server.faults.drop_log_streams()
+
+    output = ActingOutput("tick 10\n", refuse_log_streams)
+
+    launcher().run(ticking_command(60, 0.1), output=output)
+
+    assert output.getvalue() == ticks(60)
 
     messages = capfd.readouterr().err
     assert messages.count("the connection to Modal was lost") == 1
