@@ -20,8 +20,8 @@ def main(parameters_path: str, result_path: str) -> None:
         **{"gpu": None, **parameters["fields"]},
     )
     result = launcher.run(parameters["command"])
-    record = {"state": str(result.state), "returncode": result.returncode, "detail": result.detail}
-    Path(result_path).write_text(json.dumps(record), encoding="utf-8")
+    facts = {"state": result.state, "returncode": result.returncode, "cause": result.cause, "detail": result.detail}
+    Path(result_path).write_text(json.dumps(facts), encoding="utf-8")
 
 
 if __name__ == "__main__":

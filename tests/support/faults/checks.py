@@ -8,11 +8,18 @@ from typing import Any
 
 import attrs
 
+from skyrl_modal.protocol.result import RunResultRecord
+from skyrl_modal.protocol.state import FailureCause, RunState, StopReason
+
 from .cases import Case
 from .stream import SAVED_CODE, SAVED_LINE, pieces
 
-#: A message of the launcher. The command's output never contains this prefix.
-LAUNCHER_MESSAGE = re.compile(rb"skyrl-modal \| [^\n]*\n?")
+#: A message of the launcher, see ``protocol.log_lines``. The command's output never contains the prefix.
+LAUNCHER_MESSAGE = re.compile(rb"skyrl-modal (?:\([a-z_]+\) )?\| [^\n]*\n?")
+#: Faults that stop the run: a cancellation, or the exit of its caller.
+STOPPING_FAULTS = frozenset(
+    {"client SIGKILL", "client SIGTERM", "Ctrl-C", "Ctrl-C twice", "cancel", "cancel process tree"}
+)
 #: Faults after which the launcher adds a message to output.log, after the command's output.
 LOGGED_FAULTS = frozenset({"raylet SIGKILL", "rank 1 SIGKILL"})
 
@@ -28,6 +35,7 @@ class Observation:
         returned: Result that ``run`` returned in the caller; None if it did not return.
         observed: Result and log that another process reads afterwards; None if it finds no run.
         log: Contents of output.log; None if there is no such file.
+        record: The record in result.json; None if there is no such file.
         injected: How often the fault was injected.
         leftovers: Descriptions of what remains of the run.
     """
@@ -38,6 +46,7 @@ class Observation:
     returned: dict[str, Any] | None
     observed: dict[str, Any] | None
     log: bytes | None
+    record: RunResultRecord | None
     injected: int
     leftovers: tuple[str, ...]
 
@@ -92,42 +101,72 @@ def _codes_after_stop(case: Case, first_signal: int) -> set[int]:
     return codes | {130, 143, 137, 1} if case.is_early else codes
 
 
-def _expected_end(case: Case, injected: int) -> tuple[set[str], set[int]]:
-    """Return the allowed states and exit codes."""
-    if case.fault in ("client SIGKILL", "client SIGTERM", "Ctrl-C", "cancel", "cancel process tree"):
-        return {"cancelled"}, _codes_after_stop(case, 2)
-    if case.fault == "Ctrl-C twice":
-        return {"cancelled"}, _codes_after_stop(case, 2) | {137}
+def _expected_end(case: Case, injected: int) -> tuple[RunState, set[int], set[FailureCause | None]]:
+    """Return the state, and the allowed exit codes and causes."""
+    local = case.backend == "local"
+    if case.fault in STOPPING_FAULTS:
+        codes = _codes_after_stop(case, 2) | ({137} if case.fault == "Ctrl-C twice" else set())
+        return RunState.CANCELLED, codes, _causes_after_stop(case)
     if case.fault == "supervisor SIGKILL":
-        return {"lost"}, {125}
-    if case.fault in ("raylet SIGKILL", "rank 1 SIGKILL"):
-        return {"failed"}, _codes_after_stop(case, 15)
+        cause = FailureCause.SUPERVISOR_DIED if local else FailureCause.CONTAINER_DIED
+        return RunState.LOST, {125}, {cause}
+    if case.fault == "raylet SIGKILL":
+        return RunState.FAILED, _codes_after_stop(case, 15), {FailureCause.RAY_EXITED}
+    if case.fault == "rank 1 SIGKILL":
+        return RunState.FAILED, _codes_after_stop(case, 15), {FailureCause.RANK_LOST}
     if case.fault == "timeout":
-        return {"timed_out"}, {124}
-    if case.fault == "full volume" and case.backend == "modal" and injected:
-        return {"failed"}, {case.exit_code or 125}
-    return {"failed"} if case.exit_code else {"succeeded"}, {case.exit_code}
+        return RunState.TIMED_OUT, {124}, {FailureCause.ATTEMPT_TIMEOUT}
+    if case.exit_code:
+        return RunState.FAILED, {case.exit_code}, {FailureCause.COMMAND_FAILED}
+    if case.fault == "full volume" and not local and injected:
+        return RunState.FAILED, {125}, {FailureCause.VOLUME_COMMIT_FAILED}
+    return RunState.SUCCEEDED, {0}, {None}
+
+
+def _causes_after_stop(case: Case) -> set[FailureCause | None]:
+    """Return the possible causes of a run that was cancelled or whose caller exited."""
+    if case.backend == "local":
+        return {FailureCause.STOPPED}
+    causes: set[FailureCause | None] = {FailureCause.STOPPED}
+    if case.fault in ("client SIGKILL", "client SIGTERM"):
+        # Modal stops the app, and with it the container.
+        causes.add(FailureCause.PREEMPTED)
+    if case.fault == "Ctrl-C twice" or case.is_early:
+        # The container may be killed before it writes a result.
+        causes.add(FailureCause.NOT_CONFIRMED)
+    return causes
 
 
 def _check_end(case: Case, observation: Observation, observed: dict[str, Any]) -> Iterator[str]:
-    states, codes = _expected_end(case, observation.injected)
-    state, code = observed["state"], observed["returncode"]
-    if state not in states or code not in codes:
-        yield f"state and exit code are {state} and {code}, not {sorted(states)} and {sorted(codes)}"
+    expected_state, codes, causes = _expected_end(case, observation.injected)
+    state, code, cause = observed["state"], observed["returncode"], observed["cause"]
+    if state != expected_state or code not in codes:
+        yield f"state and exit code are {state} and {code}, not {expected_state} and {sorted(codes)}"
+    if cause not in causes:
+        yield f"the cause is {cause}, not {' or '.join(map(str, causes))}"
     if code == 0 and state != "succeeded":
         yield f"the exit code is 0, but the state is {state}"
     if observed["state_now"] != state:
         yield f"Run.state is {observed['state_now']}, but the state of the result is {state}"
-    yield from _check_caller(case, observation, state, code)
+    if case.fault in STOPPING_FAULTS and observed["stop_reason"] not in _stop_reasons(case):
+        yield f"the stop reason is {observed['stop_reason']}"
+    yield from _check_caller(case, observation, observed)
     if case.fault == "full volume":
         yield from _check_full_volume(case, observation, observed)
     if case.fault == "supervisor SIGKILL" and not observed["detail"]:
         yield "the result does not explain why the run was lost"
 
 
-def _check_caller(case: Case, observation: Observation, state: str, code: int) -> Iterator[str]:
+def _stop_reasons(case: Case) -> set[StopReason | None]:
+    """Return the possible reasons of a stop."""
+    if case.fault in ("client SIGKILL", "client SIGTERM"):
+        return {StopReason.CALLER_EXITED} if case.backend == "local" else {StopReason.CONTAINER_ENDING}
+    return {StopReason.CANCELLED, StopReason.KILL}
+
+
+def _check_caller(case: Case, observation: Observation, observed: dict[str, Any]) -> Iterator[str]:
     """Check that the caller reports the same end as another process."""
-    returned = observation.returned
+    returned, state, code = observation.returned, observed["state"], observed["returncode"]
     if case.fault.startswith("Ctrl-C"):
         if observation.caller != -2:
             yield f"the caller exited with {observation.caller}, not by KeyboardInterrupt"
@@ -140,19 +179,21 @@ def _check_caller(case: Case, observation: Observation, state: str, code: int) -
             yield f"the caller returned before the fault: {returned}"
     elif returned is None:
         yield f"run did not return: the caller exited with {observation.caller}"
-    elif (returned["state"], returned["returncode"]) != (state, code):
-        yield f"run returned {returned['state']}, {returned['returncode']}; other processes see {state}, {code}"
+    elif any(returned[name] != observed[name] for name in ("state", "returncode", "cause")):
+        yield f"run returned {returned}; other processes see {state}, {code}, {observed['cause']}"
 
 
 def _check_full_volume(case: Case, observation: Observation, observed: dict[str, Any]) -> Iterator[str]:
     """Check that a loss of data is reported."""
-    local = case.backend == "local"
-    expected = "output.log ends after" if local else "could not be committed"
-    if len(observation.log or b"") < len(observation.output) if local else observation.injected:
-        if expected not in observation.messages:
-            yield f"the caller did not report {expected!r}"
-        if expected not in observed["detail"]:
-            yield f"the detail of the result does not contain {expected!r}"
+    if case.backend == "local":
+        is_incomplete = len(observation.log or b"") < len(observation.output)
+        if is_incomplete and (observation.record is None or observation.record.output.error is None):
+            yield "the record does not contain that output.log is incomplete"
+        is_lossy = is_incomplete
+    else:
+        is_lossy = bool(observation.injected)
+    if is_lossy and not observed["detail"]:
+        yield "the result does not explain which data was lost"
 
 
 # -- output ------------------------------------------------------------------------------------------------------------
@@ -228,12 +269,13 @@ def _compare_shown_and_logged(case: Case, observation: Observation, log: bytes, 
             yield f"shown output and output.log differ: {_difference(shown, logged)}"
         elif not shown.startswith(logged.rstrip("\ufffd")):
             yield f"output.log is not a prefix of the shown output: {_difference(shown, logged)}"
-        elif (
-            case.fault == "supervisor SIGKILL"
-            and "damaged or not whole" not in observation.messages
-            and observation.log is not None
-        ):
+        elif case.fault == "supervisor SIGKILL" and observation.log is not None and not _has_warning(observation):
             yield "output.log is shorter than the shown output, and the caller did not report it"
+
+
+def _has_warning(observation: Observation) -> bool:
+    """Return whether the caller showed a warning (``views.text`` writes its level before the text)."""
+    return "skyrl-modal | warning: " in observation.messages
 
 
 def _compare_with_expected(case: Case, observation: Observation, log: bytes, *, killed: bool) -> Iterator[str]:

@@ -18,6 +18,7 @@ from typing import Any
 import attrs
 from modal_proto import api_pb2
 
+from skyrl_modal.protocol.run_folder import RunFolder
 from tests.support.loopback import LoopbackModal
 from tests.support.processes import MARK, marked_processes, wait_for_marked_processes
 
@@ -224,6 +225,7 @@ class FaultEnvironment:
             returned=json.loads(result.read_text()) if result.exists() else None,
             observed=observed if observed["found"] else None,
             log=log.read_bytes() if log.exists() else None,
+            record=RunFolder(records).read_result(),
             injected=injection.count,
             leftovers=tuple(left),
         )

@@ -36,10 +36,12 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     result = run.wait(request["timeout"])
     return {
         "found": True,
-        "state": str(result.state),
+        "state": result.state,
         "returncode": result.returncode,
+        "cause": result.cause,
+        "stop_reason": result.stop_reason,
         "detail": result.detail,
-        "state_now": str(run.state),
+        "state_now": run.state,
         "lines": list(run.logs()),
         "followed": list(run.logs(follow=True)) if request["follow"] else None,
     }

@@ -7,9 +7,12 @@ from collections.abc import Iterator
 import attrs
 import pytest
 
+from skyrl_modal.protocol.log_lines import prefixed
+from skyrl_modal.protocol.state import FailureCause
+
 from .campaign import select_cases, table
 from .cases import ROUND, Case, draw
-from .checks import Finding, Observation, check
+from .checks import LAUNCHER_MESSAGE, Finding, Observation, check
 from .fault_environment import FaultEnvironment
 from .stream import SAVED_CODE, SAVED_LINE, pieces
 
@@ -69,10 +72,18 @@ PARTS = [piece for piece, _ in pieces(CASE.stream_seed, CASE.lines, CASE.longest
 
 def observation(log: bytes, state: str = "cancelled", returncode: int = SAVED_CODE) -> Observation:
     """Return the observation of a run without violations."""
-    result = {"state": state, "returncode": returncode, "detail": "why"}
+    cause = {"succeeded": None, "cancelled": "stopped"}[state]
+    result = {"state": state, "returncode": returncode, "cause": cause, "detail": "why"}
     lines = log.decode("utf-8", "replace").split("\n")
-    observed = {**result, "found": True, "state_now": state, "lines": lines[: -1 if log.endswith(b"\n") else None]}
-    return Observation(0, log, "", result, {**observed, "followed": None}, log, 1, ())
+    observed = {
+        **result,
+        "found": True,
+        "stop_reason": "cancelled" if state == "cancelled" else None,
+        "state_now": state,
+        "lines": lines[: -1 if log.endswith(b"\n") else None],
+        "followed": None,
+    }
+    return Observation(0, log, "", result, observed, log, None, 1, ())
 
 
 def test_check_accepts_a_correct_run() -> None:
@@ -100,7 +111,7 @@ def test_check_finds_gaps_and_repetitions(log: bytes) -> None:
         ({"output": b"".join(PARTS[:8])}, "shown output and output.log differ"),
         ({"log": None}, "there is no output.log"),
         ({"returned": None}, "run did not return"),
-        ({"returned": {"state": "cancelled", "returncode": 0, "detail": ""}}, "run returned"),
+        ({"returned": {"state": "cancelled", "returncode": 0, "cause": "stopped"}}, "run returned"),
         ({"observed": None}, "cannot be found"),
         ({"leftovers": ("process 1 is left",)}, "process 1 is left"),
     ],
@@ -112,12 +123,28 @@ def test_check_finds_missing_information(change: dict[str, object], violation: s
     assert violation in str(check(CASE, attrs.evolve(correct, **change)).violations)  # type: ignore[arg-type]  # any field
 
 
+def test_check_finds_a_wrong_cause() -> None:
+    """A cause that does not belong to the fault is a violation."""
+    wrong = observation(b"".join(PARTS[:9]) + SAVED_LINE)
+    assert wrong.observed is not None
+    wrong.observed["cause"] = "rank_lost"
+
+    assert "the cause is rank_lost, not stopped" in str(check(CASE, wrong).violations)
+
+
+def test_launcher_messages_are_recognized() -> None:
+    """Messages with and without a cause separate the attempts in output.log."""
+    log = b"one\n" + prefixed("starting again").encode() + prefixed("Ray exited", FailureCause.RAY_EXITED).encode()
+
+    assert LAUNCHER_MESSAGE.sub(b"|", log) == b"one\n||"
+
+
 def test_check_finds_wrong_success() -> None:
     """A cancelled run that is reported as succeeded, or with exit code 0, is a violation."""
     succeeded = check(CASE, observation(b"".join(PARTS), state="succeeded", returncode=0))
     with_code_0 = check(CASE, observation(b"".join(PARTS), returncode=0))
 
-    assert "not ['cancelled']" in str(succeeded.violations)
+    assert "not cancelled" in str(succeeded.violations)
     assert "the exit code is 0, but" in str(with_code_0.violations)
 
 
