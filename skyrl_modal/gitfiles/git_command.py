@@ -181,6 +181,11 @@ class GitProcess:
                 raise GitCommandError(f"git cannot be started ({error})") from error
         _limit_memory(self._process.pid)
 
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
     def read(self) -> GitResult:
         """Wait for the process and return its result.
 

@@ -76,13 +76,16 @@ class _Comparison:
         commit = head.stdout.decode("ascii", "replace").strip()
         if head.returncode or not commit:
             raise GitCommandError(f"`git rev-parse` failed (exit code {head.returncode})")
-        changed = self._changed_paths(config)
+        changed, untracked = self._changed_paths(config)
         changed.update(self._changed_submodules(changed))
-        return WorktreeStatus(commit, len(changed))
+        return WorktreeStatus(commit, len(changed) + untracked)
 
-    def _changed_paths(self, config: Mapping[str, bytes | None]) -> set[bytes]:
-        """Return the paths that differ, a submodule only if another commit is checked out in it."""
-        listing = ["ls-files", "-z", "--full-name", "--modified"]
+    def _changed_paths(self, config: Mapping[str, bytes | None]) -> tuple[set[bytes], int]:
+        """Return the changed paths that git tracks or has tracked, and the number of untracked ones.
+
+        A submodule is among the changed paths only if another commit is checked out in it.
+        """
+        listing = ["ls-files", "-z", "-t", "--full-name", "--modified"]
         untracked = config.get("status.showuntrackedfiles", b"normal")
         if untracked == b"all":
             listing += ["--others", "--exclude-standard"]
@@ -96,8 +99,11 @@ class _Comparison:
             self._start(*listing, "--", ".", settings=filter_overrides(config)) as in_worktree,
             self._start(*staging, "--", ".") as in_index,
         ):
-            output = in_worktree.read_stdout() + in_index.read_stdout()
-        return set(filter(None, output.split(b"\0")))
+            listed, staged = in_worktree.read_stdout(), in_index.read_stdout()
+        # A record is a tag (`?` for an untracked path), a blank and the path: git-ls-files(1). Seen with git 2.39.
+        records = [record.split(b" ", 1) for record in listed.split(b"\0")[:-1]]
+        modified = {path for tag, path in records if tag != b"?"}
+        return modified.union(staged.split(b"\0")[:-1]), sum(tag == b"?" for tag, _ in records)
 
     def _changed_submodules(self, known: set[bytes]) -> Iterator[bytes]:
         """Yield the submodules that contain changed files, except the known ones."""

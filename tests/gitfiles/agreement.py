@@ -1,6 +1,7 @@
-"""Cases against git, without Hypothesis: `python -m tests.gitfiles.agreement CASES [SEED]` ends with 1 at a disagreement.
+"""Comparison with git without Hypothesis: ``python -m tests.gitfiles.agreement CASES [SEED]``.
 
-The test of the mutants runs it on faulty copies of the package, the fuzz in many processes.
+The exit code is 1 if a selection differs from git's list. The test of the mutants runs this on faulty copies of the
+package, and ``fuzz`` runs it in several processes.
 """
 
 from __future__ import annotations
@@ -11,29 +12,29 @@ import tempfile
 from pathlib import Path
 
 from skyrl_modal.mount import select
-from tests.gitfiles.repositories import Templates, case, described, listed_by_git
+from tests.gitfiles.repositories import Templates, case, describe, listed_by_git
 
 
 def disagreements(roots: list[Path]) -> list[str]:
-    """What is selected and git would not take, or the other way round."""
-    told = []
+    """Return a report for each root in which selection and git differ."""
+    reports = []
     for root in roots:
-        ours, theirs = list(select(root).files), listed_by_git(root)
-        if ours != theirs:
-            more, less = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
-            told.append(f"{root}: too many {more}, missing {less}\n{described(root)}")
-    return told
+        selected, expected = list(select(root).files), listed_by_git(root)
+        if selected != expected:
+            more, less = sorted(set(selected) - set(expected)), sorted(set(expected) - set(selected))
+            reports.append(f"{root}: too many {more}, missing {less}\n{describe(root)}")
+    return reports
 
 
 def main(cases: int, seed: int) -> int:
-    """Runs cases until one disagrees."""
+    """Run cases until one differs from git."""
     with tempfile.TemporaryDirectory() as name:
         templates = Templates.make(Path(name))
         for number in range(cases):
             with case(random.Random(f"{seed}-{number}"), templates) as roots:
-                told = disagreements(roots)
-            if told:
-                print(f"case {seed}-{number} disagrees with git", *map(ascii, told), sep="\n")
+                reports = disagreements(roots)
+            if reports:
+                print(f"case {seed}-{number} disagrees with git", *map(ascii, reports), sep="\n")
                 return 1
     print(f"{cases} cases, seed {seed}: no disagreement")
     return 0

@@ -1,10 +1,10 @@
-"""Random repositories, and what git itself says of them: the oracle of the tests of this folder.
+"""Random repositories, and git's own list of their files.
 
-A case is drawn from anything with the methods of ``random.Random``, so that Hypothesis can shrink it and the fuzz can run
-without Hypothesis.
+A case is drawn from an object with the methods of ``random.Random``, so that Hypothesis can shrink it, and the fuzz test
+can run without Hypothesis.
 """
 
-# ruff: noqa: E501  patterns, trees and faults are read best a line each
+# ruff: noqa: E501  long lists of names and patterns are easier to read in long lines
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
+
+from tests.support.git_settings import isolated_git_settings
 
 NAMES = [
     b"a", b"b", b"c", b"A", b"foo", b"bar", b"foobar", b"foo.py", b"x.pyc", b"lib", b"build", b"docs", b".env", b"keep",
@@ -42,7 +44,7 @@ LINES = [
 
 
 def git(*arguments: str | bytes, cwd: Path, stdin: bytes = b"") -> bytes:
-    """The output of a git command that has to succeed."""
+    """Run a git command that has to succeed, and return its output."""
     done = subprocess.run(["git", *arguments], cwd=cwd, input=stdin, capture_output=True, check=False)
     if done.returncode:
         raise AssertionError(f"git {arguments!r} in {cwd}: {done.stderr!r}")
@@ -50,10 +52,10 @@ def git(*arguments: str | bytes, cwd: Path, stdin: bytes = b"") -> bytes:
 
 
 def listed_by_git(root: Path) -> list[str]:
-    """What git would take of what is there, by the oracle of the issue: sorted, with ``os.fsdecode``.
+    """Return the existing files that ``git ls-files --cached --others --exclude-standard`` lists, sorted.
 
-    git lists what is tracked and gone, which no copy can hold, what lies behind a symbolic link, which is there under its
-    real name, and a repository inside by its name alone, whose files are what git says in it.
+    Three kinds of entries are treated differently: tracked files that do not exist are dropped, as are paths through a
+    symbolic link, and a nested repository, which git lists by its name only, is replaced by git's list of its files.
     """
     output = git("ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=root)
     base = os.fsencode(root)
@@ -79,14 +81,14 @@ def listed_by_git(root: Path) -> list[str]:
 
 @attrs.frozen
 class Templates:
-    """Fresh repositories, made once and copied, since ``git init`` costs more than a whole case."""
+    """Fresh repositories, created once and copied, because ``git init`` takes longer than a whole case."""
 
     sha1: Path
     sha256: Path
 
     @classmethod
     def make(cls, folder: Path) -> Templates:
-        """Makes them."""
+        """Create the repositories."""
         made = {}
         for kind in ("sha1", "sha256"):
             git("init", "-q", "--template=", f"--object-format={kind}", str(folder / kind), cwd=folder)
@@ -94,36 +96,18 @@ class Templates:
         return cls(**made)
 
 
-@contextmanager
-def isolated(folder: Path) -> Iterator[None]:
-    """Neither the machine's nor the user's git settings, for git and for us."""
-    wanted = {"HOME": str(folder), "XDG_CONFIG_HOME": str(folder / "xdg"), "GIT_CONFIG_NOSYSTEM": "1"}
-    before = {key: os.environ.get(key) for key in (*wanted, "GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE")}
-    for key in before:
-        os.environ.pop(key, None)
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            os.environ.pop(key, None)
-            if value is not None:
-                os.environ[key] = value
-
-
 class Builder:
-    """Makes one random worktree, with everything that bears on what git takes of it."""
+    """Builds one random worktree, with everything that influences git's list."""
 
     def __init__(self, random: random.Random, folder: Path, templates: Templates) -> None:
         self.random, self.folder, self.templates = random, folder, templates
-        self.told: list[str] = []
 
     def chance(self, one_in: int) -> bool:
-        """True once in so many times; False is what Hypothesis shrinks to."""
+        """Return True with a probability of one in ``one_in``. Hypothesis shrinks to False."""
         return self.random.randrange(one_in) == one_in - 1
 
     def build(self) -> list[Path]:
-        """Makes the worktree and returns the folders to select from."""
+        """Build the worktree; return the folders to select from."""
         top = self.folder / "top"
         self.names = self.random.sample(NAMES, 9)
         xdg = self.folder / "xdg" / "git" / "ignore"
@@ -168,7 +152,7 @@ class Builder:
         if self.chance(4):
             excludes = self.folder / "excludes"
             excludes.write_bytes(self.patterns())
-            lines.append(f'\texcludesFile = "{excludes}" ; mine\n')
+            lines.append(f'\texcludesFile = "{excludes}" ; comment\n')
         with (common / "config").open("a") as file:
             file.write("[core]\n" + "".join(lines))
         if self.chance(3):
@@ -176,7 +160,7 @@ class Builder:
             (common / "info" / "exclude").write_bytes(self.patterns())
 
     def patterns(self) -> bytes:
-        """An ignore file, tricky more often than not."""
+        """Return an ignore file, with many unusual patterns."""
         random = self.random
         lines = []
         for _ in range(random.randint(1, 5)):
@@ -186,7 +170,7 @@ class Builder:
             elif form == 1:
                 line = b"".join(random.choice(PIECES) for _ in range(random.randint(1, 4)))
             else:
-                # Of the names that there are, so that more of them match.
+                # Existing names, so that more patterns match.
                 parts = [random.choice(self.names) for _ in range(random.randint(1, 3))]
                 line = parts[0]
                 for part in parts[1:]:
@@ -202,7 +186,7 @@ class Builder:
         return content + (b"" if self.chance(3) else b"\n")
 
     def tree(self, top: Path) -> list[bytes]:
-        """Files, links and ignore files; returns the folders."""
+        """Create files, links and ignore files; return the folders."""
         random = self.random
         base = os.fsencode(top)
         folders: list[bytes] = []
@@ -213,7 +197,7 @@ class Builder:
             if self.ignore_case and any(
                 other != part and other.lower() == part.lower() for part in parts for other in names
             ):
-                # Two names that differ in case alone cannot be in one folder where case is ignored.
+                # Where case is ignored, a folder cannot contain two names that differ only in case.
                 continue
             path = b"/".join(parts)
             if any(b"/".join(parts[:depth]) in taken for depth in range(1, len(parts) + 1)) or path in folders:
@@ -242,7 +226,7 @@ class Builder:
         return folders
 
     def track(self, top: Path) -> None:
-        """Puts some files in the index, whatever the ignore files say."""
+        """Add some files to the index, ignored or not."""
         files = [
             os.path.relpath(os.path.join(folder, name), os.fsencode(top))
             for folder, folders, names in os.walk(os.fsencode(top))
@@ -255,7 +239,7 @@ class Builder:
         version = self.random.choice(["2", "2", "4"])
         split = ["--split-index"] if self.chance(6) else []
         stdin = b"".join(path + b"\0" for path in chosen)
-        # --info-only: what the oracle asks for needs no objects.
+        # --info-only: listing files needs no objects.
         common = ("update-index", "--index-version", version, "--add", "--info-only", "-z", "--stdin")
         if split and len(chosen) > 1:
             half = len(chosen) // 2
@@ -268,7 +252,7 @@ class Builder:
             git(*common, cwd=top, stdin=stdin)
 
     def nested(self, top: Path, folders: list[bytes]) -> None:
-        """A clone inside of the worktree, or a submodule, with ignore rules of its own."""
+        """Create a nested clone or a submodule, with its own ignore rules."""
         if not folders or not self.chance(4):
             return
         place = top / os.fsdecode(self.random.choice(folders))
@@ -296,7 +280,7 @@ class Builder:
                 git("update-index", "-z", "--index-info", cwd=top, stdin=entry)
 
     def disturb(self, top: Path) -> None:
-        """What is tracked may be gone, or be something else by now."""
+        """Remove some files, or replace them by folders."""
         for folder, _, names in os.walk(os.fsencode(top)):
             if b".git" in folder.split(b"/"):
                 continue
@@ -312,17 +296,17 @@ class Builder:
 
 @contextmanager
 def case(random: random.Random, templates: Templates) -> Iterator[list[Path]]:
-    """One worktree for the time of the block."""
-    with tempfile.TemporaryDirectory(dir=templates.sha1.parent.parent) as name, isolated(Path(name)):
+    """Create one worktree, which is removed at the end of the block."""
+    with tempfile.TemporaryDirectory(dir=templates.sha1.parent.parent) as name, isolated_git_settings(Path(name)):
         yield Builder(random, Path(name), templates).build()
 
 
-def described(root: Path) -> str:
-    """What bears on the decision, for the report of a disagreement."""
-    told = []
+def describe(root: Path) -> str:
+    """Return the content of the ignore files, for the report of a disagreement."""
+    lines = []
     for folder, _, names in os.walk(root.parent if root.name == "top" else root):
         for name in names:
             if name in (".gitignore", "exclude", "excludes", "ignore"):
                 path = os.path.join(folder, name)
-                told.append(f"{path}: {Path(path).read_bytes()!r}" if os.path.exists(path) else path)
-    return "\n".join(told)
+                lines.append(f"{path}: {Path(path).read_bytes()!r}" if os.path.exists(path) else path)
+    return "\n".join(lines)

@@ -1,7 +1,7 @@
-"""The selection is git's own, over random repositories: ``git ls-files --cached --others --exclude-standard``.
+"""Comparison of selections with ``git ls-files --cached --others --exclude-standard`` in random repositories.
 
-``SKYRL_MODAL_CASES`` sets how many cases there are in all (2,000 unless it is set); with
-``SKYRL_MODAL_SEED=random`` they are other ones each time. The shards let pytest-xdist spread them.
+``SKYRL_MODAL_CASES`` sets the number of cases (2,000 if it is not set). With ``SKYRL_MODAL_SEED=random`` they differ in
+each run. The shards are distributed by pytest-xdist.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SHARDS = 20
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_random_repositories(templates: Templates, shard: int) -> None:
-    """In no repository do we take a file that git would not, or leave one that it would take."""
+    """A selection contains exactly the files that git lists."""
 
     @seed(random.random() if SEED == "random" else f"{SEED}-{shard}")
     @settings(
