@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from skyrl_modal.backends.base import Backend as Backend
 from skyrl_modal.backends.base import Execution as Execution
 from skyrl_modal.backends.base import VolumeEntry as VolumeEntry
 from skyrl_modal.errors import BackendUnavailable, SpecError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
 
 __all__ = ["Backend", "Execution", "VolumeEntry", "check_backend", "get_backend", "installed_backends"]
 
@@ -39,7 +41,7 @@ def get_backend(name: str) -> Backend:
         module, _, attribute = BUILT_IN_BACKENDS[name].partition(":")
         built_in: Backend = getattr(import_module(module), attribute)()
         return built_in
-    for entry_point in entry_points(group=ENTRY_POINT_GROUP, name=name):
+    for entry_point in _entry_points().select(name=name):
         try:
             backend: Backend = entry_point.load()()
         except Exception as error:  # any error of another package: it may affect only runs on its own backend
@@ -55,8 +57,14 @@ def installed_backends() -> list[str]:
         >>> installed_backends()[:2]
         ['modal', 'local']
     """
-    others = sorted(entry_points(group=ENTRY_POINT_GROUP).names - set(BUILT_IN_BACKENDS))
+    others = sorted(_entry_points().names - set(BUILT_IN_BACKENDS))
     return [*BUILT_IN_BACKENDS, *others]
+
+
+def _entry_points() -> EntryPoints:
+    from importlib.metadata import entry_points  # imported here, since built-in backends do not need it
+
+    return entry_points(group=ENTRY_POINT_GROUP)
 
 
 def check_backend(value: object) -> None:

@@ -130,7 +130,11 @@ class Execution(Protocol):
 
 
 class Backend(Protocol):
-    """A place that executes runs."""
+    """A place that executes runs.
+
+    A backend may have a further method, ``attach_by_call_id(call_id: str) -> Execution | None``: ``Run.attach`` then
+    accepts ids that the backend has assigned. It returns None for an id that it does not recognize.
+    """
 
     @property
     def name(self) -> str:
