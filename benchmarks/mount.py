@@ -1,8 +1,8 @@
-"""How long it takes to tell which files go, beside git and beside the ways that others have, and to copy them.
+"""Measure the time of selections and snapshots, compared with git and with other libraries.
 
-``python benchmarks/mount.py`` prints one table, medians of runs that take turns; ``--all`` also runs the slow ways on
-the large trees, which takes many minutes. The trees are made for it: (a) of SkyRL's size, (b) the same with a .venv of
-30,000 and a node_modules of 20,000 ignored files, (c) 50,000 files in 5,000 folders, all of which go.
+``python benchmarks/mount.py`` prints one table of medians of alternating runs; ``--all`` also measures the slow
+libraries on the large trees, which takes many minutes. The trees are generated: (a) of SkyRL's size, (b) the same with
+30,000 ignored files in .venv and 20,000 in node_modules, (c) 50,000 selected files in 5,000 folders.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ node_modules/
 
 
 def fill(folder: Path, files: int, each: int, size: int = 0, suffix: str = ".py") -> None:
-    """Files of about ``size`` bytes, ``each`` to a folder, two folders deep."""
+    """Create files of about ``size`` bytes, ``each`` of them in a folder, two folders deep."""
     draw = random.Random(str(folder.name))
     for number in range(files):
         place = folder / f"d{number // each // 20}" / f"e{number // each}"
@@ -102,7 +102,7 @@ def fill(folder: Path, files: int, each: int, size: int = 0, suffix: str = ".py"
 
 
 def trees(folder: Path) -> dict[str, Path]:
-    """The three trees, each a repository with everything committed that is not ignored."""
+    """Create the three trees; each is a repository in which every file that is not ignored is committed."""
     made = {"a": folder / "a", "b": folder / "b", "c": folder / "c"}
     for name, root in made.items():
         root.mkdir()
@@ -121,13 +121,13 @@ def trees(folder: Path) -> dict[str, Path]:
 
 
 def git(root: Path) -> int:
-    """The oracle, as a process."""
+    """List the files with git, as a process."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     return subprocess.run(command, cwd=root, check=True, capture_output=True).stdout.count(b"\0")
 
 
 def with_pathspec(root: Path) -> int:
-    """pathspec as its README says, one file after the other."""
+    """List the files with pathspec, as its README shows."""
     import pathspec
 
     spec = pathspec.GitIgnoreSpec.from_lines((root / ".gitignore").read_text().splitlines())
@@ -135,7 +135,7 @@ def with_pathspec(root: Path) -> int:
 
 
 def with_gitignore_parser(root: Path) -> int:
-    """gitignore-parser as its README says, one call for each file."""
+    """List the files with gitignore-parser, with one call for each file as its README shows."""
     from gitignore_parser import parse_gitignore
 
     ignored = parse_gitignore(root / ".gitignore")
@@ -148,7 +148,7 @@ def with_gitignore_parser(root: Path) -> int:
 
 
 def with_modal(root: Path) -> int:
-    """What ``add_local_dir(ignore=FilePatternMatcher)`` asks for each file, without the upload."""
+    """List the files as ``add_local_dir(ignore=FilePatternMatcher)`` does, without the upload."""
     from modal import FilePatternMatcher
 
     ignored = FilePatternMatcher(*(line for line in RULES.splitlines() if not line.startswith("!")), ".git")
@@ -157,41 +157,41 @@ def with_modal(root: Path) -> int:
     )
 
 
-def timed(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median milliseconds; the ways take turns, so that a busy moment meets them all."""
-    taken: dict[str, list[float]] = {name: [] for name in ways}
+def measure_candidates(candidates: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Return median milliseconds of alternating runs, so that other load affects all candidates."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
-        for name, way in ways.items():
+        for name, run in candidates.items():
             begin = time.perf_counter()
-            way()
-            taken[name].append((time.perf_counter() - begin) * 1000)
-    return {name: statistics.median(times) for name, times in taken.items()}
+            run()
+            times[name].append((time.perf_counter() - begin) * 1000)
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def snapshots(root: Path, store: SnapshotStore, rounds: int) -> dict[str, float]:
-    """The first snapshot, later ones of an unchanged tree, and ones after an edit of one file, all without the walk."""
+    """Measure the first snapshot, later ones of an unchanged tree, and ones after an edit, without the selection."""
 
-    def taken() -> float:
+    def measure() -> float:
         selection = select(root, skip_caches=True)
         begin = time.perf_counter()
         store.take(selection).release()
         return (time.perf_counter() - begin) * 1000
 
-    first = taken()
-    taken()
-    again = statistics.median(taken() for _ in range(rounds))
+    first = measure()
+    measure()
+    again = statistics.median(measure() for _ in range(rounds))
     edited = sorted(root.rglob("file7*.py"))[0]
     edits = []
     for number in range(rounds):
         edited.write_text(f"edit {number}")
-        edits.append(taken())
+        edits.append(measure())
     return {"snapshot, first": first, "snapshot, unchanged": again, "snapshot, one edit": statistics.median(edits)}
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--all", action="store_true", help="the slow ways on the large trees too")
+    parser.add_argument("--all", action="store_true", help="also measure the slow libraries on the large trees")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     rows: dict[str, dict[str, str]] = {}
@@ -205,26 +205,28 @@ def main() -> None:
                 "select(skip_caches=True)": lambda root=root: select(root, skip_caches=True),
             }
             rounds = options.rounds if tree != "c" else max(3, options.rounds // 3)
-            result = timed(quick, rounds)
+            result = measure_candidates(quick, rounds)
             slow = {"pathspec": with_pathspec, "Modal's FilePatternMatcher": with_modal}
             slow["gitignore-parser, README"] = with_gitignore_parser
-            kept = dict.fromkeys(quick, expected)
-            for way, run in slow.items():
+            selected = dict.fromkeys(quick, expected)
+            for candidate, run in slow.items():
                 if tree == "a" or options.all:
                     begin = time.perf_counter()
-                    kept[way] = run(root)
-                    result[way] = (time.perf_counter() - begin) * 1000
+                    selected[candidate] = run(root)
+                    result[candidate] = (time.perf_counter() - begin) * 1000
             result |= snapshots(root, SnapshotStore(Path(name) / f"store-{tree}"), rounds)
-            for way, taken in result.items():
-                base = "select(skip_caches=True)" if way.startswith("snapshot") else "git ls-files"
-                other = f", {kept[way]:,} files" if kept.get(way, expected) != expected else ""
-                unit = "select" if way.startswith("snapshot") else "git"
-                rows.setdefault(way, {})[tree] = f"{taken:,.1f} ({taken / result[base]:.2f} {unit}{other})"
+            for candidate, milliseconds in result.items():
+                is_snapshot = candidate.startswith("snapshot")
+                base, unit = ("select(skip_caches=True)", "select") if is_snapshot else ("git ls-files", "git")
+                count = selected.get(candidate, expected)
+                other = f", {count:,} files" if count != expected else ""
+                cell = f"{milliseconds:,.1f} ({milliseconds / result[base]:.2f} {unit}{other})"
+                rows.setdefault(candidate, {})[tree] = cell
     print("median milliseconds (ratio to git ls-files; of snapshots to the selection), all in one run", file=sys.stderr)
-    print(f"| {'':28} | {'(a) SkyRL-sized':32} | {'(b) with ignored 50,000':32} | {'(c) 50,001 kept':32} |")
+    print(f"| {'':28} | {'(a) SkyRL-sized':32} | {'(b) with ignored 50,000':32} | {'(c) 50,001 selected':32} |")
     print(f"|{'-' * 30}|{'-' * 34}|{'-' * 34}|{'-' * 34}|")
-    for way, cells in rows.items():
-        print(f"| {way:28} | " + " | ".join(f"{cells.get(tree, '-'):32}" for tree in "abc") + " |")
+    for candidate, cells in rows.items():
+        print(f"| {candidate:28} | " + " | ".join(f"{cells.get(tree, '-'):32}" for tree in "abc") + " |")
 
 
 if __name__ == "__main__":

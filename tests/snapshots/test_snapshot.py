@@ -1,4 +1,4 @@
-"""The copy that a run sees: exact, made once, never changed by an edit, bounded, and safe with many at once."""
+"""Snapshots: exact, taken once for a content, unaffected by edits, limited in size, safe with several processes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from skyrl_modal.errors import SpecError
+from skyrl_modal.errors import SnapshotError, SpecError
 from skyrl_modal.mount import Snapshot, SnapshotStore, select
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Mode and content of all that is in a folder, links and empty folders included."""
+    """Return mode and content of everything in a folder, including links and empty folders."""
     found: dict[str, tuple[int, bytes]] = {}
     for path in folder.rglob("*"):
         name, mode = str(path.relative_to(folder)), path.lstat().st_mode
@@ -53,12 +53,17 @@ def store(tmp_path: Path) -> SnapshotStore:
 
 
 def inodes(folder: Path) -> set[int]:
-    """The inodes of the files in a folder."""
+    """Return the inodes of the files in a folder."""
     return {path.lstat().st_ino for path in folder.rglob("*") if path.is_file() and not path.is_symlink()}
 
 
-def test_it_holds_exactly_the_selection(root: Path, store: SnapshotStore) -> None:
-    """Contents, links, permissions, odd names; no file shared with the checkout, nothing besides."""
+def stored_contents(store: SnapshotStore) -> list[Path]:
+    """Return the files of the pool of contents."""
+    return [path for path in (store.folder / "blobs").rglob("*") if path.is_file()]
+
+
+def test_snapshot_contains_exactly_the_selection(root: Path, store: SnapshotStore) -> None:
+    """Contents, links, permissions and unusual names are copied, no other file is, and none is shared."""
     (root / ".gitignore").write_text("*.log\n")
     before = contents(root)
     (root / "a.log").touch()
@@ -71,33 +76,31 @@ def test_it_holds_exactly_the_selection(root: Path, store: SnapshotStore) -> Non
         assert (snapshot.files, snapshot.bytes, snapshot.warnings) == (len(selection.files), selection.bytes, ())
 
 
-def test_an_unchanged_tree_is_not_copied_again(root: Path, store: SnapshotStore) -> None:
-    """The same content gives the same folder, also from another checkout."""
-    read: list[tuple[int, int]] = []
-    first = store.take(select(root), progress=lambda done, total: read.append((done, total)))
-    assert read == [(number, 6) for number in range(1, 7)]
+def test_unchanged_tree_is_not_copied_again(root: Path, store: SnapshotStore) -> None:
+    """The same content has the same folder, also in another checkout."""
+    first = store.take(select(root))
     assert store.take(select(root)) == first
     other = root.with_name("clone")
     subprocess.run(["cp", "-a", str(root), str(other)], check=True)
     assert store.take(select(other)).path == first.path
 
 
-def test_only_what_changed_is_read_again(root: Path, store: SnapshotStore) -> None:
-    """Once the times of the files are old enough to tell a change."""
-    old = [path for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
+def test_only_changed_files_are_read_again(root: Path, store: SnapshotStore) -> None:
+    """Once the times of the files are old enough to show a change, only changed files are stored again."""
     store.take(select(root)).release()
     wait_for_a_later_tick(root)
     store.take(select(root)).release()
-    read: list[tuple[int, int]] = []
-    store.take(select(root), progress=lambda done, total: read.append((done, total))).release()
-    assert read == []
-    old[0].write_text("print(2)")
-    store.take(select(root), progress=lambda done, total: read.append((done, total))).release()
-    assert read == [(1, 1)]
+    for path in stored_contents(store):
+        path.unlink()
+    store.take(select(root)).release()
+    assert stored_contents(store) == []
+    (root / "train.py").write_text("print(2)")
+    store.take(select(root)).release()
+    assert [path.read_text() for path in stored_contents(store)] == ["print(2)"]
 
 
 def wait_for_a_later_tick(folder: Path) -> None:
-    """Waits until files that are there are older than the margin that the store leaves, by the file system's clock."""
+    """Wait until the existing files are older than the store's margin, by the clock of the file system."""
     probe = folder.parent / "probe"
     begin = None
     while begin is None or probe.stat().st_ctime_ns < begin + 60_000_000:
@@ -106,8 +109,8 @@ def wait_for_a_later_tick(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("held", [False, True])
-def test_an_edit_reaches_the_next_snapshot_alone(root: Path, store: SnapshotStore, held: bool) -> None:
-    """Whether the earlier one is built on, as nobody holds it, or kept, as somebody does."""
+def test_edit_changes_only_the_next_snapshot(root: Path, store: SnapshotStore, held: bool) -> None:
+    """An edit is in the next snapshot, whether that is built on the earlier one or the earlier one is locked."""
     first = store.take(select(root))
     before = contents(root)
     (root / "train.py").write_text("print(2)")
@@ -130,7 +133,7 @@ def test_an_edit_reaches_the_next_snapshot_alone(root: Path, store: SnapshotStor
 
 
 def test_random_edits(root: Path, store: SnapshotStore) -> None:
-    """After any sequence of edits a snapshot is what is there, at once, and earlier ones are what they were."""
+    """After any sequence of edits a snapshot has the current files, and locked earlier ones are unchanged."""
     draw = random.Random(1)
     kept: list[tuple[Snapshot, dict[str, tuple[int, bytes]]]] = []
     for _ in range(40):
@@ -147,7 +150,7 @@ def test_random_edits(root: Path, store: SnapshotStore) -> None:
             if draw.random() < 0.2 and not path.exists():
                 path.symlink_to(draw.choice("abc"))
             else:
-                # Of one size, so that time and inode have to tell a change.
+                # All contents have one size, so that only time and inode show a change.
                 path.write_text(f"{draw.randrange(10)}")
                 path.chmod(draw.choice([0o644, 0o755]))
         snapshot = store.take(select(root))
@@ -161,16 +164,16 @@ def test_random_edits(root: Path, store: SnapshotStore) -> None:
             assert contents(earlier.path) == then
 
 
-def test_a_change_within_one_tick_is_seen(root: Path, store: SnapshotStore) -> None:
-    """Same size, same inode, and, since nothing waits here, often the same time."""
+def test_change_within_one_tick_is_found(root: Path, store: SnapshotStore) -> None:
+    """A change is found although size, inode and often the time are the same."""
     for number in range(100):
         (root / "train.py").write_text(f"print({number:03})")
         with store.take(select(root)) as snapshot:
             assert (snapshot.path / "train.py").read_text() == f"print({number:03})"
 
 
-def test_a_restored_time_does_not_hide_a_change(root: Path, store: SnapshotStore) -> None:
-    """rsync and cp -p set the time of modification; the inode's own time tells."""
+def test_restored_time_does_not_hide_a_change(root: Path, store: SnapshotStore) -> None:
+    """A change is found by the time of the inode if rsync or cp -p has restored the time of modification."""
     status = (root / "train.py").stat()
     wait_for_a_later_tick(root)
     store.take(select(root)).release()
@@ -180,15 +183,15 @@ def test_a_restored_time_does_not_hide_a_change(root: Path, store: SnapshotStore
         assert (snapshot.path / "train.py").read_text() == "print(7)"
 
 
-def test_eviction_keeps_what_is_held(root: Path, store: SnapshotStore) -> None:
-    """Above its limit a store removes the least recently used, but for those that somebody holds."""
+def test_eviction_keeps_locked_snapshots(root: Path, store: SnapshotStore) -> None:
+    """Above its limit a store removes the least recently used snapshots that are not locked."""
     small = SnapshotStore(store.folder, max_bytes=4 << 20)
     snapshots = []
     for number in range(4):
         (root / "pkg" / "deep" / "large.bin").write_bytes(random.Random(number).randbytes(2 << 20))
         snapshots.append(small.take(select(root)))
     assert all(snapshot.path.exists() for snapshot in snapshots)
-    held = snapshots[0].hold()
+    held = snapshots[0].duplicate_lock()
     for snapshot in snapshots[:3]:
         snapshot.release()
     (root / "train.py").write_text("print(3)")
@@ -201,12 +204,11 @@ def test_eviction_keeps_what_is_held(root: Path, store: SnapshotStore) -> None:
     (root / "train.py").write_text("print(4)")
     small.take(select(root))
     assert not snapshots[0].path.exists()
-    size = sum(path.stat().st_size for path in (store.folder / "blobs").rglob("*") if path.is_file())
-    assert size <= 4 << 20
+    assert sum(path.stat().st_size for path in stored_contents(store)) <= 4 << 20
 
 
-def test_the_number_of_trees_is_bounded(root: Path, store: SnapshotStore) -> None:
-    """Also where they share nearly all of their content."""
+def test_number_of_trees_is_limited(root: Path, store: SnapshotStore) -> None:
+    """Trees are removed above a fixed number, even if they are small."""
     for number in range(50):
         folder = root.with_name(f"clone{number}")
         folder.mkdir()
@@ -215,11 +217,11 @@ def test_the_number_of_trees_is_bounded(root: Path, store: SnapshotStore) -> Non
     assert len(os.listdir(store.folder / "trees")) <= 33
 
 
-def test_a_hold_outlives_the_process_that_took(root: Path, store: SnapshotStore) -> None:
-    """A child that was started with the descriptor holds the snapshot, whatever becomes of who took it."""
+def test_child_process_keeps_a_snapshot_locked(root: Path, store: SnapshotStore) -> None:
+    """A child process that inherited a duplicated lock keeps the snapshot after the parent has released it."""
     small = SnapshotStore(store.folder, max_bytes=0)
     snapshot = small.take(select(root))
-    held = snapshot.hold()
+    held = snapshot.duplicate_lock()
     assert os.get_inheritable(held)
     child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[held])
     os.close(held)
@@ -233,21 +235,20 @@ def test_a_hold_outlives_the_process_that_took(root: Path, store: SnapshotStore)
     assert not snapshot.path.exists()
 
 
-def test_a_released_snapshot_cannot_be_held(root: Path, store: SnapshotStore) -> None:
-    """It may be gone."""
+def test_released_snapshot_cannot_be_locked(root: Path, store: SnapshotStore) -> None:
+    """The lock of a released snapshot cannot be duplicated, because the snapshot may have been removed."""
     snapshot = store.take(select(root))
     snapshot.release()
     snapshot.release()
-    with pytest.raises(SpecError, match="take it again"):
-        snapshot.hold()
+    with pytest.raises(SnapshotError, match="take it again"):
+        snapshot.duplicate_lock()
 
 
-def test_an_evicted_content_is_copied_again(root: Path, store: SnapshotStore) -> None:
-    """A store whose pool lost files, by eviction or by hand, makes them again."""
+def test_evicted_content_is_copied_again(root: Path, store: SnapshotStore) -> None:
+    """Contents that are missing in the pool are stored again."""
     store.take(select(root)).release()
-    for path in (store.folder / "blobs").rglob("*"):
-        if path.is_file():
-            path.unlink()
+    for path in stored_contents(store):
+        path.unlink()
     (root / "train.py").write_text("print(8)")
     held = store.take(select(root))
     (root / "train.py").write_text("print(9)")
@@ -257,21 +258,21 @@ def test_an_evicted_content_is_copied_again(root: Path, store: SnapshotStore) ->
 
 
 @pytest.mark.parametrize("damage", ["truncate", "garbage", "remove"])
-def test_a_damaged_memory_costs_time_alone(root: Path, store: SnapshotStore, damage: str) -> None:
-    """What the store remembers of the files may be lost."""
+def test_damaged_stamps_count_as_missing(root: Path, store: SnapshotStore, damage: str) -> None:
+    """With damaged or missing stamps a snapshot is correct; files are read again."""
     store.take(select(root)).release()
-    (memory,) = (store.folder / "stamps").iterdir()
-    data = memory.read_bytes()
+    (stamps,) = (store.folder / "stamps").iterdir()
+    data = stamps.read_bytes()
     if damage == "remove":
-        memory.unlink()
+        stamps.unlink()
     else:
-        memory.write_bytes(data[: len(data) // 2] if damage == "truncate" else data[:-1] + b"x")
+        stamps.write_bytes(data[: len(data) // 2] if damage == "truncate" else data[:-1] + b"x")
     with store.take(select(root)) as snapshot:
         assert contents(snapshot.path) == contents(root)
 
 
-def test_an_emptied_checkout(root: Path, store: SnapshotStore) -> None:
-    """Is an empty snapshot, and the next one is whole again."""
+def test_empty_selection(root: Path, store: SnapshotStore) -> None:
+    """An empty selection has an empty snapshot, and the next snapshot is complete again."""
     store.take(select(root)).release()
     with store.take(select(root, exclude=["*"])) as snapshot:
         assert contents(snapshot.path) == {}
@@ -279,8 +280,8 @@ def test_an_emptied_checkout(root: Path, store: SnapshotStore) -> None:
         assert contents(snapshot.path) == contents(root)
 
 
-def test_a_tree_that_somebody_changed_is_not_built_on(root: Path, store: SnapshotStore) -> None:
-    """What was removed from it or put into it by hand is not in the next one, nor is any content overwritten."""
+def test_modified_tree_is_not_built_on(root: Path, store: SnapshotStore) -> None:
+    """Files that were removed from a tree or added to it by hand do not affect the next snapshot or any content."""
     first = store.take(select(root))
     first.release()
     (first.path / "train.py").unlink()
@@ -291,20 +292,20 @@ def test_a_tree_that_somebody_changed_is_not_built_on(root: Path, store: Snapsho
         assert contents(snapshot.path) == contents(root)
 
 
-def test_what_vanished_is_told(root: Path, store: SnapshotStore) -> None:
-    """The rest is copied."""
+def test_removed_files_are_reported(root: Path, store: SnapshotStore) -> None:
+    """A file that was removed or replaced after the selection is reported, and the others are copied."""
     selection = select(root)
     (root / "train.py").unlink()
     (root / "run.sh").unlink()
     os.mkfifo(root / "run.sh")
     with store.take(selection) as snapshot:
         assert "train.py" not in contents(snapshot.path)
-        assert any("train.py is gone" in warning for warning in snapshot.warnings)
-        assert any("run.sh is not a file" in warning for warning in snapshot.warnings)
+        assert any("train.py was removed" in warning for warning in snapshot.warnings)
+        assert any("run.sh is no longer a file" in warning for warning in snapshot.warnings)
 
 
-def test_a_file_that_keeps_changing_is_told(root: Path, store: SnapshotStore) -> None:
-    """It is one of its states, not a hang; the next snapshot looks at it again."""
+def test_file_that_keeps_changing_is_reported(root: Path, store: SnapshotStore) -> None:
+    """A file that changes all the time is copied in one of its states, and read again for the next snapshot."""
     stop = threading.Event()
     target = root / "pkg" / "deep" / "large.bin"
     # Large enough that its time changes while it is read.
@@ -331,8 +332,8 @@ def test_a_file_that_keeps_changing_is_told(root: Path, store: SnapshotStore) ->
         assert last.warnings == ()
 
 
-def test_many_at_once(root: Path, store: SnapshotStore) -> None:
-    """Processes that take the same and other content from one store, under eviction, get what they ask for."""
+def test_several_processes(root: Path, store: SnapshotStore) -> None:
+    """Processes that take snapshots from one store, with eviction, have the correct contents."""
     program = (
         "import sys, random, pathlib\n"
         "from skyrl_modal.mount import *\n"
@@ -342,7 +343,7 @@ def test_many_at_once(root: Path, store: SnapshotStore) -> None:
         "    with SnapshotStore(sys.argv[2], max_bytes=100).take(select(root)) as snapshot:\n"
         "        assert (snapshot.path / 'same').read_text() == str(number % 3), number\n"
         "        assert (snapshot.path / 'own').read_text() == str(seed % 2)\n"
-        "print('well')\n"
+        "print('correct')\n"
     )
 
     def run(number: int) -> str:
@@ -354,27 +355,29 @@ def test_many_at_once(root: Path, store: SnapshotStore) -> None:
         return done.stdout + done.stderr
 
     with ThreadPoolExecutor(6) as pool:
-        assert set(pool.map(run, range(6))) == {"well\n"}
+        assert set(pool.map(run, range(6))) == {"correct\n"}
 
 
-def test_a_store_among_the_files_is_refused(root: Path) -> None:
-    """It would copy itself."""
+def test_store_among_the_files_is_refused(root: Path) -> None:
+    """A store inside the selected files is refused, because it would copy itself."""
     store = SnapshotStore(root / "store")
     store.take(select(root)).release()
-    with pytest.raises(SpecError, match="move it out"):
+    with pytest.raises(SnapshotError, match="move it to another folder") as caught:
         store.take(select(root))
+    assert caught.value.path == str(store.folder)
 
 
-def test_a_root_that_is_gone(root: Path, store: SnapshotStore) -> None:
-    """Is not an empty snapshot."""
+def test_removed_root(root: Path, store: SnapshotStore) -> None:
+    """A root that was removed after the selection is an error, not an empty snapshot."""
     selection = select(root)
     root.rename(root.with_name("elsewhere"))
-    with pytest.raises(SpecError, match="is gone"):
+    with pytest.raises(SnapshotError, match="was removed") as caught:
         store.take(selection)
+    assert caught.value.path == str(root)
 
 
-def test_wrong_limits() -> None:
-    """A limit is a number of bytes."""
+def test_invalid_limits() -> None:
+    """A limit that is not a whole number of bytes is an error."""
     for wrong in (-1, "1 GB", True):
         with pytest.raises(SpecError, match="max_bytes"):
-            SnapshotStore(Path("x"), max_bytes=wrong)  # type: ignore[arg-type]  # wrong on purpose
+            SnapshotStore(Path("x"), max_bytes=wrong)  # type: ignore[arg-type]  # an invalid type is the test
