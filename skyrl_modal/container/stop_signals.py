@@ -41,18 +41,22 @@ def run_with_stop_requests(
             finished.set()
 
     threading.Thread(target=work, name="supervisor").start()
-    stopped_by: BaseException | None = None
+    exceptions: list[BaseException] = []
+    handled = 0
     # Not Thread.join(): if an exception interrupts it, it may consider a running thread ended (CPython up to 3.12).
     while True:
         try:
+            # Inside of the `try`, since a further exception may be raised while the first is handled.
+            while handled < len(exceptions):
+                request_stop(reason_of(exceptions[0]) if handled == 0 else StopReason.KILL)
+                handled += 1
             wait_interruptibly(finished.wait)
             break
         except BaseException as error:  # any exception in this thread is a request to stop
-            request_stop(StopReason.KILL if stopped_by is not None else reason_of(error))
-            stopped_by = error
+            exceptions.append(error)
     if not results:
         raise RuntimeError("the supervisor failed; its traceback is above")
-    return results[0], stopped_by
+    return results[0], exceptions[-1] if exceptions else None
 
 
 def reason_of(error: BaseException) -> StopReason:

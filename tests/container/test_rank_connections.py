@@ -1,0 +1,150 @@
+"""Connections between rank 0 and the other ranks, over real sockets."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from skyrl_modal.container.events import (
+    HeadDisconnected,
+    HeadEvent,
+    HeadMessageReceived,
+    RankDisconnected,
+    RankEvent,
+    RankJoined,
+    RankMessageReceived,
+)
+from skyrl_modal.container.rank_connections import Connection, RankServer, connect_to_rank_zero
+from skyrl_modal.event_queue import EventQueue
+from skyrl_modal.protocol.messages import Hello, LogLine, Shutdown, StartRay
+
+TOKEN = "token-of-the-ranks"
+TIMEOUT = 10.0
+
+
+class Server:
+    """Rank 0 of a cluster with three ranks."""
+
+    def __init__(self) -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.address: tuple[str, int] = listener.getsockname()
+        self.events: EventQueue[RankEvent] = EventQueue()
+        self.ranks = RankServer(listener, token=TOKEN, nodes=3, put=self.events.put)
+
+    def next_event(self) -> RankEvent:
+        """Return the next event of the ranks."""
+        return self.events.get(time.monotonic() + TIMEOUT)
+
+    def connect(self, rank: int, token: str = TOKEN) -> tuple[Connection, EventQueue[HeadEvent]]:
+        """Connect as a rank; return the connection and the events that rank 0 causes."""
+        events: EventQueue[HeadEvent] = EventQueue()
+        connection = connect_to_rank_zero(
+            self.address, Hello(token, rank, 2), timeout=TIMEOUT, put=events.put, cancelled=threading.Event()
+        )
+        assert connection is not None
+        return connection, events
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.ranks.close()
+
+
+def next_head_event(events: EventQueue[HeadEvent]) -> HeadEvent:
+    return events.get(time.monotonic() + TIMEOUT)
+
+
+def test_messages_in_both_directions(server: Server) -> None:
+    """Messages arrive as the dataclasses that were sent, and a closed connection is an event of rank 0."""
+    connection, events = server.connect(1)
+    assert server.next_event() == RankJoined(1, Hello(TOKEN, 1, 2))
+    assert server.ranks.connected_ranks == {1}
+    assert server.ranks.never_joined_ranks == {2}
+
+    connection.send(LogLine("text"))
+    assert server.next_event() == RankMessageReceived(1, LogLine("text"))
+
+    server.ranks.send_all(StartRay("127.0.0.1:6379", {"MASTER_PORT": "29500"}))
+    assert next_head_event(events) == HeadMessageReceived(StartRay("127.0.0.1:6379", {"MASTER_PORT": "29500"}))
+
+    connection.close()
+    assert server.next_event() == RankDisconnected(1)
+    assert server.ranks.connected_ranks == set()
+    assert server.ranks.never_joined_ranks == {2}
+
+
+def test_closed_server_disconnects_the_ranks(server: Server) -> None:
+    """The ranks notice that rank 0 has closed its connections."""
+    _, events = server.connect(1)
+    server.next_event()
+
+    server.ranks.close()
+
+    assert next_head_event(events) == HeadDisconnected()
+
+
+@pytest.mark.parametrize(("rank", "token"), [(2, "another token"), (2, ""), (0, TOKEN), (3, TOKEN), (1, TOKEN)])
+def test_connection_is_refused(server: Server, rank: int, token: str) -> None:
+    """A connection with a wrong token, an impossible rank or a rank that is taken is closed, without an event."""
+    server.connect(1)
+    server.next_event()
+
+    _, events = server.connect(rank, token)
+
+    assert next_head_event(events) == HeadDisconnected()
+    assert server.events.qsize() == 0
+
+
+@pytest.mark.parametrize("line", [b"no JSON\n", b"[]\n", b'{"type": "Hello"}\n', b'{"type": "LogLine", "text": "x"}\n'])
+def test_other_first_message_is_refused(server: Server, line: bytes) -> None:
+    """A connection whose first message is not Hello is closed."""
+    with socket.create_connection(server.address, TIMEOUT) as connected:
+        connected.sendall(line)
+        assert connected.recv(1) == b""
+
+
+def test_unknown_messages_are_skipped(server: Server) -> None:
+    """A message type of a later version is ignored."""
+    hello = {"type": "Hello", "token": TOKEN, "rank": 1}
+    with socket.create_connection(server.address, TIMEOUT) as connected:
+        for message in (hello, {"type": "OfALaterVersion"}, {"type": "LogLine", "text": "text"}):
+            connected.sendall(json.dumps(message).encode() + b"\n")
+        assert isinstance(server.next_event(), RankJoined)
+        assert server.next_event() == RankMessageReceived(1, LogLine("text"))
+
+
+def test_message_to_an_absent_rank_is_dropped(server: Server) -> None:
+    """Nothing happens if a rank is not connected."""
+    server.ranks.send(2, Shutdown())
+
+
+def test_connecting_can_be_cancelled() -> None:
+    """The attempts end when they are cancelled."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+    cancelled = threading.Event()
+    cancelled.set()
+
+    connection = connect_to_rank_zero(
+        address, Hello(TOKEN, 1), timeout=TIMEOUT, put=lambda event: None, cancelled=cancelled
+    )
+
+    assert connection is None
+
+
+def test_rank_zero_cannot_be_reached() -> None:
+    """OSError is raised after the timeout."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+
+    with pytest.raises(ConnectionRefusedError):
+        connect_to_rank_zero(
+            address, Hello(TOKEN, 1), timeout=0.05, put=lambda event: None, cancelled=threading.Event()
+        )
