@@ -146,8 +146,9 @@ def test_container_without_ray_is_reported(
 
     result = cluster(ray=RaySpec(), env={"PATH": "/usr/bin:/bin"}).run("echo never", quiet=True)
 
-    assert (result.state, result.cause, result.returncode) == (
-        RunState.FAILED, FailureCause.RAY_NOT_INSTALLED, 125), result.detail
+    assert (result.state, result.cause, result.returncode) == (RunState.FAILED, FailureCause.RAY_NOT_INSTALLED, 125), (
+        result.detail
+    )
 
 
 # -- while the command runs ------------------------------------------------------------------------------------------

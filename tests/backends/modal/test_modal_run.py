@@ -1,0 +1,57 @@
+"""Tests of ``skyrl_modal.modal_run`` with the command ``modal run``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.loopback import LoopbackModal
+
+SCRIPT = """
+import sys
+from skyrl_modal import Launcher
+from skyrl_modal.modal_run import ModalRun
+
+runner = ModalRun(Launcher(ray=None, gpu=None))
+app = runner.app
+
+@app.local_entrypoint()
+def main(command: str) -> None:
+    sys.exit(runner.run(command).returncode)
+"""
+
+
+def modal_run(server: LoopbackModal, checkout: Path, script: Path, command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command with ``modal run``."""
+    script.write_text(SCRIPT)
+    return subprocess.run(
+        [sys.executable, "-m", "modal", "run", str(script), "--command", command],
+        env={**os.environ, **server.env(), "SKYRL_REPO_ROOT": str(checkout)},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_scripts_of_the_command_are_checked(server: LoopbackModal, checkout: Path, tmp_path: Path) -> None:
+    """The warnings about the command that is run, and about its scripts, are reported once, before it starts."""
+    (checkout / "stop.sh").write_text("exit 5\nray stop\n")
+
+    done = modal_run(server, checkout, tmp_path / "main.py", "bash stop.sh")
+
+    assert done.returncode == 5, done.stdout + done.stderr
+    assert done.stderr.count("stop.sh calls `ray stop`") == 1
+    assert "the command calls" not in done.stderr
+    assert len(server.function_calls) == 1
+
+
+def test_empty_command_is_refused(server: LoopbackModal, checkout: Path, tmp_path: Path) -> None:
+    """An empty command is an error, and the function is not called."""
+    done = modal_run(server, checkout, tmp_path / "main.py", " ")
+
+    assert done.returncode != 0
+    assert "pass a shell command" in done.stdout + done.stderr
+    assert server.function_calls == []
