@@ -238,7 +238,8 @@ def cancel(now: bool, run_id: str) -> None:
 def ls(path: str, **options: Any) -> None:
     """List a folder of a volume, by its path in the container."""
     entries = _make_launcher(**options).ls(path)
-    _print_rows(("type", "bytes", "path"), [(entry.type, f"{entry.size:,}", entry.path) for entry in entries])
+    rows = [(entry.type, f"{entry.size:>14,}", entry.path) for entry in entries]
+    _print_rows(("type", "bytes".rjust(14), "path"), rows)
 
 
 @cli.command()
