@@ -17,6 +17,8 @@ from skyrl_modal.gitfiles.files import read_regular_file
 from skyrl_modal.gitfiles.git_command import GitCommandError, run_git
 
 _TRUE = (b"true", b"yes", b"on")
+# The place is fixed when git is built: the system's git, and Homebrew's on both kinds of Mac.
+_SYSTEM_FILES = tuple(map(Path, ("/etc/gitconfig", "/opt/homebrew/etc/gitconfig", "/usr/local/etc/gitconfig")))
 
 
 @frozen
@@ -26,10 +28,13 @@ class GitConfig:
     Attributes:
         values: The last value of each key, such as ``core.excludesfile``; None for a key without a value.
         problems: Messages about configuration files that could not be read.
+        has_all_filters: Whether ``values`` certainly contains every filter of the configuration. The parser here is
+            not trusted with this: either git has listed the values, or no file contains the name ``filter``.
     """
 
     values: Mapping[str, bytes | None]
     problems: tuple[str, ...] = ()
+    has_all_filters: bool = False
 
     def flag(self, key: str) -> bool:
         """Return whether a boolean key is set to true."""
@@ -62,13 +67,13 @@ def read_config(git_dir: Path | None, common_dir: Path | None, worktree: Path) -
     reader.read_environment()
     if reader.has_includes:
         try:
-            return GitConfig(list_config(git_dir, worktree), tuple(reader.problems))
+            return GitConfig(list_config(git_dir, worktree), tuple(reader.problems), has_all_filters=True)
         except GitCommandError as error:
             reader.problems.append(
                 f"the git configuration includes other files, which git is needed to read ({error}): their settings "
                 "are not applied"
             )
-    return GitConfig(reader.values, tuple(reader.problems))
+    return GitConfig(reader.values, tuple(reader.problems), has_all_filters=not reader.may_have_filters)
 
 
 def list_config(git_dir: Path | None, worktree: Path) -> dict[str, bytes | None]:
@@ -77,11 +82,7 @@ def list_config(git_dir: Path | None, worktree: Path) -> dict[str, bytes | None]
     Raises:
         GitCommandError: git could not be run.
     """
-    return parse_config_list(run_git(git_dir, worktree, *LIST_CONFIG))
-
-
-#: The git command whose output ``parse_config_list`` reads.
-LIST_CONFIG = ("config", "-z", "--list")
+    return parse_config_list(run_git(git_dir, worktree, "config", "-z", "--list"))
 
 
 def parse_config_list(output: bytes) -> dict[str, bytes | None]:
@@ -107,6 +108,7 @@ class _ConfigReader:
         self.values: dict[str, bytes | None] = {}
         self.problems: list[str] = []
         self.has_includes = False
+        self.may_have_filters = False
 
     def read(self, path: Path) -> None:
         """Read one file; an absent one counts as empty."""
@@ -116,7 +118,11 @@ class _ConfigReader:
             return
         except OSError as error:
             self.problems.append(f"{path} cannot be read ({error.strerror}): its git settings are not applied")
+            self.may_have_filters = True
             return
+        # A section name has no escaped form, so that a search finds it also where the parser differs from git's.
+        text = content.lower()
+        self.may_have_filters |= b"filter" in text or b"include" in text
         try:
             for key, value in parse_config(content):
                 self._set(key, value)
@@ -135,6 +141,7 @@ class _ConfigReader:
 
     def _set(self, key: str, value: bytes | None) -> None:
         self.values[key] = value
+        self.may_have_filters |= key.startswith("filter.")
         self.has_includes |= key == "include.path" or (key.startswith("includeif.") and key.endswith(".path"))
 
 
@@ -145,8 +152,7 @@ def _outer_files() -> Iterator[Path]:
         if "GIT_CONFIG_SYSTEM" in environ:
             yield Path(environ["GIT_CONFIG_SYSTEM"])
         else:
-            # The place is fixed when git is built: the system's git, and Homebrew's on both kinds of Mac.
-            yield from map(Path, ("/etc/gitconfig", "/opt/homebrew/etc/gitconfig", "/usr/local/etc/gitconfig"))
+            yield from _SYSTEM_FILES
     if "GIT_CONFIG_GLOBAL" in environ:
         yield Path(environ["GIT_CONFIG_GLOBAL"])
         return
@@ -154,6 +160,13 @@ def _outer_files() -> Iterator[Path]:
         yield folder / "config"
     if home := environ.get("HOME"):
         yield Path(home) / ".gitconfig"
+
+
+def system_file() -> Path:
+    """Return the system's configuration file; a file that does not exist if there is none."""
+    if "GIT_CONFIG_SYSTEM" in os.environ:
+        return Path(os.environ["GIT_CONFIG_SYSTEM"])
+    return next(filter(Path.exists, _SYSTEM_FILES), _SYSTEM_FILES[0])
 
 
 def user_folder() -> Path | None:

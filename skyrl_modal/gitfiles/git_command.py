@@ -133,6 +133,7 @@ class GitProcess:
         arguments: The command and its options.
         cwd: The folder to run in; the worktree if None.
         settings: Further ``KEY=VALUE`` settings that take precedence over the configuration.
+        system_file: The configuration file of the system; the one that git was built for if None.
         stdin: The input.
         max_output: Number of bytes of output after which the process is killed.
         deadline: Time (of ``time.monotonic``) at which the process is killed; ``GIT_TIMEOUT_SECONDS`` from now if None.
@@ -149,6 +150,7 @@ class GitProcess:
         *,
         cwd: Path | None = None,
         settings: Iterable[str] = (),
+        system_file: Path | None = None,
         stdin: bytes = b"",
         max_output: int = MAX_OUTPUT_BYTES,
         deadline: float | None = None,
@@ -174,7 +176,7 @@ class GitProcess:
                     stdin=source,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
-                    env=_environment(),
+                    env=_environment() | ({"GIT_CONFIG_SYSTEM": str(system_file)} if system_file else {}),
                     start_new_session=True,
                 )
             except (OSError, ValueError) as error:

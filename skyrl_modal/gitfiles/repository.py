@@ -29,6 +29,7 @@ class Repository:
     Attributes:
         top: As given.
         git_dir: As given.
+        common_dir: The folder that all worktrees of the repository share; None if there is no repository.
         problems: Messages about files that could not be read.
         config: The settings of git.
         ignore_case: Whether ``core.ignorecase`` is set.
@@ -36,8 +37,8 @@ class Repository:
 
     def __init__(self, top: Path, git_dir: Path | None) -> None:
         self.top, self.git_dir = top, git_dir
-        self._common_dir = None if git_dir is None else _common_dir(git_dir)
-        self.config = read_config(git_dir, self._common_dir, top)
+        self.common_dir = None if git_dir is None else _common_dir(git_dir)
+        self.config = read_config(git_dir, self.common_dir, top)
         self.problems = list(self.config.problems)
         self.ignore_case = self.config.flag("core.ignorecase")
 
@@ -45,8 +46,8 @@ class Repository:
     def general_rules(self) -> RuleStack:
         """The ignore files that apply in the whole worktree, in ascending order of precedence."""
         files = [excludes_file(self.config, self.top)]
-        if self._common_dir is not None:
-            files.append(self._common_dir / "info" / "exclude")
+        if self.common_dir is not None:
+            files.append(self.common_dir / "info" / "exclude")
         rules = RuleStack(ignore_case=self.ignore_case)
         for path in files:
             if path is not None:

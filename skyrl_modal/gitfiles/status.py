@@ -7,16 +7,22 @@ configuration of the repository names. The commands here make the same compariso
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from attrs import frozen
 
-from skyrl_modal.gitfiles.config import LIST_CONFIG, is_true, parse_config_list
+from skyrl_modal.gitfiles.config import is_true, list_config, system_file
+from skyrl_modal.gitfiles.files import read_regular_file
 from skyrl_modal.gitfiles.git_command import GitCommandError, GitProcess, filter_overrides, git_deadline
 from skyrl_modal.gitfiles.repository import Repository, find_worktree, git_dir_of
 
-_READ_HEAD = ("rev-parse", "--verify", "--quiet", "HEAD")
+_OBJECT_ID = re.compile(rb"[0-9a-f]{40}|[0-9a-f]{64}")
+_COMPARE_INDEX = (
+    *("diff-index", "--cached", "-z", "--name-status", "--no-relative", "--find-renames"),
+    *("HEAD", "--", "."),
+)
 
 
 @frozen
@@ -66,63 +72,144 @@ class _Comparison:
     deadline: float
 
     def run(self) -> WorktreeStatus:
-        # Processes are started in pairs: each runs for some milliseconds.
-        with self._start(*LIST_CONFIG) as config_process, self._start(*_READ_HEAD) as head_process:
-            config = parse_config_list(config_process.read_stdout())
-            head = head_process.read()
+        repository = Repository(self.top, self.git_dir)
+        config = repository.config.values
+        if not repository.config.has_all_filters:
+            config = list_config(self.git_dir, self.top)
+        commit = read_head(self.git_dir, repository.common_dir or self.git_dir) or self._ask_for_head()
+        if commit is None:
+            return WorktreeStatus(None, None)
+        with (
+            # Comparing a file converts its content, which would execute the filters. git reads the same files as
+            # `read_config` did, so that no filter is missing.
+            self._start(
+                *_list_worktree(config), settings=filter_overrides(config), system_file=system_file()
+            ) as worktree_process,
+            self._start(*_COMPARE_INDEX) as index_process,
+        ):
+            submodules = list(self._submodules(repository))
+            changed = parse_diff_index(index_process.read_stdout(), detects_renames=_detects_renames(config))
+            modified, untracked = parse_tagged_list(worktree_process.read_stdout())
+        changed |= modified
+        for path, top, git_dir in submodules:
+            # git lists a submodule as modified only if another commit is checked out in it.
+            if path not in changed and _Comparison(top, git_dir, top, self.deadline).run().changed_files:
+                changed.add(path)
+        return WorktreeStatus(commit, len(changed) + untracked)
+
+    def _ask_for_head(self) -> str | None:
+        """Return the commit that git finds for HEAD; None if there is no commit yet."""
+        with self._start("rev-parse", "--verify", "--quiet", "HEAD") as process:
+            head = process.read()
         # With --quiet the exit code is 1 if HEAD refers to no commit: git-rev-parse(1).
         if head.returncode == 1 and not head.stderr:
-            return WorktreeStatus(None, None)
+            return None
         commit = head.stdout.decode("ascii", "replace").strip()
         if head.returncode or not commit:
             raise GitCommandError(f"`git rev-parse` failed (exit code {head.returncode})")
-        changed, untracked = self._changed_paths(config)
-        changed.update(self._changed_submodules(changed))
-        return WorktreeStatus(commit, len(changed) + untracked)
+        return commit
 
-    def _changed_paths(self, config: Mapping[str, bytes | None]) -> tuple[set[bytes], int]:
-        """Return the changed paths that git tracks or has tracked, and the number of untracked ones.
-
-        A submodule is among the changed paths only if another commit is checked out in it.
-        """
-        listing = ["ls-files", "-z", "-t", "--full-name", "--modified"]
-        untracked = config.get("status.showuntrackedfiles", b"normal")
-        if untracked == b"all":
-            listing += ["--others", "--exclude-standard"]
-        elif untracked in (b"normal", None) or is_true(untracked):
-            listing += ["--others", "--exclude-standard", "--directory", "--no-empty-directory"]
-        renames = config.get("status.renames", config.get("diff.renames", b"true"))
-        detection = "--find-renames" if is_true(renames) or renames in (b"copies", b"copy") else "--no-renames"
-        staging = ["diff-index", "--cached", "-z", "--name-only", "--no-relative", detection, "HEAD"]
-        with (
-            # Comparing a file converts its content, which would execute the filters.
-            self._start(*listing, "--", ".", settings=filter_overrides(config)) as in_worktree,
-            self._start(*staging, "--", ".") as in_index,
-        ):
-            listed, staged = in_worktree.read_stdout(), in_index.read_stdout()
-        # A record is a tag (`?` for an untracked path), a blank and the path: git-ls-files(1). Seen with git 2.39.
-        records = [record.split(b" ", 1) for record in listed.split(b"\0")[:-1]]
-        modified = {path for tag, path in records if tag != b"?"}
-        return modified.union(staged.split(b"\0")[:-1]), sum(tag == b"?" for tag, _ in records)
-
-    def _changed_submodules(self, known: set[bytes]) -> Iterator[bytes]:
-        """Yield the submodules that contain changed files, except the known ones."""
-        index = Repository(self.top, self.git_dir).readable_index
-        prefix = os.fsencode(self.folder.relative_to(self.top)) + b"/"
+    def _submodules(self, repository: Repository) -> Iterator[tuple[bytes, Path, Path]]:
+        """Yield path, top folder and repository of each submodule in the folder that is checked out."""
+        index = repository.readable_index
+        prefix = b"" if self.folder == self.top else os.fsencode(self.folder.relative_to(self.top)) + b"/"
         for path in [] if index is None else index.submodules:
             top = self.top / os.fsdecode(path)
-            git_dir = git_dir_of(top)
-            if path in known or git_dir is None or not (prefix == b"./" or path.startswith(prefix)):
-                continue
-            if _Comparison(top, git_dir, top, self.deadline).run().changed_files:
-                yield path
+            if path.startswith(prefix) and (git_dir := git_dir_of(top)) is not None:
+                yield path, top, git_dir
 
-    def _start(self, *arguments: str, settings: list[str] | None = None) -> GitProcess:
+    def _start(self, *arguments: str, settings: list[str] | None = None, system_file: Path | None = None) -> GitProcess:
         return GitProcess(
             self.git_dir,
             self.top,
             arguments,
             cwd=self.folder,
             settings=settings or (),
+            system_file=system_file,
             deadline=self.deadline,
         )
+
+
+def read_head(git_dir: Path, common_dir: Path) -> str | None:
+    """Return the commit that is checked out, if HEAD and its branch are stored in plain files.
+
+    Otherwise the result is None, and only git can find the commit.
+
+    Args:
+        git_dir: The repository; for a linked worktree its folder in ``.git/worktrees``.
+        common_dir: The folder that its worktrees share.
+    """
+    try:
+        head = read_regular_file(git_dir / "HEAD", follow_link=False)
+        if not head.startswith(b"ref: refs/heads/"):
+            return _object_id(head)
+        branch = head.removeprefix(b"ref: ").rstrip(b"\n")
+        try:
+            return _object_id(read_regular_file(common_dir / os.fsdecode(branch)))
+        except FileNotFoundError:
+            packed = read_regular_file(common_dir / "packed-refs").split(b"\n")
+    except (OSError, ValueError):
+        return None
+    suffix = b" " + branch
+    return next((_object_id(line.removesuffix(suffix)) for line in packed if line.endswith(suffix)), None)
+
+
+def _object_id(content: bytes) -> str | None:
+    text = content.rstrip(b"\n")
+    return text.decode() if _OBJECT_ID.fullmatch(text) else None
+
+
+def _list_worktree(config: Mapping[str, bytes | None]) -> list[str]:
+    """Return the git command that lists modified and untracked files, as `git status` is configured to list them."""
+    command = ["ls-files", "-z", "-t", "--full-name", "--modified"]
+    untracked = config.get("status.showuntrackedfiles", b"normal")
+    if untracked == b"all":
+        command += ["--others", "--exclude-standard"]
+    elif untracked in (b"normal", None) or is_true(untracked):
+        command += ["--others", "--exclude-standard", "--directory", "--no-empty-directory"]
+    return [*command, "--", "."]
+
+
+def _detects_renames(config: Mapping[str, bytes | None]) -> bool:
+    value = config.get("status.renames", config.get("diff.renames", b"true"))
+    return is_true(value) or value in (b"copies", b"copy")
+
+
+def parse_diff_index(output: bytes, *, detects_renames: bool) -> set[bytes]:
+    r"""Return the paths in the output of ``git diff-index -z --name-status``.
+
+    Its format is documented in git-diff-index(1), "Raw output format": a letter and a path, or `R` with a number and
+    two paths. Seen with git 2.39.
+
+    Args:
+        output: The output.
+        detects_renames: Whether a rename counts as one change, with its new path.
+
+    Example:
+        >>> sorted(parse_diff_index(b"M\0a\0R100\0b\0c\0", detects_renames=True))
+        [b'a', b'c']
+    """
+    paths = set()
+    fields = iter(output.split(b"\0")[:-1])
+    for letter in fields:
+        path = next(fields)
+        if letter[:1] == b"R":
+            if not detects_renames:
+                paths.add(path)
+            path = next(fields)
+        paths.add(path)
+    return paths
+
+
+def parse_tagged_list(output: bytes) -> tuple[set[bytes], int]:
+    r"""Return the modified paths, and the number of untracked ones, in the output of ``git ls-files -z -t``.
+
+    Its format is documented in git-ls-files(1): a tag (``?`` for an untracked path), a blank and the path. Seen with
+    git 2.39.
+
+    Example:
+        >>> parse_tagged_list(b"C train.py\0? new/\0")
+        ({b'train.py'}, 1)
+    """
+    records = [record.split(b" ", 1) for record in output.split(b"\0")[:-1]]
+    return {path for tag, path in records if tag != b"?"}, sum(tag == b"?" for tag, _ in records)

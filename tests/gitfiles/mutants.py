@@ -84,10 +84,10 @@ MUTANTS = [
     Mutant("case is never ignored", "repository", 'self.config.flag("core.ignorecase")', "False"),
     Mutant("excludesFile is not read", "repository", "files = [excludes_file(self.config, self.top)]", "files: list[Path | None] = []"),
     Mutant("the user's own ignore file is not read", "config", 'return None if folder is None else folder / "ignore"', "return None"),
-    Mutant("info/exclude is the worktree's own", "repository", 'self._common_dir / "info" / "exclude"', 'self.git_dir / "info" / "exclude"'),
+    Mutant("info/exclude is the worktree's own", "repository", 'self.common_dir / "info" / "exclude"', 'self.git_dir / "info" / "exclude"'),
     Mutant("an index of version 4 has whole names", "index_format", "in (2, 3) and", "in (2, 3, 4) and"),
     Mutant("a split index is whole", "index_format", 'b"link" not in data and ', ""),
     Mutant("SHA-256 is as short as SHA-1", "index", "data if not self._sha256 and is_plain(data) else None", "data if is_plain(data) else None"),
     Mutant("a path in git's list ends at a blank", "index", "entries.append(Entry(path, int", "entries.append(Entry(path.split(b' ')[0], int"),
-    Mutant("a linked worktree shares the index", "repository", "            self.git_dir,\n            self.top,\n", "            self._common_dir,\n            self.top,\n"),
+    Mutant("a linked worktree shares the index", "repository", "            self.git_dir,\n            self.top,\n", "            self.common_dir,\n            self.top,\n"),
 ]  # fmt: skip

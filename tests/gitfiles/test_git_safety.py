@@ -103,6 +103,23 @@ def test_planning_executes_nothing(hostile: Path, marker: Path, form: str | None
     assert not marker.exists(), marker.read_text()
 
 
+@pytest.mark.parametrize("scope", ["--local", "--global", "--system"])
+def test_filter_of_a_plain_configuration(
+    tree: Path, marker: Path, program: Path, scope: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A filter is disabled in every scope of a configuration that includes no other file."""
+    monkeypatch.delenv("GIT_CONFIG_NOSYSTEM")
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", str(tree.with_name("system")))
+    make(tree, {".gitattributes": "*.py filter=only\n"})
+    commit(tree)
+    git("config", scope, "filter.only.clean", str(program), cwd=tree)
+    os.utime(tree / "train.py", (1, 1))
+    assert inspect_checkout(tree).warning == ""
+    assert not marker.exists()
+    git("status", cwd=tree)
+    assert marker.exists()
+
+
 def test_missing_objects_are_not_fetched(hostile: Path, marker: Path, program: Path) -> None:
     """A partial clone that misses an object does not call the transport, which could be a program."""
     git("config", "core.fsmonitor", "false", cwd=hostile)

@@ -151,6 +151,28 @@ def test_linked_worktree(tmp_path: Path, committed: Path) -> None:
     assert status == WorktreeStatus(git("rev-parse", "HEAD", cwd=committed).decode().strip(), 1)
 
 
+@pytest.mark.parametrize("form", ["branch", "packed", "detached", "link", "nested"])
+def test_forms_of_head(committed: Path, form: str) -> None:
+    """The commit is the one of `git rev-parse HEAD`, however HEAD and its branch are stored."""
+    head = committed / ".git" / "HEAD"
+    if form == "packed":
+        git("branch", "another", cwd=committed)
+        git("pack-refs", "--all", cwd=committed)
+    elif form == "detached":
+        git("checkout", "-q", "--detach", cwd=committed)
+    elif form == "link":
+        target = head.read_text().removeprefix("ref: ").strip()
+        head.unlink()
+        head.symlink_to(target)
+    elif form == "nested":
+        branch = git("symbolic-ref", "HEAD", cwd=committed).decode().strip()
+        git("symbolic-ref", "refs/heads/alias", branch, cwd=committed)
+        git("symbolic-ref", "HEAD", "refs/heads/alias", cwd=committed)
+    status = read_status(committed)
+    assert status is not None
+    assert status.commit == git("rev-parse", "HEAD", cwd=committed).decode().strip()
+
+
 def test_reading_writes_nothing(committed: Path) -> None:
     """The index is not refreshed, even if the times of files have changed."""
     os.utime(committed / "train.py", (1, 1))
