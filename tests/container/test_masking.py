@@ -1,4 +1,4 @@
-"""Secrets are masked wherever the stream is cut."""
+"""Secrets are masked however the stream is divided into chunks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from skyrl_modal.container.masking import MASK, Masker
 LETTERS = st.text("ab", min_size=4, max_size=7)
 
 
-def test_the_output_of_a_run_without_secrets_is_passed_on_as_it_is() -> None:
+def test_output_without_secrets_is_unchanged() -> None:
+    """Without secrets, each chunk is returned itself."""
     masker = Masker([])
     chunk = b"anything"
 
@@ -18,13 +19,15 @@ def test_the_output_of_a_run_without_secrets_is_passed_on_as_it_is() -> None:
     assert masker.flush() == b""
 
 
-def test_a_short_value_is_left_alone() -> None:
+def test_short_values_are_not_masked() -> None:
+    """A value that would occur in any output is not masked."""
     assert Masker(["1", ""]).feed(b"step 1 of 11") == b"step 1 of 11"
 
 
 @given(st.lists(LETTERS, min_size=1, max_size=3), st.binary(max_size=60).map(lambda b: bytes(97 + c % 3 for c in b)),
        st.lists(st.integers(0, 60)))  # fmt: skip
-def test_no_value_gets_through_and_cuts_do_not_matter(values: list[str], data: bytes, cuts: list[int]) -> None:
+def test_chunks_do_not_matter(values: list[str], data: bytes, cuts: list[int]) -> None:
+    """No value is in the output, and it is the same however the stream is divided into chunks."""
     whole = Masker(values)
     expected = whole.feed(data) + whole.flush()
     pieces, masker, start = [], Masker(values), 0
