@@ -35,6 +35,11 @@ def image_finding(warning: str) -> Finding:
     )
 
 
+def checkout_finding(warning: str) -> Finding:
+    """Return the finding about a checkout whose state git could not read within its limits."""
+    return Finding(code="commit-unknown", severity=Severity.WARNING, message=warning)
+
+
 def _nodes_without_ray(job: Job) -> Iterator[Finding]:
     if job.nodes > 1 and job.ray is None:
         yield Finding(

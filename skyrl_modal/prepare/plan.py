@@ -13,7 +13,7 @@ from skyrl_modal.errors import SpecError
 from skyrl_modal.findings import Finding, Severity
 from skyrl_modal.gitfiles.report import format_size
 from skyrl_modal.mount import Selection, select
-from skyrl_modal.prepare.findings import find_problems, image_finding
+from skyrl_modal.prepare.findings import checkout_finding, find_problems, image_finding
 from skyrl_modal.prepare.job_builder import build_job
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.spec.fields import is_below
@@ -110,6 +110,8 @@ def make_plan(spec: RunSpec, command: str, backend: str) -> Plan:
     job = build_job(spec, command, checkout=checkout, selections=selections, image=image, counts_gpus=backend == _LOCAL)
     _check_workdir(job, spec.workdir, selections)
     findings = [image_finding(image_warning)] if image_warning else []
+    if checkout is not None and checkout.warning:
+        findings.append(checkout_finding(checkout.warning))
     return Plan(
         job=job,
         spec=spec,

@@ -91,6 +91,17 @@ def test_plan_has_checkout_and_image(checkout: Path) -> None:
     assert plan.findings == ()
 
 
+def test_unknown_commit_is_a_finding(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If git cannot read the state of the checkout, the job has no commit, with a warning."""
+    monkeypatch.setenv("PATH", "")
+
+    plan = Launcher(checkout=checkout, backend="local").plan("true")
+
+    assert plan.job.checkout is not None
+    assert (plan.job.checkout.commit, plan.job.checkout.changed_files) == (None, None)
+    assert [finding.code for finding in plan.findings] == ["commit-unknown"]
+
+
 def test_requests_with_different_counts_are_counted(checkout: Path) -> None:
     """If the GPU requests differ in their number, the container counts its GPUs."""
     job = Launcher(checkout=checkout, backend="modal", gpu=["H100:8", "A100:4"]).plan("true").job
