@@ -73,7 +73,7 @@ class RunResult:
             duration=record.duration,
             log_path=log_path,
             backend=backend,
-            detail=record.detail,
+            detail=_detail(record),
             log_tail="\n".join(last_lines(output_tail, TAIL_LINES)),
             time_limit=_time_limit(record, job),
         )
@@ -101,6 +101,13 @@ class RunResult:
             raise RunLost(**facts)
         if self.state is not RunState.SUCCEEDED:
             raise CommandFailed(**facts, returncode=self.returncode)
+
+
+def _detail(record: RunResultRecord) -> str:
+    """Return the description of the cause, and what of the output or of the volumes could not be stored."""
+    texts = [record.detail]
+    texts += [text for text in (record.output.error, record.volume_error) if text and text not in record.detail]
+    return "\n".join(filter(None, texts))
 
 
 def _time_limit(record: RunResultRecord, job: Job) -> float | None:
