@@ -60,7 +60,7 @@ _OPTIONS = (
     *(
         argument
         for setting in (
-            "core.fsmonitor=false",
+            "core.fsmonitor=",
             "core.hooksPath=/dev/null",
             "core.pager=cat",
             "core.sshCommand=false",
@@ -155,9 +155,10 @@ class GitProcess:
         max_output: int = MAX_OUTPUT_BYTES,
         deadline: float | None = None,
     ) -> None:
-        program = shutil.which("git")
         # A relative entry of PATH could lead to a program in the checkout.
-        if program is None or not os.path.isabs(program):
+        path = os.environ.get("PATH", os.defpath).split(os.pathsep)
+        program = shutil.which("git", path=os.pathsep.join(filter(os.path.isabs, path)))
+        if program is None:
             raise GitCommandError("git is not installed")
         overrides = [argument for setting in settings for argument in ("-c", setting)]
         # A path that is no repository keeps git from searching for one.
@@ -219,7 +220,8 @@ class GitProcess:
 
     def kill(self) -> None:
         """Kill the process and its children, if it has not ended, and release its pipes."""
-        if self._process.poll() is None:
+        # Until wait() returns, the process id is not reused, even if the process has ended and a child still runs.
+        if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

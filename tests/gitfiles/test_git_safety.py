@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -186,6 +187,9 @@ def test_git_is_not_taken_from_a_relative_path(tree: Path, marker: Path, program
     os.chdir(tree)
     try:
         with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PATH", "", prepend=os.pathsep)
+            patch.setenv("PATH", ".", prepend=os.pathsep)
+            assert inspect_checkout(tree).warning == ""
             patch.setenv("PATH", ".")
             assert "git is not installed" in inspect_checkout(tree).warning
     finally:
@@ -213,6 +217,20 @@ def test_git_is_killed_at_the_time_limit(blocked: Path, monkeypatch: pytest.Monk
     assert "did not end within 0.5 s" in checkout.warning
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_children_are_killed_at_the_time_limit(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the time limit a child process that keeps the output open is killed, even if git itself has ended."""
+    child = tmp_path / "child"
+    fake = make(tmp_path / "bin", {"git": f"#!/bin/sh\nsleep 60 &\necho $! > {shlex.quote(str(child))}\n"})
+    (fake / "git").chmod(0o755)
+    monkeypatch.setattr(git_command, "GIT_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setenv("PATH", str(fake), prepend=os.pathsep)
+    with pytest.raises(GitCommandError, match="did not end"):
+        run_git(tree / ".git", tree, "ls-files")
+    wait_until(lambda: has_ended(int(child.read_text())))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_git_is_killed_when_its_reader_is_interrupted(blocked: Path) -> None:
     """A process that was not read to its end is killed at the end of the block."""
     with GitProcess(blocked / ".git", blocked, LIST_UNTRACKED) as process:
@@ -222,12 +240,19 @@ def test_git_is_killed_when_its_reader_is_interrupted(blocked: Path) -> None:
 
 
 def has_ended(pid: int) -> bool:
-    """Return whether there is no such process."""
+    """Return whether there is no such process, or it has ended and its parent has not been informed yet."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
         return True
-    return False
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds, for at most ten seconds."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can limit the memory of another process")
