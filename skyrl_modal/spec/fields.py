@@ -125,7 +125,7 @@ def at_least(minimum: float) -> Validator:
     return check
 
 
-def check_whole_number(name: str, value: object, minimum: int, maximum: int | None = None) -> None:
+def check_whole_number(name: str, value: Any, minimum: int, maximum: int | None = None) -> None:
     """Validate that a value is a whole number in a range.
 
     Raises:
@@ -134,7 +134,8 @@ def check_whole_number(name: str, value: object, minimum: int, maximum: int | No
     Example:
         >>> check_whole_number("nodes", 2, minimum=1)
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum or (maximum or value) < value:
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole or value < minimum or (maximum is not None and value > maximum):
         limits = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
         raise SpecError(name, value, f"pass a whole number {limits}")
 

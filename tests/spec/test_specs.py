@@ -22,7 +22,7 @@ from skyrl_modal import (
     VolumeSpec,
 )
 from skyrl_modal.spec.duration import parse_duration
-from skyrl_modal.spec.fields import is_below
+from skyrl_modal.spec.fields import check_whole_number, is_below
 from skyrl_modal.spec.gpu import GpuRequest
 from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.spec.stored import decode_spec, encode_spec
@@ -175,6 +175,17 @@ def test_folder_that_is_not_a_checkout(tmp_path: Path) -> None:
 def test_path_is_below_folder(path: str, folder: str, expected: bool) -> None:
     """A path is below a folder if it is the folder or is inside it."""
     assert is_below(path, folder) is expected
+
+
+@pytest.mark.parametrize(("value", "is_valid"), [(0, True), (1, False), (-1, False), (0.0, False), (False, False)])
+def test_whole_number_in_a_range(value: object, is_valid: bool) -> None:
+    """A whole number has to be inside of both bounds, also if a bound is 0."""
+    if is_valid:
+        check_whole_number("rank", value, 0, 0)
+        return
+    with pytest.raises(SpecError) as caught:
+        check_whole_number("rank", value, 0, 0)
+    assert "0 to 0" in caught.value.remedy
 
 
 def test_stored_spec_is_restored(checkout: Path, tmp_path: Path) -> None:
