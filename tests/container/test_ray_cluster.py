@@ -101,13 +101,18 @@ def test_log_lines_of_ranks_are_reported(join: Callable[..., tuple[Rank0, Connec
     assert rank0.messages == ["rank 1: copied a file"]
 
 
-def test_stop_request_of_a_rank_stops_the_start(join: Callable[..., tuple[Rank0, Connection]]) -> None:
-    """A rank whose container ends stops the whole run, with its reason."""
-    rank0, connection = join(ray=RayOptions())
-    rank0.cluster.env["PATH"] = "/nonexistent"
-    connection.send(StopRequest(StopReason.CONTAINER_ENDING))
+def test_stop_while_ranks_are_missing(tmp_path: Path) -> None:
+    """A stop request ends the start, and a kill ends the wait for ranks that have not joined."""
+    rank0 = Rank0(make_job(tmp_path, nodes=2), make_cluster(2))
+    rank0.events.put(StopRequested(StopReason.CONTAINER_ENDING))
+    with pytest.raises(RunStopped) as caught:
+        rank0.cluster.start()
+    assert caught.value.reason is StopReason.CONTAINER_ENDING
 
-    rank0.wait_for(StopRequested(StopReason.CONTAINER_ENDING))
+    rank0.events.put(StopRequested(StopReason.KILL))
+    rank0.cluster.end()
+
+    assert rank0.messages == ["not joined, and no longer waited for: rank 1 (127.0.0.1)"]
 
 
 def test_stop_while_waiting_for_other_runs(tmp_path: Path) -> None:
