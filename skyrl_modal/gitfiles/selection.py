@@ -17,6 +17,7 @@ from skyrl_modal.gitfiles.digest import file_digest, tree_digest
 from skyrl_modal.gitfiles.ignore_file import parse_ignore_file
 from skyrl_modal.gitfiles.overrides import Overrides, matches_path
 from skyrl_modal.gitfiles.report import format_selection
+from skyrl_modal.gitfiles.secret_search import SearchResult, search_files
 from skyrl_modal.gitfiles.walk import TreeWalker
 from skyrl_modal.gitfiles.warnings import find_env_files, find_warnings
 
@@ -39,6 +40,7 @@ class Selection:
     _overrides: Overrides = field(repr=False)
     _skip_caches: bool = field(repr=False)
     _result: WalkResult = field(repr=False, eq=False)
+    _search_cache: Path | None = field(default=None, repr=False, eq=False)
 
     @cached_property
     def excluded(self) -> Mapping[str, str]:
@@ -69,8 +71,19 @@ class Selection:
     def warnings(self) -> tuple[str, ...]:
         """Possible problems of the selection, each with a remedy."""
         found = [*self._result.warnings, *self._unused_includes()]
-        found += find_warnings(self.root, self.files, self._status, self.exclusions, self._result.worktrees)
+        found += find_warnings(
+            self.root, self.files, self._status, self.exclusions, self._result.worktrees, self._secret_search.found
+        )
         return tuple(dict.fromkeys(found))
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """Facts about the selection that are not problems."""
+        unsearched = self._secret_search.unsearched
+        if not unsearched:
+            return ()
+        later = "" if self._search_cache is None else "; the next search continues with them"
+        return (f"{unsearched:,} files of {self.root} were not searched for keys within the time limit{later}",)
 
     @cached_property
     def digest(self) -> str:
@@ -154,6 +167,10 @@ class Selection:
         base = os.fspath(self.root) + "/"
         return tuple(_stat_or_none(base + path) for path in self.files)
 
+    @cached_property
+    def _secret_search(self) -> SearchResult:
+        return search_files(self.root, self.files, self._status, self._search_cache)
+
     def _unused_includes(self) -> list[str]:
         """Warn about includes that match no file."""
         unused = []
@@ -177,7 +194,12 @@ def _stat_or_none(path: str) -> os.stat_result | None:
 
 
 def select(
-    root: str | os.PathLike[str], include: Iterable[str] = (), exclude: Iterable[str] = (), *, skip_caches: bool = False
+    root: str | os.PathLike[str],
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    *,
+    skip_caches: bool = False,
+    search_cache: Path | None = None,
 ) -> Selection:
     """Select the files of a folder that git tracks or does not ignore.
 
@@ -194,6 +216,8 @@ def select(
         exclude: The same for files to exclude, tracked or not. ``include`` takes precedence over ``exclude``.
         skip_caches: Whether to exclude untracked environments and caches (``.venv``, ``__pycache__``, ``*.pyc``,
             ``*.egg-info``, ``.pytest_cache``, ``node_modules``, ``.DS_Store``) that no ignore file names.
+        search_cache: A folder for the list of files without keys, which ``Selection.warnings`` does not search again
+            until they change; None to search all files each time.
 
     Returns:
         The selection.
@@ -227,7 +251,7 @@ def select(
     files = b"\0".join(result.files).decode("utf-8", "surrogateescape").split("\0") if result.files else []
     files.sort()
     result.files.clear()
-    return Selection(resolved, tuple(files), overrides, skip_caches, result)
+    return Selection(resolved, tuple(files), overrides, skip_caches, result, search_cache)
 
 
 def _check_patterns(field_name: str, patterns: Iterable[str]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from skyrl_modal.gitfiles.decision import Exclusion, FolderContext, RuleSource
 from skyrl_modal.gitfiles.report import format_size, largest_files
+from skyrl_modal.gitfiles.secret_search import FoundSecret
 
 #: Limits above which a selection causes a warning. They are about ten times the size of a SkyRL checkout.
 MAX_BYTES, MAX_FILES, MAX_UNTRACKED_BYTES = 500_000_000, 50_000, 50_000_000
@@ -18,16 +19,8 @@ _PRIVATE = re.compile(
     r"(?:^|/)(?:id_(?:rsa|dsa|ecdsa|ed25519)|\.netrc|\.pypirc|\.git-credentials|\.modal\.toml|\.htpasswd"
     r"|[^/]*\.(?:p12|pfx|ppk)|\.aws/credentials|\.kube/config|\.docker/config\.json|\.cache/huggingface/(?:token|stored_tokens))$"
 )
-# Names that also occur for public certificates and word lists: the content decides.
-_SUSPECT = re.compile(
-    r"(?:^|/)[^/]*(?:\.pem|\.key|secret|credential|token|service[-_]?account|api[-_]?key|\.npmrc)[^/]*$", re.I
-)
-_SECRET = re.compile(
-    rb"-----BEGIN [A-Z ]*PRIVATE KEY-----|\"private_key\"\s*:|\bhf_[A-Za-z0-9]{30,}|\bgh[pousr]_[A-Za-z0-9]{30,}"
-    rb"|\bgithub_pat_[A-Za-z0-9_]{30,}|\bsk-[A-Za-z0-9_-]{30,}|\bAKIA[0-9A-Z]{16}\b|\bxox[abpr]-[A-Za-z0-9-]{20,}"
-    rb"|\bak-[A-Za-z0-9]{20,}|\bas-[A-Za-z0-9]{20,}|_authToken\s*="
-)
-_SEARCHED_BYTES = 65536
+#: More files with keys are counted only.
+MAX_FILES_WITH_KEYS = 20
 
 Status = Sequence["os.stat_result | None"]
 
@@ -38,6 +31,7 @@ def find_warnings(
     status: Status,
     exclusions: Sequence[Exclusion],
     worktrees: Sequence[FolderContext],
+    secrets: Sequence[FoundSecret],
 ) -> list[str]:
     """Return the warnings about a selection.
 
@@ -47,10 +41,12 @@ def find_warnings(
         status: The status of each file; None for one that was removed.
         exclusions: The excluded paths.
         worktrees: The top folders of the worktrees, the one of the root first.
+        secrets: The keys and tokens that the files contain.
     """
     return [
         *_excluded_modules(root, exclusions),
-        *_secrets(root, files, status),
+        *_private_names(files),
+        *_secrets(secrets),
         *_large_selection(files, status),
         *_large_untracked_folders(files, status, worktrees),
         *_problem_files(root, files, status),
@@ -86,24 +82,24 @@ def _excluded_modules(root: Path, exclusions: Sequence[Exclusion]) -> Iterator[s
             )
 
 
-def _secrets(root: Path, files: Sequence[str], status: Status) -> Iterator[str]:
-    for path, known in zip(files, status, strict=True):
+def _private_names(files: Sequence[str]) -> Iterator[str]:
+    for path in files:
         if _PRIVATE.search(path):
-            problem = "has the name of a private key or of a login"
-        elif _SUSPECT.search(path) and known is not None and stat.S_ISREG(known.st_mode) and _has_secret(root / path):
-            problem = "contains a private key or a token"
-        else:
-            continue
-        yield f'{path} {problem} and is included: pass exclude=["/{path}"], and pass secrets by secrets=[...]'
+            yield (
+                f'{path} has the name of a private key or of a login and is included: pass exclude=["/{path}"], '
+                "and pass secrets by secrets=[...]"
+            )
 
 
-def _has_secret(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return _SECRET.search(file.read(_SEARCHED_BYTES)) is not None
-    except OSError:
-        # Another warning reports that the file cannot be read.
-        return False
+def _secrets(secrets: Sequence[FoundSecret]) -> Iterator[str]:
+    for secret in secrets[:MAX_FILES_WITH_KEYS]:
+        others = f" (and {secret.others} more lines)" if secret.others else ""
+        yield (
+            f"{secret.path}:{secret.line} contains {secret.kind}{others} and is included: remove the value and pass it "
+            f'by secrets=[...], or pass exclude=["/{secret.path}"]'
+        )
+    if len(secrets) > MAX_FILES_WITH_KEYS:
+        yield f"{len(secrets) - MAX_FILES_WITH_KEYS:,} more files contain keys or tokens"
 
 
 def _large_selection(files: Sequence[str], status: Status) -> Iterator[str]:

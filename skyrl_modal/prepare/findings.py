@@ -23,6 +23,8 @@ def find_problems(job: Job, selections: Sequence[Selection]) -> Iterator[Finding
         yield from _excluded_env_files(selection)
         for warning in selection.warnings:
             yield Finding(code="selection", severity=Severity.WARNING, message=warning)
+        for note in selection.notes:
+            yield Finding(code="selection", severity=Severity.NOTE, message=note)
 
 
 def image_finding(warning: str) -> Finding:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 from attrs import frozen
 
 from skyrl_modal.checkout import Checkout, find_checkout, inspect_checkout
@@ -140,7 +141,13 @@ def mounted_folder(mount: MountSpec, checkout: Path | None) -> Path:
 
 def _select(mount: MountSpec, checkout: Checkout | None) -> Selection:
     folder = mounted_folder(mount, checkout.root if checkout else None)
-    return select(folder, include=mount.include, exclude=mount.exclude, skip_caches=mount.skip_caches)
+    return select(
+        folder,
+        include=mount.include,
+        exclude=mount.exclude,
+        skip_caches=mount.skip_caches,
+        search_cache=platformdirs.user_cache_path("skyrl_modal") / "searches",
+    )
 
 
 def _check_workdir(job: Job, declared: str, selections: Sequence[Selection]) -> None:

@@ -1,0 +1,183 @@
+"""Search of the selected files for keys and tokens, within a time limit."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import sys
+import tempfile
+import time
+from array import array
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from attrs import field, frozen
+
+from skyrl_modal.gitfiles.files import read_regular_file
+from skyrl_modal.gitfiles.secret_patterns import PATTERNS_VERSION, find_secrets
+
+#: Larger files are not searched. Scripts and configurations with keys are far smaller.
+MAX_SEARCHED_BYTES = 1 << 20
+#: Processor time of one search. The processor time, since the result should not depend on other programs' load.
+SEARCH_CPU_SECONDS = 0.3
+#: Time of one search, for a file system that answers slowly.
+SEARCH_TIMEOUT_SECONDS = 2.0
+_SHORTEST_FILE = 16
+# A file with a NUL byte in its beginning is binary, as for git (buffer_is_binary in xdiff-interface.c).
+_BINARY_TEST_BYTES = 8000
+# A file that changed more recently may change again without a new time: see snapshots/file_stamps.py.
+_RECENT_NS = 2_500_000_000
+_MAX_CACHE_BYTES = 64 << 20
+# Formats of archives, images, sound, models and data, in which a key would be compressed or encoded.
+_BINARY_SUFFIXES = frozenset(
+    {
+        *("7z", "arrow", "avi", "bin", "bmp", "bz2", "ckpt", "class", "dll", "dylib", "exe", "feather", "flac", "gif"),
+        *("gz", "h5", "ico", "jar", "jpeg", "jpg", "mkv", "mov", "mp3", "mp4", "npy", "npz", "o", "ogg", "onnx", "otf"),
+        *("parquet", "pdf", "png", "pt", "pth", "pyc", "pyd", "rar", "safetensors", "so", "tar", "tgz", "tif", "tiff"),
+        *("ttf", "wav", "webm", "webp", "whl", "woff", "woff2", "xz", "zip", "zst"),
+    }
+)
+# Scripts and settings are searched first: users write keys into them.
+_FIRST_SUFFIXES = frozenset(
+    {"bash", "cfg", "conf", "env", "fish", "ini", "ipynb", "json", "py", "sh", "toml", "txt", "yaml", "yml", "zsh"}
+)
+
+
+@frozen
+class FoundSecret:
+    """A key or a token in a file. It does not contain the value.
+
+    Attributes:
+        path: The file, below the root.
+        line: The number of the line, from 1.
+        kind: What it is, such as ``"a GitHub token"``.
+        others: The number of further lines of the file with keys.
+    """
+
+    path: str
+    line: int
+    kind: str
+    others: int = 0
+
+
+@frozen
+class SearchResult:
+    """The result of a search.
+
+    Attributes:
+        found: The first key of each file that contains one, sorted by path.
+        unsearched: The number of files that were not searched, because the time limit was reached.
+    """
+
+    found: tuple[FoundSecret, ...] = field(repr=lambda found: f"<{len(found)} keys>")
+    unsearched: int = 0
+
+
+def search_files(
+    root: Path,
+    files: Sequence[str],
+    status: Sequence[os.stat_result | None],
+    cache: Path | None = None,
+    *,
+    cpu_seconds: float = SEARCH_CPU_SECONDS,
+) -> SearchResult:
+    """Search text files of at most 1 MiB for keys and tokens.
+
+    Args:
+        root: The root of the selection.
+        files: The selected files.
+        status: The status of each file; None for one that was removed.
+        cache: A folder for the list of files without keys, which are not searched again until they change; None to
+            search all files. It need not exist. Problems with it only cost time.
+        cpu_seconds: The limit of the processor time.
+    """
+    # Without a home folder, the user's cache folder is a relative path that begins with "~".
+    known = None if cache is None or not cache.is_absolute() else _CleanFiles(cache, root)
+    candidates = []
+    clean = array("q")
+    for path, state in zip(files, status, strict=True):
+        if (
+            state is None
+            or not stat.S_ISREG(state.st_mode)
+            or not _SHORTEST_FILE <= state.st_size <= MAX_SEARCHED_BYTES
+        ):
+            continue
+        suffix = path.rpartition(".")[2].lower()
+        if suffix in _BINARY_SUFFIXES:
+            continue
+        key = hash((state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
+        if known is not None and key in known.keys:
+            clean.append(key)
+        else:
+            candidates.append((suffix not in _FIRST_SUFFIXES, path, key, state))
+    candidates.sort(key=lambda item: item[:2])
+    cpu_limit, limit = time.thread_time() + cpu_seconds, time.monotonic() + SEARCH_TIMEOUT_SECONDS
+    trusted = time.time_ns() - _RECENT_NS
+    found, searched = [], 0
+    for _, path, key, state in candidates:
+        if time.thread_time() > cpu_limit or time.monotonic() > limit:
+            break
+        searched += 1
+        secret = _search_file(root, path)
+        if secret is not None:
+            found.append(secret)
+        elif state.st_mtime_ns < trusted and state.st_ctime_ns < trusted:
+            clean.append(key)
+    if known is not None:
+        known.save(clean)
+    return SearchResult(tuple(sorted(found, key=lambda secret: secret.path)), len(candidates) - searched)
+
+
+def _search_file(root: Path, path: str) -> FoundSecret | None:
+    try:
+        text = read_regular_file(f"{root}/{path}", follow_link=False)
+    except OSError:
+        # Another warning reports that the file cannot be read.
+        return None
+    if text.find(b"\0", 0, _BINARY_TEST_BYTES) >= 0:
+        return None
+    found = list(find_secrets(text[:MAX_SEARCHED_BYTES]))
+    if not found:
+        return None
+    offset, kind = found[0]
+    lines = {text.count(b"\n", 0, position) for position, _ in found[:100]}
+    return FoundSecret(path, text.count(b"\n", 0, offset) + 1, kind, len(lines) - 1)
+
+
+class _CleanFiles:
+    """The files of one root that contained no key, each by a hash of its inode, size and times.
+
+    Attributes:
+        keys: The hashes.
+    """
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self._path = folder / hashlib.sha256(os.fsencode(root)).hexdigest()
+        # hash() of integers depends on the version of Python.
+        self._header = f"skyrl-modal search {PATTERNS_VERSION} {sys.implementation.cache_tag}\n".encode()
+        self.keys = frozenset(self._load())
+
+    def _load(self) -> array[int]:
+        keys = array("q")
+        with suppress(OSError, ValueError):
+            data = read_regular_file(self._path, follow_link=False)
+            if data.startswith(self._header) and len(data) <= _MAX_CACHE_BYTES:
+                keys.frombytes(data[len(self._header) :])
+        return keys
+
+    def save(self, clean: array[int]) -> None:
+        """Save the hashes of the files without keys in one step, if they are others than before."""
+        if frozenset(clean) == self.keys:
+            return
+        with suppress(OSError):
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=".new-", dir=self._path.parent)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(self._header + clean.tobytes())
+                Path(name).replace(self._path)
+            except OSError:
+                Path(name).unlink(missing_ok=True)
+                raise
