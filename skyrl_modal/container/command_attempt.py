@@ -57,6 +57,7 @@ class Outcome:
     cause: FailureCause | None = None
     detail: str = ""
     stop_reason: StopReason | None = None
+    time_limit: float | None = None
     failed_rank: int | None = None
     next_start: NextStart = NextStart.NONE
 
@@ -230,16 +231,26 @@ class CommandAttempt:
 
     @property
     def _timeout_text(self) -> str:
-        limits = self._job.limits
         if self._timeout_cause is FailureCause.TOTAL_TIMEOUT:
-            return f"limit of {limits.total_timeout or 0:g} s for all attempts exceeded"
-        return f"timeout of {limits.attempt_timeout:g} s exceeded"
+            return f"limit of {self._time_limit:g} s for all attempts exceeded"
+        return f"timeout of {self._time_limit:g} s exceeded"
+
+    @property
+    def _time_limit(self) -> float:
+        """The limit in seconds that ends this attempt."""
+        limits = self._job.limits
+        is_total = self._timeout_cause is FailureCause.TOTAL_TIMEOUT and limits.total_timeout is not None
+        return limits.total_timeout if is_total else limits.attempt_timeout
 
     def _outcome(self, returncode: int) -> Outcome:
         match self._stopped_by:
             case StoppedBy.TIMEOUT:
                 return Outcome(
-                    state=RunState.TIMED_OUT, returncode=TIMED_OUT, cause=self._timeout_cause, detail=self._timeout_text
+                    state=RunState.TIMED_OUT,
+                    returncode=TIMED_OUT,
+                    cause=self._timeout_cause,
+                    detail=self._timeout_text,
+                    time_limit=self._time_limit,
                 )
             case StoppedBy.REQUEST:
                 return Outcome.of_stop(self._stop_reason, returncode or INTERRUPTED)

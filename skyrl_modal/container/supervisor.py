@@ -117,6 +117,7 @@ class Supervisor:
             duration=round(time.monotonic() - begin, 6),
             cause=outcome.cause,
             stop_reason=outcome.stop_reason,
+            time_limit=outcome.time_limit,
             failed_rank=outcome.failed_rank,
             detail=outcome.detail,
             output=self._output.record,

@@ -9,6 +9,9 @@ from typing import Self
 from skyrl_modal.protocol.job import SCHEMA_VERSION, Job
 from skyrl_modal.protocol.state import FailureCause, NextStart, RunState, StopReason
 
+#: The largest exit code of a process (wait(2)).
+MAX_RETURNCODE = 255
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamDigest:
@@ -51,6 +54,7 @@ class RunResultRecord:
         duration: Seconds from then to its end.
         cause: Why the run did not succeed; None if it succeeded.
         stop_reason: Why the run was asked to stop; None if it was not.
+        time_limit: The limit in seconds that the run exceeded; None if it exceeded none.
         failed_rank: The rank that made the run fail; None if it is not known.
         detail: Description of the cause for people. No decision depends on it.
         output: What was kept of the output.
@@ -67,12 +71,22 @@ class RunResultRecord:
     duration: float
     cause: FailureCause | None = None
     stop_reason: StopReason | None = None
+    time_limit: float | None = None
     failed_rank: int | None = None
     detail: str = ""
     output: OutputRecord = OutputRecord()
     volume_error: str | None = None
     next_start: NextStart = NextStart.NONE
     schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a result that no run can have: readers use these values without further checks."""
+        if not self.state.is_final and self.state is not RunState.UNKNOWN:
+            raise ValueError(f"{self.state} is not the state of a run that has ended")
+        if not 0 <= self.returncode <= MAX_RETURNCODE:
+            raise ValueError(f"an exit code is between 0 and {MAX_RETURNCODE}, not {self.returncode!r}")
+        if datetime.fromisoformat(self.started_at).tzinfo is None:
+            raise ValueError(f"started_at has no time zone: {self.started_at!r}")
 
     @classmethod
     def without_record(
@@ -84,6 +98,7 @@ class RunResultRecord:
         cause: FailureCause,
         detail: str,
         stop_reason: StopReason | None = None,
+        time_limit: float | None = None,
         attempts: int = 0,
         started_at: datetime | None = None,
     ) -> Self:
@@ -96,6 +111,7 @@ class RunResultRecord:
             cause: Why it left no result.
             detail: Description of the cause.
             stop_reason: Why it was asked to stop; None if it was not.
+            time_limit: The limit in seconds that it exceeded; None if it exceeded none.
             attempts: How many times the command was started, as far as that is known.
             started_at: When it started; None: when the job was created.
         """
@@ -109,5 +125,6 @@ class RunResultRecord:
             duration=(datetime.now(UTC) - begin).total_seconds(),
             cause=cause,
             stop_reason=stop_reason,
+            time_limit=time_limit,
             detail=detail,
         )

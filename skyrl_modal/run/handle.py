@@ -248,7 +248,7 @@ class Run:
                 size = 0
             output_tail = b"".join(self._read_output(max(0, size - TAIL_BYTES), size))
         return RunResult.from_record(
-            record, job=self.job, backend=self._backend_name, log_path=self.log_path, output_tail=output_tail
+            record, backend=self._backend_name, log_path=self.log_path, output_tail=output_tail
         )
 
 

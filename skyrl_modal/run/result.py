@@ -8,7 +8,6 @@ from typing import Any, Self
 from attrs import field, frozen
 
 from skyrl_modal.errors import CommandFailed, RunCancelled, RunLost, RunTimeout
-from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.result import RunResultRecord
 from skyrl_modal.protocol.state import FailureCause, RunState, StopReason
 from skyrl_modal.run.log_lines import TAIL_LINES, last_lines
@@ -51,13 +50,12 @@ class RunResult:
 
     @classmethod
     def from_record(
-        cls, record: RunResultRecord, *, job: Job, backend: str, log_path: str = "", output_tail: bytes = b""
+        cls, record: RunResultRecord, *, backend: str, log_path: str = "", output_tail: bytes = b""
     ) -> Self:
         """Build a result from a result record.
 
         Args:
             record: The record.
-            job: The run.
             backend: The name of its backend.
             log_path: Where its output is stored.
             output_tail: The end of its output.
@@ -75,7 +73,7 @@ class RunResult:
             backend=backend,
             detail=_detail(record),
             log_tail="\n".join(last_lines(output_tail, TAIL_LINES)),
-            time_limit=_time_limit(record, job),
+            time_limit=record.time_limit,
         )
 
     @property
@@ -108,11 +106,3 @@ def _detail(record: RunResultRecord) -> str:
     texts = [record.detail]
     texts += [text for text in (record.output.error, record.volume_error) if text and text not in record.detail]
     return "\n".join(filter(None, texts))
-
-
-def _time_limit(record: RunResultRecord, job: Job) -> float | None:
-    if record.state is not RunState.TIMED_OUT:
-        return None
-    if record.cause is FailureCause.TOTAL_TIMEOUT:
-        return job.limits.total_timeout
-    return job.limits.attempt_timeout

@@ -10,18 +10,9 @@ import pytest
 
 from skyrl_modal import CommandFailed, RunCancelled, RunLost, RunResult, RunState, RunTimeout
 from skyrl_modal.errors import RunError
-from skyrl_modal.protocol.job import Job, Limits
-from skyrl_modal.protocol.result import RunResultRecord
+from skyrl_modal.protocol.result import OutputRecord, RunResultRecord
 from skyrl_modal.protocol.state import FailureCause, StopReason
 
-JOB = Job(
-    run_id="r1",
-    command="true",
-    workdir="/",
-    run_folder="/data/r1",
-    created_at="2026-01-01T00:00:00+00:00",
-    limits=Limits(attempt_timeout=3600, total_timeout=86000, retries=1),
-)
 RECORD = RunResultRecord(
     run_id="r1",
     state=RunState.FAILED,
@@ -37,7 +28,7 @@ RECORD = RunResultRecord(
 def make_result(**changes: object) -> RunResult:
     """Return the result of a record with changes."""
     record = replace(RECORD, **changes)
-    return RunResult.from_record(record, job=JOB, backend="local", log_path="/log", output_tail=b"one\ntwo\n")
+    return RunResult.from_record(record, backend="local", log_path="/log", output_tail=b"one\ntwo\n")
 
 
 def test_fields_of_a_result() -> None:
@@ -75,12 +66,21 @@ def test_success_raises_nothing() -> None:
     make_result(state=RunState.SUCCEEDED, returncode=0, cause=None).check_returncode()
 
 
-@pytest.mark.parametrize(
-    ("cause", "seconds"), [(FailureCause.ATTEMPT_TIMEOUT, 3600), (FailureCause.TOTAL_TIMEOUT, 86000)]
-)
-def test_timeout_contains_the_exceeded_limit(cause: FailureCause, seconds: float) -> None:
+def test_timeout_contains_the_exceeded_limit() -> None:
     """The exception contains the limit, and not the duration of all attempts."""
     with pytest.raises(RunTimeout) as caught:
-        make_result(state=RunState.TIMED_OUT, cause=cause, returncode=124).check_returncode()
+        make_result(state=RunState.TIMED_OUT, time_limit=3600.0, returncode=124).check_returncode()
 
-    assert (caught.value.seconds, caught.value.returncode) == (seconds, 124)
+    assert (caught.value.seconds, caught.value.returncode) == (3600.0, 124)
+
+
+def test_detail_reports_what_was_not_stored() -> None:
+    """An incomplete output.log and a failed commit are reported beside the cause of the failure, each one time."""
+    output = OutputRecord(error="output.log ends after 5 bytes")
+
+    assert make_result(output=output, volume_error="no commit").detail.splitlines() == [
+        "detail",
+        "output.log ends after 5 bytes",
+        "no commit",
+    ]
+    assert make_result(volume_error="detail").detail == "detail"

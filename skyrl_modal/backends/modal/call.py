@@ -9,6 +9,7 @@ import modal
 import modal.exception
 
 from skyrl_modal.backends.modal.errors import TRANSIENT_ERRORS, error_text, is_cancellation
+from skyrl_modal.backends.modal.limits import container_timeout
 from skyrl_modal.backends.modal.retry import MAX_POLL_INTERVAL, POLL_INTERVAL, retry_transient
 from skyrl_modal.backends.modal.run_folder import VolumeRunFolder
 from skyrl_modal.errors import RecordError
@@ -168,9 +169,10 @@ class ModalCall:
             interval = min(2 * interval, MAX_POLL_INTERVAL)
 
     def _result_of_error(self, error: modal.exception.Error, *, has_started: bool) -> RunResultRecord:
-        stop_reason = None
+        stop_reason, time_limit = None, None
         if isinstance(error, modal.exception.FunctionTimeoutError):
             state, cause, returncode = RunState.TIMED_OUT, FailureCause.TOTAL_TIMEOUT, TIMED_OUT
+            time_limit = container_timeout(self._job.limits)
         elif self._is_cancelled or is_cancellation(error):
             state, cause = RunState.CANCELLED, FailureCause.STOPPED
             returncode = KILLED if has_started or self.is_killed else INTERRUPTED
@@ -183,5 +185,6 @@ class ModalCall:
             returncode=returncode,
             cause=cause,
             stop_reason=stop_reason,
+            time_limit=time_limit,
             detail=f"Modal reported: {error_text(error)}",
         )
