@@ -239,8 +239,9 @@ class CommandAttempt:
     def _time_limit(self) -> float:
         """The limit in seconds that ends this attempt."""
         limits = self._job.limits
-        is_total = self._timeout_cause is FailureCause.TOTAL_TIMEOUT and limits.total_timeout is not None
-        return limits.total_timeout if is_total else limits.attempt_timeout
+        if self._timeout_cause is FailureCause.TOTAL_TIMEOUT and limits.total_timeout is not None:
+            return limits.total_timeout
+        return limits.attempt_timeout
 
     def _outcome(self, returncode: int) -> Outcome:
         match self._stopped_by:
