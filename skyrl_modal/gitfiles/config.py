@@ -62,8 +62,11 @@ def read_config(git_dir: Path | None, common_dir: Path | None, worktree: Path) -
         reader.read(path)
     if git_dir is not None and common_dir is not None:
         reader.read(common_dir / "config")
+        worktree_config = git_dir / "config.worktree"
         if GitConfig(reader.values).flag("extensions.worktreeconfig"):
-            reader.read(git_dir / "config.worktree")
+            reader.read(worktree_config)
+        else:
+            reader.may_have_filters |= worktree_config.exists()
     reader.read_environment()
     if reader.has_includes:
         try:
@@ -127,6 +130,7 @@ class _ConfigReader:
             for key, value in parse_config(content):
                 self._set(key, value)
         except ValueError as error:
+            self.may_have_filters = True
             self.problems.append(
                 f"{path} is not a git configuration file ({error}): the settings after this line are not applied"
             )
