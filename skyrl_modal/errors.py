@@ -15,16 +15,22 @@
   * RunNotFound (also a LookupError)
   * RecordError
   * SnapshotError
+  * PathNotFound (also a FileNotFoundError)
+  * StorageError
 
 Each exception has its facts as attributes and can be pickled, so that a driver can pass it between processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from attrs import define
+
+#: The text of the RuntimeError that ``Path.expanduser`` raises for a user without a home folder (CPython 3.11 to 3.13).
+NO_HOME_TEXT = "Could not determine home directory."
 
 
 class SkyRLModalError(Exception):
@@ -224,3 +230,81 @@ class SnapshotError(SkyRLModalError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
+
+
+@define(eq=False, slots=False, repr=False)
+class PathNotFound(SkyRLModalError, FileNotFoundError):
+    """A file or folder does not exist: on a volume, or on this machine.
+
+    Attributes:
+        reason: What was searched, and where.
+
+    Example:
+        >>> isinstance(PathNotFound("volume skyrl-data has no ck"), FileNotFoundError)
+        True
+    """
+
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@define(eq=False, slots=False, repr=False)
+class StorageError(SkyRLModalError):
+    """A file or folder of this machine cannot be read or written, or another request to the system failed.
+
+    Attributes:
+        path: The file or folder; empty if it is not known.
+        reason: What the system reported.
+    """
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}" if self.path else self.reason
+
+
+@contextmanager
+def translate_system_errors() -> Iterator[None]:
+    """Convert exceptions of the operating system, which leave the block or the decorated function, to this package's.
+
+    Public functions use it, so that a caller who handles ``SkyRLModalError`` handles a full disk, a removed folder and
+    missing permissions too.
+
+    Raises:
+        PathNotFound: A file or folder does not exist.
+        StorageError: Any other OSError; or a path begins with ``~`` and this user has no home folder.
+
+    Example:
+        >>> with translate_system_errors():
+        ...     open("/dev/null/x")
+        Traceback (most recent call last):
+        skyrl_modal.errors.StorageError: /dev/null/x: Not a directory
+    """
+    try:
+        yield
+    except SkyRLModalError:
+        raise
+    except FileNotFoundError as error:
+        raise PathNotFound(_describe_system_error(error)) from error
+    except OSError as error:
+        path = error.filename if error.strerror is not None else None
+        reason = error.strerror or str(error) or type(error).__name__
+        raise StorageError("" if path is None else _to_text(path), reason) from error
+    except RuntimeError as error:
+        if str(error) != NO_HOME_TEXT:
+            raise
+        raise StorageError("~", "this user has no home folder. Set the variable HOME") from error
+
+
+def _describe_system_error(error: OSError) -> str:
+    if error.filename is not None:
+        return f"{_to_text(error.filename)} does not exist"
+    # The system call getcwd(2) has no argument that the exception could name.
+    return "the working directory does not exist any more" if error.errno is not None else str(error)
+
+
+def _to_text(path: object) -> str:
+    return path.decode("utf-8", "replace") if isinstance(path, bytes) else str(path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -66,8 +67,8 @@ def decode(cls: type[T], data: object) -> T:
         data: What ``encode`` returned, possibly in another version of this package.
 
     Raises:
-        ProtocolError: The data is not an object, misses a field that has no default, holds a value of another type, or
-            has a newer ``schema_version``.
+        ProtocolError: The data is not an object, misses a field that has no default, holds a value of another type or
+            one that the class refuses, or has a newer ``schema_version``.
     """
     if not isinstance(data, Mapping):
         raise ProtocolError(f"{cls.__name__}: expected a JSON object, found {type(data).__name__}")
@@ -86,7 +87,10 @@ def decode(cls: type[T], data: object) -> T:
             values[name] = _decode_value(hint, data[name], f"{cls.__name__}.{name}")
         elif default is dataclasses.MISSING:
             raise ProtocolError(f"{cls.__name__}.{name} is missing")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except ValueError as error:  # of the class's own checks
+        raise ProtocolError(f"{cls.__name__}: {error}") from error
 
 
 @functools.cache
@@ -133,10 +137,20 @@ def _decode_scalar(hint: Any, value: Any, where: str) -> Any:
     if hint is Any:
         return value
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        return _decode_number(value, where)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise _type_error(where, hint.__name__, value)
     return value
+
+
+def _decode_number(value: float, where: str) -> float:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ProtocolError(f"{where}: expected a finite number, found {number}")
+    return number
 
 
 def _type_error(where: str, expected: str, value: object) -> ProtocolError:
@@ -155,10 +169,11 @@ def from_json(cls: type[T], text: str | bytes) -> T:
         ProtocolError: The text is not JSON, or ``decode`` refuses it.
     """
     try:
-        data = json.loads(text)
+        return decode(cls, json.loads(text))
     except ValueError as error:
         raise ProtocolError(f"{cls.__name__}: not JSON: {error}") from error
-    return decode(cls, data)
+    except RecursionError as error:
+        raise ProtocolError(f"{cls.__name__}: objects or lists are nested too deeply") from error
 
 
 def encode_tagged(record: Any) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
-from skyrl_modal.protocol.codec import from_json, to_json
+from skyrl_modal.protocol.codec import ProtocolError, from_json, to_json
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.result import RunResultRecord
 from skyrl_modal.protocol.status import StatusRecord
@@ -24,7 +26,23 @@ RAY_FOLDER = "ray"
 SUPERVISOR_LOG = "supervisor.log"
 RAY_START_LOG = "start.log"
 
+#: The largest record that is read. The largest one written contains a command and variables of some hundred kB (Linux
+#: limits one argument of a program to 128 KiB), or the names of many included files.
+MAX_RECORD_BYTES = 4 << 20
+
 _READ_SIZE = 1 << 20
+#: Flags that Windows does not have are 0.
+_READ_FLAGS = (
+    os.O_RDONLY
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_BINARY", 0)
+)
+
+
+class NotRegularFileError(OSError):
+    """A file of a run is a symbolic link, a folder, a named pipe, a socket or a device."""
 
 
 class RunFolder:
@@ -84,9 +102,13 @@ class RunFolder:
         return read_record(RunResultRecord, self.path / RESULT_FILE)
 
     def read_output(self) -> Iterator[bytes]:
-        """Yield output.log in pieces; nothing if there is none."""
+        """Yield output.log in pieces; nothing if there is none.
+
+        Raises:
+            OSError: It is not a regular file, or cannot be read.
+        """
         try:
-            file = self.output.open("rb")
+            file = open_regular_file(self.output)
         except FileNotFoundError:
             return
         with file:
@@ -94,16 +116,45 @@ class RunFolder:
                 yield chunk
 
 
+def open_regular_file(path: Path) -> IO[bytes]:
+    """Open a file for reading that other users of a volume may have replaced.
+
+    A symbolic link is not followed, since it may lead to any file of this machine. A named pipe would block, and a
+    device may have no end.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        NotRegularFileError: It is not a regular file.
+        OSError: It cannot be opened for another reason.
+    """
+    if path.is_symlink():  # also where the system has no O_NOFOLLOW
+        raise NotRegularFileError(errno.ELOOP, "a symbolic link is not followed", str(path))
+    descriptor = os.open(path, _READ_FLAGS)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise NotRegularFileError(errno.EINVAL, "not a regular file", str(path))
+        return open(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
 def read_record(cls: type[T], path: Path) -> T | None:
     """Read a record from a file; None if there is no file.
 
     Raises:
-        ProtocolError: The file is not such a record, or has a newer schema.
+        ProtocolError: The file is not such a record, has a newer schema, is not a regular file, is larger than
+            ``MAX_RECORD_BYTES``, or cannot be read.
     """
     try:
-        content = path.read_bytes()
+        with open_regular_file(path) as file:
+            content = file.read(MAX_RECORD_BYTES + 1)
     except FileNotFoundError:
         return None
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        raise ProtocolError(f"{cls.__name__}: {getattr(error, 'strerror', None) or error}") from error
+    if len(content) > MAX_RECORD_BYTES:
+        raise ProtocolError(f"{cls.__name__}: the file is larger than {MAX_RECORD_BYTES >> 20} MiB")
     return from_json(cls, content)
 
 
@@ -120,7 +171,7 @@ def write_record(path: Path, record: Any, *, sacrifice: Path | None = None, mode
 
 
 def write_atomically(path: Path, content: bytes, *, sacrifice: Path | None = None, mode: int = 0o666) -> None:
-    """Write a file in one step, through a temporary file beside it.
+    """Write a file in one step, through a temporary file beside it. It is on the disk when this function returns.
 
     Args:
         path: The file.
@@ -131,19 +182,39 @@ def write_atomically(path: Path, content: bytes, *, sacrifice: Path | None = Non
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         try:
-            with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-                file.write(content)
+            # A file with this name was left by a process with the same id. A link there must not be followed.
+            temporary.unlink(missing_ok=True)
+            with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+                _write_to_disk(file, content)
         except OSError as error:
             if sacrifice is None or error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             sacrifice.replace(temporary)
             with temporary.open("r+b") as reused:
-                reused.write(content)
-                reused.truncate()
+                _write_to_disk(reused, content)
         temporary.replace(path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
+    _sync_folder(path.parent)
+
+
+def _write_to_disk(file: IO[bytes], content: bytes) -> None:
+    file.write(content)
+    file.truncate()
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Write the names of a folder's files to the disk. Some file systems cannot; the file itself is written then."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_all(descriptor: int, data: bytes) -> None:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from skyrl_modal.errors import SkyRLModalError
 from skyrl_modal.protocol.events import (
     HandleEvent,
     MessageEvent,
@@ -18,7 +19,7 @@ from skyrl_modal.protocol.events import (
 )
 from skyrl_modal.protocol.result import RunResultRecord
 from skyrl_modal.protocol.state import FailureCause, RunState
-from skyrl_modal.reporting import Reporter
+from skyrl_modal.reporting import NullReporter, Reporter
 from skyrl_modal.run.handle import Run
 from skyrl_modal.run.interrupts import STOPPING_MESSAGE, InterruptEvent, Interrupts
 from skyrl_modal.run.log_lines import TAIL_BYTES
@@ -68,33 +69,46 @@ class ForegroundRun:
         self._record: RunResultRecord | None = None
         self._tail = b""
         self._reported: set[FailureCause] = set()
-        self._sink_error: Exception | None = None
+        self._error: Exception | None = None
         self._is_token_reported = False
 
     def stream(self) -> RunResult:
         """Stream the run until it ends, and report how it ended.
 
         Raises:
-            Exception: What the sink or the backend raised. The run has been stopped.
+            Exception: What the backend, or code of the caller such as the sink, raised. The run has been stopped.
         """
         context = contextvars.copy_context()
         name = f"skyrl-modal-read-{self._run.id}"
         threading.Thread(target=context.run, args=(self._read_events,), name=name, daemon=True).start()
-        self._report_token()
+        self._call_safely(self._report_token)
         while True:
             match self._events.get():
                 case InterruptEvent(count):
                     if count == 1:
-                        self._reporter.info(STOPPING_MESSAGE)
+                        self._call_safely(self._reporter.info, STOPPING_MESSAGE)
                     self._run.cancel(now=count > 1)
                 case _ReadingEnded(None):
                     return self._finish()
                 case _ReadingEnded(error) if error is not None:
                     self._run.cancel()
-                    raise error
+                    raise self._error or error
                 case event:
-                    self._handle(event)
+                    self._call_safely(self._handle, event)
                     self._free_places.release()
+
+    def _call_safely(self, function: Callable[..., object], *args: object) -> None:
+        """Call a function that may call code of the caller: sink, reporter, or ``on_state``.
+
+        If it fails, the run is stopped, as a broken pipe would end a program, and the caller's code is not called any
+        more. The error is raised when the run has ended: otherwise the run would continue without an owner.
+        """
+        try:
+            function(*args)
+        except Exception as error:
+            self._error = self._error or error
+            self._sink, self._reporter, self._on_state = None, NullReporter(), None
+            self._run.cancel()
 
     def _read_events(self) -> None:
         """Put the run's events into the queue. Runs in a thread of its own."""
@@ -111,7 +125,8 @@ class ForegroundRun:
         match event:
             case OutputEvent(data):
                 self._tail = (self._tail + data[-TAIL_BYTES:])[-TAIL_BYTES:]
-                self._write(data)
+                if self._sink is not None:
+                    self._sink(data)
             case MessageEvent(text, level, cause):
                 if cause is not None:
                     self._reported.add(cause)
@@ -123,20 +138,16 @@ class ForegroundRun:
                 if self._on_state is not None:
                     self._on_state(state)
             case HandleEvent():
-                self._run._save_to_index()
+                self._save_to_index()
                 self._report_token()
             case ResultEvent(record):
                 self._record = record
 
-    def _write(self, data: bytes) -> None:
-        if self._sink is None:
-            return
+    def _save_to_index(self) -> None:
         try:
-            self._sink(data)
-        except Exception as error:
-            # Stop the run, as a broken pipe would end a program. The error is raised after the run has ended.
-            self._sink_error, self._sink = error, None
-            self._run.cancel()
+            self._run._save_to_index()
+        except SkyRLModalError as error:  # the run does not depend on its record
+            self._reporter.warn(f"this run cannot be attached to from another process: {error}")
 
     def _report_token(self) -> None:
         token = self._run.dashboard_token
@@ -146,9 +157,9 @@ class ForegroundRun:
 
     def _finish(self) -> RunResult:
         result = self._run.wait() if self._record is None else self._run._to_result(self._record, self._tail)
-        report_end(result, self._reporter, self._reported)
-        if self._sink_error is not None:
-            raise self._sink_error
+        self._call_safely(report_end, result, self._reporter, self._reported)
+        if self._error is not None:
+            raise self._error
         return result
 
 
@@ -169,9 +180,9 @@ def stream_to_end(
         on_state: Receives changes of the run's state.
 
     Raises:
-        Exception: What the sink or the backend raised. The run has been stopped.
+        Exception: What the backend, or code of the caller such as the sink, raised. The run has been stopped.
     """
-    return ForegroundRun(run, open_sink(output), reporter, interrupts, on_state).stream()
+    return ForegroundRun(run, open_sink(output, reporter), reporter, interrupts, on_state).stream()
 
 
 def report_end(result: RunResult, reporter: Reporter, reported: Collection[FailureCause] = ()) -> None:

@@ -8,7 +8,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from skyrl_modal.backends import Execution, get_backend, installed_backends
-from skyrl_modal.errors import BackendUnavailable, RunLost, RunNotFound, RunTimeout, SkyRLModalError, SpecError
+from skyrl_modal.errors import (
+    BackendUnavailable,
+    RecordError,
+    RunLost,
+    RunNotFound,
+    RunTimeout,
+    SkyRLModalError,
+    SpecError,
+    translate_system_errors,
+)
 from skyrl_modal.protocol.events import OutputEvent, RunEvent
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.result import RunResultRecord
@@ -19,6 +28,7 @@ from skyrl_modal.run.log_lines import TAIL_BYTES, decode_lines, last_lines
 from skyrl_modal.run.result import RunResult
 from skyrl_modal.run.unavailable import UnavailableExecution
 from skyrl_modal.spec.fields import check_whole_number
+from skyrl_modal.views.text import escape_controls
 
 #: Shown first of a rank's logs: the supervisor's messages, and the output of ``ray start``.
 _FIRST_LOGS = (SUPERVISOR_LOG, RAY_START_LOG)
@@ -45,6 +55,7 @@ class Run:
         return f"Run(id={self.id!r}, command={self.job.command!r}, backend={self._backend_name!r})"
 
     @classmethod
+    @translate_system_errors()
     def attach(cls, run_id: str) -> Run:
         """Return the handle of a run, in any process of the user who started it.
 
@@ -56,6 +67,8 @@ class Run:
         Raises:
             RunNotFound: No run has this id. The error contains similar ids.
             RecordError: The run's record is damaged, or was written by a newer version.
+            BackendUnavailable: It is the id of a call on Modal, and there is no token.
+            StorageError: The record cannot be read.
         """
         index = RunIndex()
         try:
@@ -74,7 +87,12 @@ class Run:
                 attach_by_call_id = getattr(get_backend(name), "attach_by_call_id", None)
             except BackendUnavailable:
                 continue
-            execution = attach_by_call_id(call_id) if attach_by_call_id is not None else None
+            try:
+                execution = attach_by_call_id(call_id) if attach_by_call_id is not None else None
+            except SkyRLModalError:
+                raise
+            except Exception as error:  # any error of a backend that another package may provide
+                raise BackendUnavailable(name, f"{type(error).__name__}: {error}") from error
             if execution is None:
                 continue
             for record in index.all():
@@ -95,6 +113,7 @@ class Run:
             execution = UnavailableExecution(record.backend, record.handle, reason)
         return cls(record.job, record.backend, execution, stored_spec=record.spec)
 
+    @translate_system_errors()
     def _save_to_index(self) -> None:
         """Write the record that ``attach`` reads, if the backend knows the run's handle already."""
         handle = self._execution.handle
@@ -103,6 +122,7 @@ class Run:
             RunIndex().add(record)
 
     @property
+    @translate_system_errors()
     def state(self) -> RunState:
         """The current state; ``unknown`` if the run's backend is not installed.
 
@@ -122,6 +142,7 @@ class Run:
         return self._backend_name
 
     @property
+    @translate_system_errors()
     def url(self) -> str | None:
         """URL of Ray's dashboard while it runs (``RaySpec(dashboard=True)``); else of Modal's page of the app, or None.
 
@@ -156,8 +177,15 @@ class Run:
             RunLost: The run has ended, and its output does not exist any more, for example because its volume was
                 removed.
             SpecError: There is no such rank, or its logs are to be followed.
-            FileNotFoundError: The rank has stored no logs, or not yet.
+            PathNotFound: The rank has stored no logs, or not yet. It is also a FileNotFoundError.
+            RecordError: The file with the output is not a regular file.
+            BackendUnavailable: The backend cannot answer now.
+            StorageError: The output cannot be read.
         """
+        with translate_system_errors():
+            yield from self._logs(follow, tail, rank)
+
+    def _logs(self, follow: bool, tail: int | None, rank: int | None) -> Iterator[str]:
         if rank is not None:
             yield from self._rank_logs(rank, follow, tail)
             return
@@ -179,7 +207,7 @@ class Run:
         files = list(self._execution.read_files(f"{RAY_FOLDER}/{rank}"))
         files.sort(key=lambda item: (item[0] not in _FIRST_LOGS, item[0] != SUPERVISOR_LOG, item[0]))
         lines = itertools.chain.from_iterable(
-            (f"==> {name} <==", *decode_lines([content])) for name, content in files if content
+            (f"==> {escape_controls(name)} <==", *decode_lines([content])) for name, content in files if content
         )
         yield from lines if tail is None else deque(lines, maxlen=max(0, tail))
 
@@ -205,8 +233,15 @@ class Run:
             length *= 8
 
     def events(self) -> Iterator[RunEvent]:
-        """Yield what happens in the run, from the beginning of its output. See ``skyrl_modal.protocol.events``."""
-        return self._execution.events()
+        """Yield what happens in the run, from the beginning of its output. See ``skyrl_modal.protocol.events``.
+
+        Raises:
+            RecordError: A record of the run, or the file with its output, is damaged.
+            BackendUnavailable: The backend cannot answer now.
+            StorageError: The output cannot be read.
+        """
+        with translate_system_errors():
+            yield from self._execution.events()
 
     def wait(self, timeout: float | None = None) -> RunResult:
         """Wait until the run has ended.
@@ -216,12 +251,15 @@ class Run:
 
         Raises:
             RunTimeout: The run did not end within that time. It continues.
+            RecordError: The run's result is damaged, or was written by a newer version.
+            BackendUnavailable: The backend cannot answer now.
         """
-        try:
-            record = self._execution.wait(timeout)
-        except TimeoutError as error:
-            raise RunTimeout(run_id=self.id, seconds=timeout or 0.0) from error
-        return self._to_result(record)
+        with translate_system_errors():
+            try:
+                record = self._execution.wait(timeout)
+            except TimeoutError as error:
+                raise RunTimeout(run_id=self.id, seconds=timeout or 0.0) from error
+            return self._to_result(record)
 
     def result(self) -> RunResult:
         """Return the result of a run that has ended.
@@ -231,6 +269,7 @@ class Run:
         """
         return self.wait(0)
 
+    @translate_system_errors()
     def cancel(self, *, now: bool = False) -> None:
         """Stop the run: send INT to the command, then TERM, then KILL. A run that has ended is not changed.
 
@@ -244,14 +283,15 @@ class Run:
         if output_tail is None:
             try:
                 size = self._execution.log_size()
-            except FileNotFoundError:  # the record describes how the run ended
-                size = 0
-            output_tail = b"".join(self._read_output(max(0, size - TAIL_BYTES), size))
+                output_tail = b"".join(self._read_output(max(0, size - TAIL_BYTES), size))
+            except (OSError, RecordError):  # the record describes how the run ended
+                output_tail = b""
         return RunResult.from_record(
             record, backend=self._backend_name, log_path=self.log_path, output_tail=output_tail
         )
 
 
+@translate_system_errors()
 def runs(limit: int | None = 50) -> list[Run]:
     """Return the runs that this user started from this machine, the newest first.
 
@@ -260,6 +300,9 @@ def runs(limit: int | None = 50) -> list[Run]:
 
     Args:
         limit: Number of runs to return at most; None for all.
+
+    Raises:
+        StorageError: The folder with the records cannot be read.
 
     Example:
         >>> from skyrl_modal import runs

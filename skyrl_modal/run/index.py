@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,13 @@ from skyrl_modal.protocol.job import SCHEMA_VERSION, Job
 from skyrl_modal.protocol.run_folder import read_record, write_record
 from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.spec.stored import decode_spec
+from skyrl_modal.views.text import escape_controls
 
 #: A handle may contain the token of the run's Ray: only the user may read it.
 _FILE_MODE = 0o600
 _FOLDER_MODE = 0o700
+#: A name of a file has at most 255 bytes on the usual file systems; ``write_atomically`` and the suffix add some.
+_MAX_ID_BYTES = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +77,7 @@ class RunIndex:
             RunNotFound: No run has this id. The error contains similar ids.
             RecordError: The record is damaged, or was written by a newer version.
         """
-        record = None if "/" in run_id or "\0" in run_id else self._read(self._path(run_id))
+        record = self._read(self._path(run_id)) if _is_file_name(run_id) else None
         if record is not None:
             return record
         known = [path.stem for path in self._paths()]
@@ -86,7 +91,7 @@ class RunIndex:
             try:
                 record = self._read(path)
             except RecordError as error:
-                warnings.warn(f"skipping a record of a run: {error}", stacklevel=2)
+                warnings.warn(escape_controls(f"skipping a record of a run: {error}"), stacklevel=2)
                 continue
             if record is not None:
                 records.append(record)
@@ -102,6 +107,22 @@ class RunIndex:
     def _read(path: Path) -> IndexRecord | None:
         """Read a record; None if there is none."""
         try:
-            return read_record(IndexRecord, path)
-        except (ProtocolError, OSError) as error:
+            record = read_record(IndexRecord, path)
+            if record is not None:
+                _check_record(record, path.stem)
+        except (ProtocolError, OSError, ValueError) as error:
             raise RecordError(str(path), str(error)) from error
+        return record
+
+
+def _is_file_name(run_id: str) -> bool:
+    """Return whether there can be a file for this id: it is no path, and not longer than names of files are."""
+    return "/" not in run_id and "\0" not in run_id and len(os.fsencode(run_id)) <= _MAX_ID_BYTES
+
+
+def _check_record(record: IndexRecord, run_id: str) -> None:
+    """Raise ValueError for a record of another run, whose id could be a path, or of a run without a time."""
+    if record.job.run_id != run_id:
+        raise ValueError(f"it is a record of the run {record.job.run_id!r}")
+    if datetime.fromisoformat(record.job.created_at).tzinfo is None:
+        raise ValueError(f"created_at has no time zone: {record.job.created_at!r}")

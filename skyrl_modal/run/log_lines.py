@@ -19,11 +19,15 @@ def decode_lines(chunks: Iterable[bytes]) -> Iterator[str]:
         ['one', 'two']
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    rest = ""
+    parts: list[str] = []  # of the last line, which are joined when it ends: it may be as long as the output
     for chunk in chunks:
-        *lines, rest = (rest + decoder.decode(chunk)).split("\n")
-        yield from lines
-    rest += decoder.decode(b"", final=True)
+        first, *others = decoder.decode(chunk).split("\n")
+        parts.append(first)
+        if others:
+            yield "".join(parts)
+            yield from others[:-1]
+            parts = [others[-1]]
+    rest = "".join(parts) + decoder.decode(b"", final=True)
     if rest:
         yield rest
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import sys
 import threading
 from collections.abc import Sequence
@@ -16,9 +18,12 @@ from rich.text import Text
 
 from skyrl_modal.protocol.log_lines import prefixed
 from skyrl_modal.protocol.state import RunState
+from skyrl_modal.views.text import escape_controls, write_text
 
 #: Longer cells are cut.
 _MAX_CELL = 200
+#: Sequences that change the color of text (ECMA-48, SGR), which programs write in their output.
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass
@@ -63,13 +68,14 @@ class LiveRunTable:
             is_new_state = state is not None and state is not row.state
             row.run_id = row.run_id if run_id is None else run_id
             row.state = row.state if state is None else state
-            row.line = row.line if line is None else line
+            row.line = row.line if line is None else _COLOR.sub("", line)
             if self._console.is_terminal:
                 self._live.update(self._table())
             elif is_new_state:
                 text = f"{self._names[number]}: {row.state} {row.run_id} {row.line}".rstrip()
-                sys.stderr.write(prefixed(text))
-                sys.stderr.flush()
+                if sys.stderr is not None:
+                    with contextlib.suppress(OSError, ValueError):  # as in StderrReporter
+                        write_text(sys.stderr, prefixed(escape_controls(text)))
 
     def _table(self) -> Table:
         table = Table("name", "run", "state", "last line", expand=True)
@@ -88,4 +94,4 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def _add_row(table: Table, cells: Sequence[str]) -> None:
     # Text, and not rich's markup, since the output of a command may contain brackets.
-    table.add_row(*(Text(cell[:_MAX_CELL]) for cell in cells))
+    table.add_row(*(Text(escape_controls(cell)[:_MAX_CELL]) for cell in cells))

@@ -2,23 +2,66 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from skyrl_modal.protocol.log_lines import prefixed
+
+#: Characters that control a terminal or the order in which text is displayed, end a line, or are no characters:
+#: C0 and C1 controls, bidirectional marks and overrides (UAX #9), line and paragraph separators, surrogates.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+#: The same without tab and newline.
+_CONTROLS_IN_LINES = re.compile(_CONTROLS.pattern.replace("\x00-\x1f", "\x00-\x08\x0b-\x1f"))
+
+
+def escape_controls(text: str, *, multiline: bool = False) -> str:
+    r"""Return a text with escape sequences such as ``\x1b`` instead of control characters.
+
+    Names of files, records on a shared volume, and messages about them may contain characters that move the cursor,
+    hide text, change the title of the terminal or make it answer.
+
+    Args:
+        text: The text.
+        multiline: Whether to keep tabs and newlines; otherwise the result has one line.
+
+    Example:
+        >>> escape_controls("a\x1b[2Jb\n")
+        'a\\x1b[2Jb\\n'
+    """
+    controls = _CONTROLS_IN_LINES if multiline else _CONTROLS
+    return controls.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def write_text(stream: TextIO, text: str) -> None:
+    """Write a text to a stream whose encoding may not contain all of its characters, and flush it.
+
+    Raises:
+        OSError: The stream cannot be written to.
+    """
+    try:
+        stream.write(text)
+    except UnicodeEncodeError:
+        encoding = stream.encoding or "ascii"
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    stream.flush()
 
 
 class StderrReporter:
     """A reporter that writes to standard error.
 
-    It looks up ``sys.stderr`` for each message, since a notebook replaces it.
+    It looks up ``sys.stderr`` for each message, since a notebook replaces it. A message that cannot be written is
+    discarded: the run and its exit code do not depend on it.
     """
 
     def info(self, text: str) -> None:
         """Write a message of one or more lines, each with the prefix."""
         if sys.stderr is not None:
-            sys.stderr.write(prefixed(text))
-            sys.stderr.flush()
+            lines = "\n".join(escape_controls(line) for line in text.splitlines())
+            with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
+                write_text(sys.stderr, prefixed(lines))
 
     def warn(self, text: str) -> None:
         """Write a warning."""
@@ -26,24 +69,30 @@ class StderrReporter:
 
 
 def format_rows(rows: Sequence[tuple[str, str]]) -> str:
-    """Return label and value pairs as lines, with the labels right-aligned.
+    """Return label and value pairs as lines, with the labels right-aligned. Control characters are escaped.
 
     Example:
         >>> print(format_rows([("command", "true"), ("nodes", "2")]))
          command  true
            nodes  2
     """
-    return "\n".join(f"{label:>8}  {value}" for label, value in rows)
+    return "\n".join(f"{label:>8}  {_indented(escape_controls(value, multiline=True))}" for label, value in rows)
+
+
+def _indented(text: str) -> str:
+    """Return a text whose further lines cannot be mistaken for rows of their own."""
+    return text.replace("\n", "\n" + " " * 10)
 
 
 def format_columns(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of cells as lines with aligned columns, for a pipe or a file.
+    """Return rows of cells as lines with aligned columns, for a pipe or a file. Control characters are escaped.
 
     Example:
         >>> print(format_columns([("a", "1"), ("long", "2")]))
         a     1
         long  2
     """
+    rows = [[escape_controls(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)

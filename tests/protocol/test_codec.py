@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ from skyrl_modal.protocol.job import (
     Volume,
     WorkerLossPolicy,
 )
-from skyrl_modal.protocol.result import OutputRecord, RunResultRecord, StreamDigest
+from skyrl_modal.protocol.result import MAX_RETURNCODE, OutputRecord, RunResultRecord, StreamDigest
 from skyrl_modal.protocol.state import FailureCause, NextStart, RunState, StopReason
 from skyrl_modal.protocol.status import StatusRecord
 
@@ -93,10 +94,10 @@ JOBS = st.builds(
 RESULTS = st.builds(
     RunResultRecord,
     run_id=TEXT,
-    state=st.sampled_from(RunState),
-    returncode=NUMBER,
+    state=st.sampled_from([state for state in RunState if state.is_final or state is RunState.UNKNOWN]),
+    returncode=st.integers(0, MAX_RETURNCODE),
     attempts=NUMBER,
-    started_at=TEXT,
+    started_at=st.datetimes(timezones=st.just(UTC)).map(datetime.isoformat),
     duration=SECONDS,
     cause=optional(st.sampled_from(FailureCause)),
     stop_reason=optional(st.sampled_from(StopReason)),
@@ -246,3 +247,59 @@ def test_tagged_records_survive_a_round_trip(event: Any) -> None:
 def test_unknown_tag_is_ignored() -> None:
     """A member of a union that this version does not know decodes to None."""
     assert decode_tagged(SupervisorEvent, {"type": "NewEvent", "value": 1}) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        '{"name": "a", "size": NaN}',
+        '{"name": "a", "size": Infinity}',
+        '{"name": "a", "size": 1%s}' % ("0" * 400),
+        '{"name": "a", "size": 1%s}' % ("0" * 5000),
+        '{"name": "a", "color": ["red"]}',
+        '{"name": "\\ud800", "size": "1"}',
+        "null",
+        "\x00",
+    ],
+    ids=["lists", "objects", "nan", "infinity", "400 digits", "5000 digits", "list", "surrogate", "null", "zero"],
+)
+def test_hostile_text_is_refused(text: str) -> None:
+    """Text that no version writes raises ProtocolError and nothing else."""
+    with pytest.raises(ProtocolError):
+        from_json(Sample, text)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"state": "running"},
+        {"returncode": -1},
+        {"returncode": 10**30},
+        {"started_at": "yesterday"},
+        {"started_at": "2026-01-01T00:00:00"},
+        {"duration": float("nan")},
+    ],
+    ids=str,
+)
+def test_impossible_result_is_refused(changes: dict[str, object]) -> None:
+    """A result that no run can have raises ProtocolError, so that its readers need no checks."""
+    data = {
+        "run_id": "r1", "state": "failed", "returncode": 1, "attempts": 1,
+        "started_at": "2026-01-01T00:00:00+00:00", "duration": 1.0,
+    }  # fmt: skip
+    assert decode(RunResultRecord, data).returncode == 1
+
+    with pytest.raises(ProtocolError):
+        decode(RunResultRecord, {**data, **changes})
+
+
+def test_unknown_state_of_a_result_is_accepted() -> None:
+    """A result with a state of a later version is read as unknown."""
+    data = {
+        "run_id": "r1", "state": "of a later version", "returncode": 1, "attempts": 1,
+        "started_at": "2026-01-01T00:00:00+00:00", "duration": 1.0,
+    }  # fmt: skip
+
+    assert decode(RunResultRecord, data).state is RunState.UNKNOWN

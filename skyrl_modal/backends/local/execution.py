@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 from skyrl_modal.backends.base import Handle
 from skyrl_modal.backends.local.event_stream import CHUNK_SIZE, EventStream
@@ -19,13 +20,15 @@ from skyrl_modal.protocol.events import OutputEvent, ResultEvent, RunEvent
 from skyrl_modal.protocol.exit_codes import LAUNCHER_FAILED
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.result import RunResultRecord
-from skyrl_modal.protocol.run_folder import RunFolder
+from skyrl_modal.protocol.run_folder import NotRegularFileError, RunFolder, open_regular_file
 from skyrl_modal.protocol.state import FailureCause, RunState
 
 #: Seconds between two looks for new output of a run that another process started.
 _POLL_INTERVAL = 0.1
 #: Characters of the supervisor's stderr that are part of the result of a run that left none.
 _STDERR_TAIL = 2000
+#: Bytes at the end of a log of a rank that are read.
+_MAX_FILE_BYTES = 64 << 20
 
 
 class LocalExecution:
@@ -119,34 +122,52 @@ class LocalExecution:
 
         Raises:
             FileNotFoundError: The run has ended and its folder was removed, for example with its volume.
+            RecordError: It is not a regular file.
         """
         try:
-            return self._folder.output.stat().st_size
+            with self._open_output() as log:
+                return os.fstat(log.fileno()).st_size
         except FileNotFoundError:
             if self._folder.path.is_dir() or self._is_alive():
                 return 0
             raise FileNotFoundError(f"{self._folder.path} was removed, and the run's output with it") from None
 
     def read_log(self, offset: int) -> bytes:
-        """Return up to 1 MiB of output.log from an offset; empty at the end of the file."""
+        """Return up to 1 MiB of output.log from an offset; empty at the end of the file.
+
+        Raises:
+            RecordError: It is not a regular file.
+        """
         try:
-            with open(self._folder.output, "rb") as log:
+            with self._open_output() as log:
                 log.seek(offset)
                 return log.read(CHUNK_SIZE)
         except FileNotFoundError:
             return b""
 
+    def _open_output(self) -> IO[bytes]:
+        try:
+            return open_regular_file(self._folder.output)
+        except NotRegularFileError as error:
+            raise RecordError(str(self._folder.output), str(error.strerror)) from error
+
     def read_files(self, folder: str) -> Iterator[tuple[str, bytes]]:
-        """Yield the path and the content of each file below a folder of the run's folder.
+        """Yield the path and the content of each regular file below a folder of the run's folder.
+
+        Of a large file, the end is returned, after a line that contains the number of omitted bytes.
 
         Raises:
             FileNotFoundError: There is no such folder.
         """
         root = self._folder.path / folder
-        if not root.is_dir():
+        if root.is_symlink() or not root.is_dir():
             raise FileNotFoundError(f"{root} does not exist")
         for path in sorted(path for path in root.rglob("*") if path.is_file()):
-            yield path.relative_to(root).as_posix(), path.read_bytes()
+            try:
+                content = _read_end(path, _MAX_FILE_BYTES)
+            except (FileNotFoundError, NotRegularFileError):  # removed meanwhile, or a symbolic link
+                continue
+            yield path.relative_to(root).as_posix(), content
 
     def state(self) -> RunState:
         """Return the run's current state.
@@ -208,6 +229,8 @@ class LocalExecution:
             stderr = _read_text(supervisor_stderr(self._job.run_id, 0))
         except FileNotFoundError:
             detail += ", and its log was removed"
+        except OSError as error:
+            detail += f", and its log cannot be read: {error}"
         else:
             detail += f". The end of its log:\n{stderr[-_STDERR_TAIL:]}" if stderr else ""
         return RunResultRecord.without_record(
@@ -245,5 +268,14 @@ class LocalExecution:
         self._ended.set()
 
 
+def _read_end(path: Path, limit: int) -> bytes:
+    with open_regular_file(path) as file:
+        omitted = os.fstat(file.fileno()).st_size - limit
+        if omitted <= 0:
+            return file.read(limit)
+        file.seek(omitted)
+        return b"(%d bytes are omitted here)\n" % omitted + file.read(limit)
+
+
 def _read_text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace").strip()
+    return _read_end(path, _MAX_FILE_BYTES).decode("utf-8", "replace").strip()
