@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple, Protocol
 
@@ -18,6 +17,7 @@ from skyrl_modal.container.output import CHUNK_SIZE, OutputRecorder
 from skyrl_modal.container.process import ChildProcess, shell_argv
 from skyrl_modal.container.process_tree import terminate_all
 from skyrl_modal.machine import enlarge_pipe
+from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.exit_codes import INTERRUPTED, LAUNCHER_FAILED, TIMED_OUT, exit_code_of
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.state import FailureCause, NextStart, RunState, StopReason

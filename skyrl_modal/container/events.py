@@ -7,8 +7,8 @@ the start of every run (0.5 instead of 0.25 ms each, CPython 3.11).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.messages import HeadMessage, Hello, RankMessage
 from skyrl_modal.protocol.state import StopReason
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
+from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.state import FailureCause, StopReason
 
 _STOP_DESCRIPTIONS = {

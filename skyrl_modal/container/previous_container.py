@@ -6,11 +6,11 @@ Modal starts a call again in another container if the first one was preempted or
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
 
 from skyrl_modal.protocol.codec import ProtocolError
+from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.exit_codes import LAUNCHER_FAILED
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.result import RunResultRecord

@@ -6,7 +6,6 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from skyrl_modal.container.cluster_readiness import (
@@ -38,6 +37,7 @@ from skyrl_modal.container.failures import Failure, Report, RunStopped, StartErr
 from skyrl_modal.container.ports import MASTER_PORT, claim_port, claim_start_slots
 from skyrl_modal.container.rank_connections import RankServer, listen
 from skyrl_modal.container.ray_node import RayFolders, RayNode, require_ray
+from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.job import Job, RayOptions, WorkerLossPolicy
 from skyrl_modal.protocol.messages import (
     LogLine,

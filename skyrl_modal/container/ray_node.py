@@ -7,7 +7,6 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from skyrl_modal.container.environment import gpus_per_node, ray_environment, with_ray_token
@@ -18,6 +17,7 @@ from skyrl_modal.container.process import ChildProcess
 from skyrl_modal.container.process_tree import descendants, terminate_all
 from skyrl_modal.machine import RayInstallation, find_ray
 from skyrl_modal.protocol.codec import from_json
+from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.exit_codes import exit_code_of
 from skyrl_modal.protocol.job import Job, RayOptions
 from skyrl_modal.protocol.rank_config import RankConfig

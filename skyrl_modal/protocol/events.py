@@ -7,9 +7,9 @@ pipe of its own. On Modal they are built from the log.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from skyrl_modal.protocol.codec import TolerantStrEnum
+from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.result import RunResultRecord
 from skyrl_modal.protocol.state import FailureCause, RunState
 

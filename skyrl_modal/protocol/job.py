@@ -6,9 +6,10 @@ It contains no value of a secret, and no path of the caller's machine, since vol
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from skyrl_modal.protocol.codec import TolerantStrEnum
+from skyrl_modal.protocol.dataclass import dataclass
 
 SCHEMA_VERSION = 2
 

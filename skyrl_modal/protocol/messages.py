@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.state import FailureCause, StopReason
 
 # -- from rank 0 -----------------------------------------------------------------------------------------------------

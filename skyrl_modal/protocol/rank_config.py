@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Self
+
+from skyrl_modal.protocol.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,8 @@ class ClusterTokens:
     @classmethod
     def generate(cls) -> Self:
         """Return new random tokens. Ray requires at least 32 hexadecimal digits."""
+        import secrets  # imported here, since only the caller generates tokens
+
         return cls(ranks=secrets.token_hex(16), ray=secrets.token_hex(32))
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Self
 
+from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.job import SCHEMA_VERSION, Job
 from skyrl_modal.protocol.state import FailureCause, NextStart, RunState, StopReason
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 
 from skyrl_modal.errors import SkyRLModalError
+from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.events import (
     HandleEvent,
     MessageEvent,

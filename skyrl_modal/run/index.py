@@ -6,7 +6,7 @@ import difflib
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import platformdirs
 
 from skyrl_modal.errors import RecordError, RunNotFound, SpecError
 from skyrl_modal.protocol.codec import ProtocolError
+from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.job import SCHEMA_VERSION, Job
 from skyrl_modal.protocol.run_folder import read_record, write_record
 from skyrl_modal.spec.run_spec import RunSpec

@@ -6,9 +6,9 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from skyrl_modal.event_queue import EventQueue
+from skyrl_modal.protocol.dataclass import dataclass
 
 #: Reported at the first Ctrl-C.
 STOPPING_MESSAGE = "Ctrl-C: stopping the run. Press Ctrl-C again to kill it."

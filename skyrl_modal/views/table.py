@@ -7,7 +7,6 @@ import re
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.log_lines import prefixed
 from skyrl_modal.protocol.state import RunState
 from skyrl_modal.views.text import escape_controls, write_text
@@ -26,7 +26,7 @@ _MAX_CELL = 200
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-@dataclass
+@dataclass(slots=True)
 class _Row:
     run_id: str = ""
     state: RunState = RunState.PENDING
