@@ -14,7 +14,7 @@ from pathlib import Path
 from skyrl_modal.errors import SnapshotError
 from skyrl_modal.gitfiles.digest import LINK_MODE, link_digest, normalized_mode, tree_digest
 from skyrl_modal.gitfiles.selection import Selection
-from skyrl_modal.snapshots.content_pool import ContentPool, FileNotCopied
+from skyrl_modal.snapshots.content_pool import UNFINISHED_PREFIX, ContentPool, FileNotCopied
 from skyrl_modal.snapshots.file_stamps import (
     FileStamps,
     Stamp,
@@ -23,6 +23,7 @@ from skyrl_modal.snapshots.file_stamps import (
     without_trusted_size,
 )
 from skyrl_modal.snapshots.snapshot import SharedLock, Snapshot
+from skyrl_modal.snapshots.usage import Additions
 
 _Entries = dict[str, tuple[int, bytes]]
 
@@ -33,21 +34,21 @@ class Capture:
     Args:
         store: The folder of the store.
         selection: The files to copy.
+        additions: Adds contents to the pool of the store.
 
     Attributes:
-        added: The number of bytes by which the pool grew.
         built: Whether a new tree was built.
     """
 
-    def __init__(self, store: Path, selection: Selection) -> None:
+    def __init__(self, store: Path, selection: Selection, additions: Additions) -> None:
         self._pool, self._trees = ContentPool(store / "blobs"), store / "trees"
+        self._additions = additions
         self._selection = selection
         root = os.fsencode(selection.root)
         self._stamps_path = store / "stamps" / hashlib.sha256(root).hexdigest()
         self._prefix = os.fspath(selection.root) + "/"
         self._warnings: list[str] = []
         self._bytes = 0
-        self.added = 0
         self.built = False
 
     def run(self) -> Snapshot | None:
@@ -55,6 +56,7 @@ class Capture:
 
         Raises:
             SnapshotError: The root was removed.
+            OSError: The store cannot be written to. No unfinished tree remains.
         """
         known = FileStamps.load(self._stamps_path)
         read = self._read(known)
@@ -68,15 +70,22 @@ class Capture:
             staged, base = self._reuse_previous_tree(known.digest.hex(), _entries(known.entries))
             try:
                 self._update_tree(staged, base, _entries(read))
+                lock = self._publish_tree(staged, path)
             except _SourceChanged:
                 shutil.rmtree(staged)
                 return None
-            lock = self._publish_tree(staged, path)
+            except BaseException:
+                shutil.rmtree(staged, ignore_errors=True)
+                raise
             self.built = True
         else:
             os.utime(path)
         if read is not known.entries:
-            FileStamps(bytes.fromhex(digest), read).save(self._stamps_path)
+            try:
+                FileStamps(bytes.fromhex(digest), read).save(self._stamps_path)
+            except BaseException:
+                lock.close()
+                raise
         return Snapshot(path, digest, len(read), self._bytes, tuple(self._warnings), lock=lock)
 
     def _read(self, known: FileStamps) -> dict[str, tuple[Stamp, bytes]]:
@@ -129,8 +138,7 @@ class Capture:
                 return stamp_of(status), link_digest(os.readlink(full))
         except OSError as error:
             raise FileNotCopied(f"was removed before it was copied ({error.strerror})") from error
-        content = self._pool.add(full)
-        self.added += content.added
+        content = self._additions.add(full)
         if not content.unchanged_while_read:
             self._warnings.append(f"{path} kept changing while it was copied: the snapshot contains one of its states")
             return without_trusted_size(stamp_of(content.status)), content.sha
@@ -152,7 +160,7 @@ class Capture:
 
     def _reuse_previous_tree(self, digest: str, entries: _Entries) -> tuple[Path, _Entries]:
         """Return a folder to build in and its content: the previous tree if it is not locked, otherwise nothing."""
-        staged = Path(tempfile.mkdtemp(prefix=".new-", dir=self._trees))
+        staged = Path(tempfile.mkdtemp(prefix=UNFINISHED_PREFIX, dir=self._trees))
         staged.chmod(0o755)
         previous = self._trees / digest
         try:
@@ -217,10 +225,9 @@ class Capture:
         except FileNotFoundError:
             # The content was evicted: it is stored again, if the file still has it.
             try:
-                content = self._pool.add(self._prefix + path)
+                content = self._additions.add(self._prefix + path)
             except FileNotCopied as error:
                 raise _SourceChanged from error
-            self.added += content.added
             if content.sha != sha or normalized_mode(content.status.st_mode) != mode:
                 raise _SourceChanged from None
             os.link(stored, target)
@@ -228,20 +235,23 @@ class Capture:
             # Another program changed the tree. The existing file may be a link to a content and must not be written.
             raise _SourceChanged from error
         except OSError as error:
-            if error.errno not in (errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            if error.errno not in (errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV):
                 raise
-            # The content has too many links, or the file system supports none.
+            # The content has too many links, or the file system supports none, or the trees are on another one.
             shutil.copy2(stored, target)
 
     def _publish_tree(self, staged: Path, path: Path) -> SharedLock:
         """Rename a finished tree to its final name. If another process has published the same tree, use that one."""
         while True:
             lock = self._lock(staged)
-            assert lock is not None
+            if lock is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(staged))
             try:
                 staged.rename(path)
-            except OSError:
+            except OSError as error:
                 lock.close()
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
                 published = self._lock(path)
                 if published is None:
                     continue

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import stat
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from attrs import frozen
 
@@ -22,6 +25,8 @@ if sys.platform == "linux":
 _SMALL = 1 << 20
 _CHUNK = 1 << 20
 _ATTEMPTS = 3
+#: The beginning of the name of a file or folder that is being written. Its final name does not begin with a dot.
+UNFINISHED_PREFIX = ".new-"
 
 
 class FileNotCopied(Exception):
@@ -68,36 +73,30 @@ class ContentPool:
 
         Raises:
             FileNotCopied: The path is not a regular file, or cannot be read.
+            OSError: The pool cannot be written to.
         """
         for attempt in range(_ATTEMPTS):
-            try:
-                content = self._add(path, is_last_attempt=attempt == _ATTEMPTS - 1)
-            except FileNotFoundError:
-                raise FileNotCopied("was removed before it was copied") from None
-            except OSError as error:
-                if error.errno in (errno.ELOOP, errno.ENXIO):
-                    raise FileNotCopied("is no longer a file") from error
-                if error.errno in (errno.EACCES, errno.EPERM, errno.EIO):
-                    remedy = f"run `chmod u+r {path}`, or name it in exclude"
-                    raise FileNotCopied(f"cannot be read ({error.strerror}; {remedy})") from error
-                raise
+            content = self._add(path, is_last_attempt=attempt == _ATTEMPTS - 1)
             if content is not None:
                 return content
         raise AssertionError("the last attempt returns a content")
 
     def _add(self, path: str, is_last_attempt: bool) -> StoredContent | None:
-        # A link or a named pipe may have replaced the file; it must neither be followed nor block.
-        source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            # A link or a named pipe may have replaced the file; it must neither be followed nor block.
+            source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            _raise_not_copied(path, error)
         staged, data = None, b""
         try:
             before = os.fstat(source)
             if not stat.S_ISREG(before.st_mode):
                 raise FileNotCopied("is no longer a file")
             if before.st_size <= _SMALL:
-                data = _read_all(source)
+                data = _read_all(source, path)
                 sha = hashlib.sha256(data).digest()
             else:
-                staged, sha = self._copy_large(source)
+                staged, sha = self._copy_large(source, path)
             after = os.fstat(source)
         finally:
             os.close(source)
@@ -113,20 +112,20 @@ class ContentPool:
         return StoredContent(sha, before, size, unchanged)
 
     def _stage(self, data: bytes) -> str:
-        handle, staged = tempfile.mkstemp(dir=self.folder)
-        with os.fdopen(handle, "wb") as file:
+        handle, staged = tempfile.mkstemp(prefix=UNFINISHED_PREFIX, dir=self.folder)
+        with removed_on_failure(staged), os.fdopen(handle, "wb") as file:
             file.write(data)
         return staged
 
-    def _copy_large(self, source: int) -> tuple[str, bytes]:
+    def _copy_large(self, source: int, path: str) -> tuple[str, bytes]:
         """Copy a large file, sharing its blocks if the file system can; return the path and the SHA-256 of the copy."""
-        handle, staged = tempfile.mkstemp(dir=self.folder)
-        with os.fdopen(handle, "w+b") as target:
+        handle, staged = tempfile.mkstemp(prefix=UNFINISHED_PREFIX, dir=self.folder)
+        with removed_on_failure(staged), os.fdopen(handle, "w+b") as target:
             digest = hashlib.sha256()
             cloned = _clone_blocks(source, target.fileno())
             # The clone can no longer change, so it is hashed and not the source.
             read_from = target.fileno() if cloned else source
-            while chunk := os.read(read_from, _CHUNK):
+            while chunk := _read(read_from, path):
                 digest.update(chunk)
                 if not cloned:
                     target.write(chunk)
@@ -135,21 +134,26 @@ class ContentPool:
     @staticmethod
     def _publish(staged: str, target: str, status: os.stat_result) -> None:
         """Move a finished copy to its place, with the permissions and times of the file."""
-        os.chmod(staged, status.st_mode & 0o777)
-        os.utime(staged, ns=(status.st_atime_ns, status.st_mtime_ns))
         try:
-            os.replace(staged, target)
-        except FileNotFoundError:
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            os.replace(staged, target)
+            os.chmod(staged, status.st_mode & 0o777)
+            os.utime(staged, ns=(status.st_atime_ns, status.st_mtime_ns))
+            try:
+                os.replace(staged, target)
+            except FileNotFoundError:
+                # Only this folder: if the pool itself was removed, the error is raised.
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(os.path.dirname(target), 0o700)
+                os.replace(staged, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(staged)
+            raise
 
     def find_unused(self) -> tuple[int, list[tuple[str, int]]]:
         """Return the size of the pool, and path and size of each content that no snapshot uses."""
         total, unused = 0, []
         for folder in os.scandir(self.folder):
             if not folder.is_dir(follow_symlinks=False):
-                # The temporary file of a process that has ended.
-                unused.append((folder.path, 0))
                 continue
             for entry in os.scandir(folder.path):
                 status = entry.stat(follow_symlinks=False)
@@ -158,14 +162,49 @@ class ContentPool:
                     unused.append((entry.path, status.st_size))
         return total, unused
 
+    def remove_unfinished(self) -> None:
+        """Remove files that were not completely written. No other process may be writing to the pool."""
+        for entry in list(os.scandir(self.folder)):
+            if not entry.is_dir(follow_symlinks=False):
+                os.unlink(entry.path)
+
+
+@contextlib.contextmanager
+def removed_on_failure(path: str) -> Iterator[None]:
+    """Remove a file if the block fails, for example because the disk is full."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+
+
+def _raise_not_copied(path: str, error: OSError) -> NoReturn:
+    """Raise FileNotCopied for an error of a file that is copied. Errors of the pool itself are not passed here."""
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        raise error  # not an error of this file
+    if isinstance(error, FileNotFoundError):
+        raise FileNotCopied("was removed before it was copied") from None
+    if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENOTDIR):
+        raise FileNotCopied("is no longer a file") from error
+    raise FileNotCopied(f"cannot be read ({error.strerror}; run `chmod u+r {path}`, or name it in exclude)") from error
+
 
 def _times_and_size(status: os.stat_result) -> tuple[int, int, int]:
     return (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def _read_all(source: int) -> bytes:
+def _read(source: int, path: str) -> bytes:
+    try:
+        return os.read(source, _CHUNK)
+    except OSError as error:
+        _raise_not_copied(path, error)
+
+
+def _read_all(source: int, path: str) -> bytes:
     chunks = []
-    while chunk := os.read(source, _CHUNK):
+    while chunk := _read(source, path):
         chunks.append(chunk)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from attrs import define, field
 
+from skyrl_modal.snapshots.content_pool import UNFINISHED_PREFIX, removed_on_failure
+
 _MAGIC = b"skyrl-modal stamps 1\n"
 _HEADER = struct.Struct("<32sQQ")
 _RECORD = struct.Struct("<qqqQI32s")
@@ -68,10 +70,11 @@ class FileStamps:
         names = "\0".join(self.entries).encode("utf-8", "surrogateescape")
         body = _MAGIC + _HEADER.pack(self.digest, len(self.entries), len(names)) + records + names
         # The name is unique, because several threads of a process may save the stamps of one folder.
-        handle, name = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(body + hashlib.sha256(body).digest())
-        Path(name).replace(path)
+        handle, name = tempfile.mkstemp(prefix=UNFINISHED_PREFIX, dir=path.parent)
+        with removed_on_failure(name):
+            with os.fdopen(handle, "wb") as file:
+                file.write(body + hashlib.sha256(body).digest())
+            Path(name).replace(path)
 
 
 def latest_trusted_time(folder: Path, device: int) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from attrs import Attribute, field, frozen
@@ -16,9 +17,16 @@ from skyrl_modal.gitfiles.selection import Selection
 from skyrl_modal.snapshots.capture import Capture
 from skyrl_modal.snapshots.content_pool import ContentPool
 from skyrl_modal.snapshots.snapshot import Snapshot
+from skyrl_modal.snapshots.usage import Additions, UsageRecord
+from skyrl_modal.user_folders import make_private_folder
 
 # Number of trees that are kept; each costs a folder entry for each of its files.
 _MAX_TREES = 32
+#: Number of folders whose stamps are kept; they have about 150 bytes for each file.
+_MAX_STAMPS = 64
+_FOLDERS = ("blobs", "trees", "stamps", "adding")
+#: The name of a folder's stamps is a SHA-256.
+_STAMPS_NAME_LENGTH = 64
 _ATTEMPTS = 3
 
 
@@ -69,35 +77,88 @@ class SnapshotStore:
             The snapshot, locked by the returned object.
 
         Raises:
-            SnapshotError: The store is among the selected files, the selection's root was removed, or files change
-                faster than they can be copied.
+            SnapshotError: The store is among the selected files, or cannot be written to; the selection's root was
+                removed; or files change faster than they can be copied.
         """
-        self._prepare(selection)
+        if self.folder.is_relative_to(selection.root) and any(
+            (selection.root / path).is_relative_to(self.folder) for path in selection.files
+        ):
+            raise SnapshotError(str(self.folder), "the store is among the files to copy: move it to another folder")
+        try:
+            self._prepare()
+            try:
+                return self._take(selection)
+            except OSError as error:
+                if not _is_full(error):
+                    raise
+            self.clear()
+            try:
+                return self._take(selection)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self.clear()
+                raise
+        except OSError as error:
+            raise self._describe(error, selection) from error
+
+    def _describe(self, error: OSError, selection: Selection) -> SnapshotError:
+        if isinstance(error.filename, str) and Path(error.filename).is_relative_to(selection.root):
+            return SnapshotError(error.filename, f"cannot be read: {error.strerror}")
+        remedy = " Free some space, or set XDG_CACHE_HOME to a folder with more space." if _is_full(error) else ""
+        return SnapshotError(str(self.folder), f"the files cannot be copied to this folder: {error.strerror}.{remedy}")
+
+    def _prepare(self) -> None:
+        """Create the folders of the store, and remove what killed processes have not finished."""
+        if not self.folder.is_dir():
+            make_private_folder(self.folder)
+        for name in _FOLDERS:
+            make_private_folder(self.folder / name)
+        with self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB) as is_alone:
+            if is_alone:
+                self._remove_unfinished()
+
+    def _take(self, selection: Selection) -> Snapshot:
+        additions = Additions(self.folder, self._pool)
         with self._locked(fcntl.LOCK_SH):
             for _ in range(_ATTEMPTS):
-                capture = Capture(self.folder, selection)
+                capture = Capture(self.folder, selection, additions)
                 snapshot = capture.run()
                 if snapshot is not None:
                     break
             else:
                 raise SnapshotError(str(selection.root), "files change faster than they can be copied: try again")
-        if capture.added or capture.built:
-            self._evict(capture.added)
+        if additions.marker is not None or capture.built:
+            # The snapshot is complete. What cannot be removed now is removed by a later call.
+            with contextlib.suppress(OSError):
+                self._evict(additions)
         return snapshot
 
-    def _prepare(self, selection: Selection) -> None:
-        if self.folder.is_relative_to(selection.root) and any(
-            (selection.root / path).is_relative_to(self.folder) for path in selection.files
-        ):
-            raise SnapshotError(str(self.folder), "the store is among the files to copy: move it to another folder")
-        for name in ("blobs", "trees", "stamps"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+    def clear(self) -> None:
+        """Remove all snapshots and contents that are not in use, unless another process takes a snapshot now.
+
+        Raises:
+            OSError: They cannot be removed.
+        """
+        with self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB) as is_alone:
+            if is_alone:
+                self._remove_unfinished()
+                UsageRecord(self.folder).write(self._shrink(max_bytes=0, max_trees=0))
+
+    def _remove_unfinished(self) -> None:
+        """Remove unfinished files and trees. Their processes have ended, since the lock is held exclusively."""
+        self._pool.remove_unfinished()
+        for name in os.listdir(self.folder / "stamps"):
+            if len(name) != _STAMPS_NAME_LENGTH:
+                os.unlink(self.folder / "stamps" / name)
+        for name in os.listdir(self.folder / "trees"):
+            if name.startswith("."):
+                shutil.rmtree(self.folder / "trees" / name, ignore_errors=True)
 
     @property
     def _pool(self) -> ContentPool:
         return ContentPool(self.folder / "blobs")
 
-    @contextmanager
+    @contextlib.contextmanager
     def _locked(self, kind: int) -> Iterator[bool]:
         """Lock the store: shared to build trees, exclusively to remove them. Yield whether it could be locked."""
         descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -111,41 +172,47 @@ class SnapshotStore:
         finally:
             os.close(descriptor)
 
-    def _evict(self, added: int) -> None:
+    def _evict(self, additions: Additions) -> None:
         """Remove snapshots above the limits, unless a tree is being built; the next call then does so."""
-        counter = self.folder / "usage"
+        record = UsageRecord(self.folder)
         with self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB) as is_alone:
             if not is_alone:
                 return
-            trees = self.folder / "trees"
-            known = counter.read_text() if counter.exists() else ""
-            usage = int(known) + added if known.isdigit() else None
-            names = os.listdir(trees)
-            if usage is None or usage > self.max_bytes or len(names) > _MAX_TREES:
-                usage = self._shrink(trees, names)
-            counter.write_text(str(usage))
+            usage = record.read(additions)
+            trees = sum(not name.startswith(".") for name in os.listdir(self.folder / "trees"))
+            if usage is None or usage > self.max_bytes or trees > _MAX_TREES:
+                usage = self._shrink(max_bytes=self.max_bytes, max_trees=_MAX_TREES)
+            record.write(usage)
+            stamps = os.listdir(self.folder / "stamps")
+            if len(stamps) > _MAX_STAMPS:
+                for path in _oldest_first(self.folder / "stamps", stamps)[:-_MAX_STAMPS]:
+                    path.unlink()
 
-    def _shrink(self, trees: Path, names: list[str]) -> int:
-        """Remove trees and contents until the store is within its limits; return the size of the contents."""
-        for name in names:
-            if name.startswith("."):
-                # Its process has ended, since the exclusive lock shows that no tree is being built.
-                shutil.rmtree(trees / name)
-        oldest = [name for name in names if not name.startswith(".")]
-        oldest.sort(key=lambda name: (trees / name).stat().st_mtime)
+    def _shrink(self, *, max_bytes: int, max_trees: int) -> int:
+        """Remove trees and contents until the store is within limits; return the size of the contents."""
+        trees = self.folder / "trees"
+        oldest = _oldest_first(trees, [name for name in os.listdir(trees) if not name.startswith(".")])
         total, unused = self._pool.find_unused()
-        while total > self.max_bytes or len(oldest) > _MAX_TREES:
-            if unused and total > self.max_bytes:
+        while total > max_bytes or len(oldest) > max_trees:
+            if unused and total > max_bytes:
                 for path, size in unused:
                     os.unlink(path)
                     total -= size
                 unused = []
             elif oldest:
-                if _remove_tree(trees, oldest.pop(0)):
+                if _remove_tree(trees, oldest.pop(0).name):
                     total, unused = self._pool.find_unused()
             else:
                 break
         return total
+
+
+def _is_full(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _oldest_first(folder: Path, names: list[str]) -> list[Path]:
+    return sorted((folder / name for name in names), key=lambda path: path.stat().st_mtime)
 
 
 def _remove_tree(trees: Path, name: str) -> bool:
@@ -155,7 +222,7 @@ def _remove_tree(trees: Path, name: str) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         removed = trees / f".removed-{name}"
         (trees / name).rename(removed)
-        shutil.rmtree(removed)
+        shutil.rmtree(removed, ignore_errors=True)
     except BlockingIOError:
         return False
     finally:
