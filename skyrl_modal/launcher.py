@@ -12,7 +12,7 @@ from typing import Any
 from attrs import Attribute, field, fields, frozen
 
 from skyrl_modal.backends import Backend, VolumeEntry, check_backend, get_backend
-from skyrl_modal.errors import SpecError
+from skyrl_modal.errors import PathNotFound, SkyRLModalError, SpecError, translate_system_errors
 from skyrl_modal.prepare.command import normalize_command
 from skyrl_modal.prepare.plan import Plan, make_plan
 from skyrl_modal.prepare.restore import changes_since
@@ -104,6 +104,7 @@ class Launcher(RunSpec):
             SpecError: A declared value is invalid. Nothing was started.
             CheckoutNotFound: There is no checkout.
             BackendUnavailable: The backend cannot execute a run.
+            StorageError: A file or folder of this machine cannot be read or written. Nothing was started.
             CommandFailed: With ``check``: the exit code was not 0. Likewise RunTimeout, RunCancelled and RunLost.
             KeyboardInterrupt: Ctrl-C was pressed. The run has ended.
 
@@ -140,6 +141,7 @@ class Launcher(RunSpec):
             SpecError: A declared value is invalid. Nothing was started.
             CheckoutNotFound: There is no checkout.
             BackendUnavailable: The backend cannot execute a run.
+            StorageError: A file or folder of this machine cannot be read or written. Nothing continues to run.
         """
         return self._start(command, owned=False, reporter=NullReporter())
 
@@ -224,6 +226,7 @@ class Launcher(RunSpec):
 
         return await asyncio.to_thread(self.submit, command)
 
+    @translate_system_errors()
     def plan(self, command: str | Sequence[str]) -> Plan:
         """Return what ``run`` would do. Nothing is started or copied, and no server is contacted.
 
@@ -237,6 +240,7 @@ class Launcher(RunSpec):
         backend = self.backend if isinstance(self.backend, str) else self.backend.name
         return make_plan(self, normalize_command(command), backend)
 
+    @translate_system_errors()
     def _start(
         self,
         command: str | Sequence[str],
@@ -261,10 +265,17 @@ class Launcher(RunSpec):
         if not owned:
             execution.wait_started()
         run = Run(prepared.job, backend.name, execution, stored_spec=plan.stored_spec)
-        run._save_to_index()
+        try:
+            run._save_to_index()
+        except SkyRLModalError as error:
+            if not owned:  # no other process could stop it or read its output
+                run.cancel()
+                raise
+            reporter.warn(f"this run cannot be attached to from another process: {error}")
         return run
 
     @classmethod
+    @translate_system_errors()
     def from_run(cls, run_id: str) -> tuple[Launcher, str]:
         """Return the launcher and the command of a run that was started from this machine.
 
@@ -284,11 +295,12 @@ class Launcher(RunSpec):
         declared = {item.name: getattr(spec, item.name) for item in fields(RunSpec)}
         launcher = cls(**declared, backend=record.backend)
         for change in changes_since(record.job, launcher):
-            warnings.warn(f"run {run_id}: {change}", stacklevel=2)
+            warnings.warn(f"run {run_id}: {change}", stacklevel=3)  # 3, as a decorated function has two frames
         return launcher, record.job.command
 
     # -- volumes -----------------------------------------------------------------------------------------------------
 
+    @translate_system_errors()
     def ls(self, path: str = "/root/data") -> list[VolumeEntry]:
         """List a folder of a volume.
 
@@ -296,18 +308,22 @@ class Launcher(RunSpec):
             path: Its path in the container.
 
         Raises:
-            SpecError: The path is on none of this launcher's volumes.
+            SpecError: The path is on none of this launcher's volumes, or leads out of its volume.
             FileNotFoundError: There is no such path.
         """
         volume, inside = self._find_volume(path)
-        entries = self._backend.ls(volume.name, inside)
+        entries = self._backend.ls(volume, inside)
         return [
             VolumeEntry(posixpath.join(volume.mount_path, entry.path), entry.type, entry.size, entry.mtime)
             for entry in entries
         ]
 
+    @translate_system_errors()
     def pull(self, path: str, local: str | Path) -> Path:
-        """Copy a file or folder from a volume to this machine.
+        """Copy a file or folder from a volume to this machine, in one step: nothing incomplete remains at ``local``.
+
+        A folder is merged into an existing one of the same name. Symbolic links at the target are not followed. Issue a
+        warning about entries that are not copied: named pipes, sockets, devices, and links out of the folder.
 
         Args:
             path: Its path in the container.
@@ -317,35 +333,48 @@ class Launcher(RunSpec):
             The path of the copy.
 
         Raises:
-            SpecError: The path is on none of this launcher's volumes.
+            SpecError: The path is on none of this launcher's volumes, or leads out of its volume; or ``local`` is a
+                symbolic link to a folder.
             FileNotFoundError: There is no such path.
+            StorageError: The copy cannot be written. The target is unchanged.
         """
         volume, inside = self._find_volume(path)
-        target = Path(local).expanduser()
+        target = _local_path(local)
+        if target.is_symlink() and target.is_dir():
+            raise SpecError("local", str(local), f"it is a symbolic link. Pass the folder itself: {target.resolve()}")
         if target.is_dir() and inside:
             target = target / posixpath.basename(inside)
-        self._backend.pull(volume.name, inside, target)
+        for text in self._backend.pull(volume, inside, target) or ():
+            warnings.warn(text, stacklevel=3)
         return target
 
+    @translate_system_errors()
     def push(self, local: str | Path, path: str) -> None:
-        """Copy a file or folder from this machine to a volume.
+        """Copy a file or folder from this machine to a volume, in one step: nothing incomplete remains at ``path``.
+
+        A folder is merged into an existing one. Issue a warning about entries that are not copied: named pipes,
+        sockets, devices, links out of the folder, and on Modal empty folders.
 
         Args:
             local: The file or folder.
-            path: The path of the copy in the container.
+            path: The path of the copy in the container, or an existing folder that receives a file.
 
         Raises:
-            SpecError: The path is on none of this launcher's volumes.
+            SpecError: The path is on none of this launcher's volumes, or leads out of its volume.
             FileNotFoundError: There is no such file or folder.
+            StorageError: A file cannot be read, or the copy cannot be written. The target is unchanged.
         """
         volume, inside = self._find_volume(path)
-        source = Path(local).expanduser()
+        source = _local_path(local)
         if not source.exists():
-            raise FileNotFoundError(f"there is no {source}")
-        self._backend.push(volume.name, source, inside)
+            raise PathNotFound(f"there is no {source}")
+        for text in self._backend.push(volume, source, inside) or ():
+            warnings.warn(text, stacklevel=3)
 
     def _find_volume(self, path: str) -> tuple[VolumeSpec, str]:
         """Return the volume that contains a path in the container, and the path on it."""
+        if "\0" in path:
+            raise SpecError("path", path, "it contains a null character")
         normal = posixpath.normpath(path)
         for volume in sorted(self.volumes, key=lambda volume: -len(volume.mount_path)):
             if is_below(normal, volume.mount_path):
@@ -356,3 +385,11 @@ class Launcher(RunSpec):
     @property
     def _backend(self) -> Backend:
         return get_backend(self.backend) if isinstance(self.backend, str) else self.backend
+
+
+def _local_path(local: str | Path) -> Path:
+    """Return a path of this machine that a caller has passed."""
+    text = os.fspath(local)
+    if not text or "\0" in text:
+        raise SpecError("local", local, "pass the path of a file or folder")
+    return Path(text).expanduser()

@@ -14,6 +14,7 @@ from skyrl_modal.protocol.result import RunResultRecord
 from skyrl_modal.protocol.state import RunState, VolumeEntryKind
 from skyrl_modal.snapshots.snapshot import Snapshot
 from skyrl_modal.spec.run_spec import RunSpec
+from skyrl_modal.spec.volume import VolumeSpec
 
 #: What ``Backend.attach`` finds a run by: plain data.
 Handle = Mapping[str, str | int]
@@ -168,15 +169,23 @@ class Backend(Protocol):
     def diagnose(self) -> Iterator[CheckResult]:
         """Check what this backend needs on this machine, for ``skyrl-modal doctor``."""
 
-    def ls(self, volume: str, path: str) -> Sequence[VolumeEntry]:
+    def ls(self, volume: VolumeSpec, path: str) -> Sequence[VolumeEntry]:
         """List a folder of a volume. Paths start at the volume's root.
 
         Raises:
             FileNotFoundError: There is no such volume or path.
         """
 
-    def pull(self, volume: str, path: str, local: Path) -> None:
-        """Copy a file or folder from a volume to this machine."""
+    def pull(self, volume: VolumeSpec, path: str, local: Path) -> Sequence[str]:
+        """Copy a file or folder from a volume to this machine. Nothing incomplete may remain at ``local``.
 
-    def push(self, volume: str, local: Path, path: str) -> None:
-        """Copy a file or folder from this machine to a volume."""
+        Returns:
+            Warnings about entries that were not copied.
+        """
+
+    def push(self, volume: VolumeSpec, local: Path, path: str) -> Sequence[str]:
+        """Copy a file or folder from this machine to a volume. A folder on the volume receives a file.
+
+        Returns:
+            Warnings about entries that were not copied.
+        """

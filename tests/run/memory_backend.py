@@ -12,6 +12,7 @@ from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.result import RunResultRecord
 from skyrl_modal.protocol.state import FailureCause, RunState
 from skyrl_modal.spec.run_spec import RunSpec
+from skyrl_modal.spec.volume import VolumeSpec
 
 
 def make_record(
@@ -116,14 +117,14 @@ class MemoryBackend:
         """Yield one check."""
         yield CheckResult("memory", True, "available")
 
-    def ls(self, volume: str, path: str) -> Sequence[VolumeEntry]:
+    def ls(self, volume: VolumeSpec, path: str) -> Sequence[VolumeEntry]:
         """Return no entries."""
         return []
 
-    def pull(self, volume: str, path: str, local: Path) -> None:
+    def pull(self, volume: VolumeSpec, path: str, local: Path) -> Sequence[str]:
         """Raise FileNotFoundError: there are no files."""
         raise FileNotFoundError(path)
 
-    def push(self, volume: str, local: Path, path: str) -> None:
+    def push(self, volume: VolumeSpec, local: Path, path: str) -> Sequence[str]:
         """Raise FileNotFoundError: there are no volumes."""
-        raise FileNotFoundError(volume)
+        raise FileNotFoundError(volume.name)

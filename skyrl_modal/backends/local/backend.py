@@ -20,14 +20,16 @@ from skyrl_modal.backends.local.node_resources import assign_resources
 from skyrl_modal.backends.local.rank_process import RankProcess, RankStarter, RankStreams
 from skyrl_modal.backends.local.run_folder import host_run_folder
 from skyrl_modal.backends.local.run_lock import lock_file, state_folder
-from skyrl_modal.backends.local.sandbox import Sandbox, find_sandbox, remove_tree
+from skyrl_modal.backends.local.sandbox import Sandbox, find_sandbox
 from skyrl_modal.backends.local.scratch import create_scratch_folder, scratch_root
 from skyrl_modal.backends.local.volumes import copy_from_volume, copy_to_volume, list_folder, volume_folder
+from skyrl_modal.backends.temporary_folders import remove_tree
 from skyrl_modal.errors import BackendUnavailable, SpecError
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.rank_config import ClusterTokens, RankConfig
 from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.spec.secret import SecretSpec
+from skyrl_modal.spec.volume import VolumeSpec
 
 _LOOPBACK_ADDRESS = "127.0.0.1"
 
@@ -145,17 +147,17 @@ class LocalBackend:
         """Check what this backend needs on this machine, for ``skyrl-modal doctor``."""
         return run_checks()
 
-    def ls(self, volume: str, path: str) -> Sequence[VolumeEntry]:
+    def ls(self, volume: VolumeSpec, path: str) -> Sequence[VolumeEntry]:
         """Return the entries of a folder of a volume. For a file, return one entry."""
         return list_folder(volume, path)
 
-    def pull(self, volume: str, path: str, local: Path) -> None:
-        """Copy a file or folder from a volume to ``local``."""
-        copy_from_volume(volume, path, local)
+    def pull(self, volume: VolumeSpec, path: str, local: Path) -> Sequence[str]:
+        """Copy a file or folder from a volume to ``local``. Return warnings about entries that were not copied."""
+        return copy_from_volume(volume, path, local)
 
-    def push(self, volume: str, local: Path, path: str) -> None:
-        """Copy a file or folder from this machine to a volume."""
-        copy_to_volume(volume, local, path)
+    def push(self, volume: VolumeSpec, local: Path, path: str) -> Sequence[str]:
+        """Copy a file or folder from this machine to a volume. Return warnings about entries that were not copied."""
+        return copy_to_volume(volume, local, path)
 
 
 @frozen

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -88,61 +86,3 @@ class DescriptorSet:
         if hasattr(os, "pidfd_open"):
             return self.add(os.pidfd_open(os.getpid())), None
         return self.pipe()
-
-
-@contextlib.contextmanager
-def locked_temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """Create a folder that ``abandoned_folder`` considers in use until the end of the ``with`` block.
-
-    The caller removes the folder.
-
-    Args:
-        parent: The folder to create it in.
-        prefix: The beginning of its name. The end is random.
-    """
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        try:
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue  # another process removed it before it was locked
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-            if _is_folder_at(descriptor, folder):
-                yield folder
-                return
-        finally:
-            os.close(descriptor)
-
-
-@contextlib.contextmanager
-def abandoned_folder(folder: Path) -> Iterator[bool]:
-    """Lock a folder that no process has locked.
-
-    The lock is held until the end of the ``with`` block, in which the folder may be removed.
-
-    Yields:
-        Whether the folder could be locked. False if a process uses it, or it does not exist any more.
-    """
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        yield False
-        return
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(descriptor)
-
-
-def _is_folder_at(descriptor: int, path: Path) -> bool:
-    """Return whether an open folder is still at its path, and was not removed between its creation and its lock."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False

@@ -23,8 +23,9 @@ from skyrl_modal.backends.local.descriptors import DescriptorSet
 from skyrl_modal.backends.local.environment import search_path
 from skyrl_modal.backends.local.run_folder import private_run_folder
 from skyrl_modal.backends.local.run_lock import supervisor_stderr
-from skyrl_modal.backends.local.sandbox import Layer, LayerMode, Sandbox, remove_tree
+from skyrl_modal.backends.local.sandbox import Layer, LayerMode, Sandbox
 from skyrl_modal.backends.local.volumes import volume_folder
+from skyrl_modal.backends.temporary_folders import remove_tree
 from skyrl_modal.errors import BackendUnavailable
 from skyrl_modal.protocol.codec import encode
 from skyrl_modal.protocol.job import Job

@@ -9,7 +9,6 @@ import importlib.util
 import itertools
 import os
 import shutil
-import stat
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from skyrl_modal.backends.local.descriptors import locked_temporary_folder
+from skyrl_modal.backends.temporary_folders import locked_temporary_folder, remove_tree
 
 #: Variables that name a folder for temporary files or the current folder, of which the run has its own.
 _IGNORED_VARIABLES = frozenset({"TMPDIR", "TMP", "TEMP", "PWD", "OLDPWD", "_"})
@@ -212,14 +211,3 @@ def _run_true(sandbox: Sandbox, folder: Path) -> str | None:
     argv = sandbox.argv([layer], tmp=folder / "tmp", env={}, extra=())
     done = subprocess.run([*argv, "true"], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     return None if done.returncode == 0 else (done.stderr.strip() or f"exit code {done.returncode}")
-
-
-def remove_tree(folder: Path) -> None:
-    """Remove a folder of this user, including parts whose permissions were removed by a run or by an overlay."""
-    for parent, folders, _ in os.walk(folder):
-        for name in folders:
-            path = os.path.join(parent, name)
-            mode = os.lstat(path).st_mode
-            if stat.S_ISDIR(mode) and mode & 0o700 != 0o700:
-                os.chmod(path, 0o700)
-    shutil.rmtree(folder, ignore_errors=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import platformdirs
 
-from skyrl_modal.backends.local.descriptors import abandoned_folder
 from skyrl_modal.backends.local.run_lock import is_run_alive
-from skyrl_modal.backends.local.sandbox import PROBE_PREFIX, Sandbox, remove_tree
+from skyrl_modal.backends.local.sandbox import PROBE_PREFIX, Sandbox
+from skyrl_modal.backends.temporary_folders import abandoned_folder, remove_tree
 
 
 def scratch_root() -> Path:

@@ -13,6 +13,7 @@ from skyrl_modal.backends.modal.execution import ModalExecution
 from skyrl_modal.backends.modal.limits import check_cluster, check_timeout, total_time_limit
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.spec.run_spec import RunSpec
+from skyrl_modal.spec.volume import VolumeSpec
 
 #: How far back the log of a call is searched whose time of creation is not known.
 MODAL_CALL_RETENTION = timedelta(days=7)
@@ -93,7 +94,7 @@ class ModalBackend:
         """Check what this backend needs on this machine, for ``skyrl-modal doctor``."""
         return checks.diagnose()
 
-    def ls(self, volume: str, path: str) -> Sequence[VolumeEntry]:
+    def ls(self, volume: VolumeSpec, path: str) -> Sequence[VolumeEntry]:
         """List a folder of a volume, or one file.
 
         Raises:
@@ -102,19 +103,19 @@ class ModalBackend:
         """
         return volumes.list_folder(volume, path)
 
-    def pull(self, volume: str, path: str, local: Path) -> None:
-        """Copy a file or folder from a volume to this machine.
+    def pull(self, volume: VolumeSpec, path: str, local: Path) -> Sequence[str]:
+        """Copy a file or folder from a volume to this machine. Return warnings about entries that were not copied.
 
         Raises:
             FileNotFoundError: There is no such volume or path.
             BackendUnavailable: Modal cannot be reached, or refuses the token.
         """
-        volumes.download(volume, path, local)
+        return volumes.download(volume, path, local)
 
-    def push(self, volume: str, local: Path, path: str) -> None:
-        """Copy a file or folder from this machine to a volume.
+    def push(self, volume: VolumeSpec, local: Path, path: str) -> Sequence[str]:
+        """Copy a file or folder from this machine to a volume. Return warnings about entries that were not copied.
 
         Raises:
             BackendUnavailable: Modal cannot be reached, or refuses the token.
         """
-        volumes.upload(volume, local, path)
+        return volumes.upload(volume, local, path)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import modal
 import modal.exception
@@ -20,6 +23,8 @@ TRANSIENT_ERRORS = (
     modal.exception.LogsFetchError,
     OSError,
 )
+#: The packages through which Modal's client sends requests (1.6.4).
+_CLIENT_PACKAGES = ("modal", "grpclib", "aiohttp", "google", "synchronicity")
 #: Lines of a build's log that an error includes.
 BUILD_LOG_LINES = 30
 #: Seconds for fetching them.
@@ -73,12 +78,43 @@ async def translate_error(error: BaseException, job: Job, spec: RunSpec | None =
         return SpecError("app_name", spec.app_name, remedy)
     if spec is not None and isinstance(error, modal.exception.InvalidError):
         return SpecError("app_name", spec.app_name, f"Modal refused the app: {text}")
-    if isinstance(error, modal.exception.Error | OSError):
+    if isinstance(error, OSError) or is_client_error(error):
         return backend_unavailable(error)
     return error
 
 
-def backend_unavailable(error: modal.exception.Error | OSError) -> BackendUnavailable:
+def is_client_error(error: BaseException) -> bool:
+    """Return whether an error is one of Modal's client, of a package that it uses to send requests, or of the network.
+
+    The client passes on some errors of these packages, for example those of aiohttp while it downloads a file (1.6.4).
+    They are recognized by their module, since they are no dependencies of this package.
+
+    Example:
+        >>> is_client_error(ConnectionResetError()), is_client_error(PermissionError())
+        (True, False)
+    """
+    package = type(error).__module__.partition(".")[0]
+    return package in _CLIENT_PACKAGES or isinstance(error, ConnectionError | TimeoutError | socket.gaierror)
+
+
+@contextmanager
+def translated_client_errors() -> Iterator[None]:
+    """Convert errors of Modal's client. Those of files on this machine are left through.
+
+    Raises:
+        BackendUnavailable: Modal cannot be reached, or did not fulfil the request.
+    """
+    try:
+        yield
+    except SkyRLModalError:
+        raise
+    except Exception as error:
+        if not is_client_error(error):
+            raise
+        raise backend_unavailable(error) from error
+
+
+def backend_unavailable(error: BaseException) -> BackendUnavailable:
     """Return this package's error for a request that Modal did not fulfil, whatever it was about."""
     text = error_text(error)
     if isinstance(error, modal.exception.AuthError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import modal
@@ -10,11 +11,15 @@ import modal.config
 import modal.exception
 from attrs import frozen
 
-from skyrl_modal.backends.modal.errors import error_text
+from skyrl_modal.backends.modal.checks import check_token
+from skyrl_modal.backends.modal.errors import error_text, translated_client_errors
+from skyrl_modal.backends.modal.event_loop import event_loop, wait_for_future
 from skyrl_modal.errors import BackendUnavailable, SpecError
 
 #: Seconds for Modal's first response. Modal's client alone retries for a minute.
 FIRST_RESPONSE_TIMEOUT = 20.0
+#: Seconds after a failure in which no further request is sent, so that a list of many runs waits only once.
+FAILURE_VALIDITY = 10.0
 
 
 @frozen
@@ -40,15 +45,58 @@ async def check_resources(required: Sequence[RequiredObject]) -> None:
         SpecError: It has no such secret or volume.
         modal.exception.AuthError: It refuses the token.
     """
-    try:
-        async with asyncio.timeout(FIRST_RESPONSE_TIMEOUT):
-            client = await modal.Client.from_env.aio()
-            await client.hello.aio()  # type: ignore[no-untyped-call]  # the client has no types for it
-    except TimeoutError:
-        server = modal.config.config.get("server_url")
-        reason = f"{server} did not respond within {FIRST_RESPONSE_TIMEOUT:g} s. Check the network connection"
-        raise BackendUnavailable("modal", reason) from None
+    await _CONNECTION.check()
     await asyncio.gather(*(require(item) for item in required))
+
+
+def connect() -> None:
+    """Check that Modal is reachable and accepts the token, unless it has responded to this process before.
+
+    Raises:
+        BackendUnavailable: There is no token, Modal refuses it, or Modal does not respond in time.
+    """
+    check_token()
+    with translated_client_errors():
+        wait_for_future(asyncio.run_coroutine_threadsafe(_CONNECTION.check_once(), event_loop()))
+
+
+class _Connection:
+    """Whether Modal has responded to this process."""
+
+    def __init__(self) -> None:
+        self._client: modal.Client | None = None
+        self._failure: BackendUnavailable | None = None
+        self._failed_at = 0.0
+
+    async def check(self) -> None:
+        """Wait for a response.
+
+        Raises:
+            BackendUnavailable: Modal does not respond in time.
+            modal.exception.Error: It refuses the token, or the request.
+        """
+        try:
+            async with asyncio.timeout(FIRST_RESPONSE_TIMEOUT):
+                client = await modal.Client.from_env.aio()
+                await client.hello.aio()  # type: ignore[no-untyped-call]  # the client has no types for it
+        except TimeoutError:
+            server = modal.config.config.get("server_url")
+            reason = f"{server} did not respond within {FIRST_RESPONSE_TIMEOUT:g} s. Check the network connection"
+            self._failure, self._failed_at = BackendUnavailable("modal", reason), time.monotonic()
+            raise self._failure from None
+        self._client = client
+
+    async def check_once(self) -> None:
+        """Wait for a response, unless this client has received one, or none a moment ago."""
+        if await modal.Client.from_env.aio() is self._client:
+            return
+        if self._failure is not None and time.monotonic() < self._failed_at + FAILURE_VALIDITY:
+            raise BackendUnavailable("modal", self._failure.reason)
+        await self.check()
+
+
+#: Modal's client too is shared by all users in this process.
+_CONNECTION = _Connection()
 
 
 async def require(item: RequiredObject) -> None:

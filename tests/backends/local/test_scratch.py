@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 
 from skyrl_modal.backends.local import sandbox as sandbox_module
-from skyrl_modal.backends.local.descriptors import DescriptorSet, locked_temporary_folder
+from skyrl_modal.backends.local.descriptors import DescriptorSet
 from skyrl_modal.backends.local.run_lock import lock_file
 from skyrl_modal.backends.local.sandbox import PROBE_PREFIX, Sandbox
 from skyrl_modal.backends.local.scratch import create_scratch_folder, remove_abandoned_folders, scratch_root
+from skyrl_modal.backends.temporary_folders import locked_temporary_folder
 
 #: Creates a probe folder in a folder, prints its name, and waits.
 PROBE_SCRIPT = """
 import sys
 from pathlib import Path
-from skyrl_modal.backends.local.descriptors import locked_temporary_folder
+from skyrl_modal.backends.temporary_folders import locked_temporary_folder
 from skyrl_modal.backends.local.sandbox import PROBE_PREFIX
 with locked_temporary_folder(Path(sys.argv[1]), PROBE_PREFIX) as folder:
     print(folder.name, flush=True)
