@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from skyrl_modal.container.cluster_readiness import (
@@ -34,9 +34,10 @@ from skyrl_modal.container.events import (
     StopRequested,
 )
 from skyrl_modal.container.failures import Failure, Report, RunStopped, StartError
-from skyrl_modal.container.ports import MASTER_PORT, claim_port, claim_start_slots
+from skyrl_modal.container.ports import MASTER_PORT, claim_port
 from skyrl_modal.container.rank_connections import RankServer, listen
 from skyrl_modal.container.ray_node import RayFolders, RayNode, require_ray
+from skyrl_modal.container.start_slots import START_SLOT_FRACTION, START_SLOT_INTERVAL, claim_start_slots
 from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.job import Job, RayOptions, WorkerLossPolicy
 from skyrl_modal.protocol.messages import (
@@ -59,8 +60,6 @@ RAY_STOP_TIMEOUT = 30.0
 RANK_EXIT_TIMEOUT = 120.0
 #: Seconds that a run waits at its end for ranks that have not joined, since they try to connect until they give up.
 LATE_RANK_TIMEOUT = 30.0
-#: Seconds between two attempts to claim slots for the start of Ray. There is no event for it.
-START_SLOT_INTERVAL = 0.1
 #: Number of times that a lost Ray node is started again in one attempt, with ``on_worker_loss="wait"``.
 MAX_NODE_RESTARTS = 3
 
@@ -184,23 +183,28 @@ class RayCluster:
             RunStopped: The run was asked to stop.
         """
         _raise_if(missing_gpus(self._job, self._config, 0, self._config.gpus))
+        timeout = start_timeout(self._job)
+        deadline = time.monotonic() + timeout
         with contextlib.ExitStack() as slots:
             if self._job.ray is not None:
-                for slot in self._wait_for_start_slots():
-                    slots.enter_context(slot)
+                slots.enter_context(self._wait_for_start_slots(timeout * START_SLOT_FRACTION))
                 self._start_head(self._job.ray)
             begin = time.monotonic()
-            self._wait_until_ready(begin + start_timeout(self._job))
+            self._wait_until_ready(deadline)
             self._report_ready(time.monotonic() - begin)
 
-    def _wait_for_start_slots(self) -> Sequence[socket.socket]:
-        """Wait until not too many other runs start their Ray on this machine."""
+    def _wait_for_start_slots(self, timeout: float) -> contextlib.ExitStack:
+        """Wait until not too many other runs start their Ray on this machine, and return the claim of the slots."""
+        end = time.monotonic() + timeout
         is_reported = False
-        while (slots := claim_start_slots(self._config.nodes)) is None:
+        while (slots := claim_start_slots(self._config.start_slots_fd, self._config.nodes)) is None:
             if not is_reported:
                 is_reported = True
                 self._report("waiting for other runs on this machine to start their Ray")
-            deadline = time.monotonic() + START_SLOT_INTERVAL
+            if time.monotonic() >= end:
+                self._report(f"other runs are still starting their Ray after {timeout:g} s; starting this one too")
+                return contextlib.ExitStack()
+            deadline = min(end, time.monotonic() + START_SLOT_INTERVAL)
             event = self._events.wait_for(lambda event: isinstance(event, StopRequested), deadline)
             if isinstance(event, StopRequested):
                 raise RunStopped(event.reason)

@@ -1,14 +1,14 @@
-"""Claims of ports and of slots to start Ray."""
+"""Claims of ports."""
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import sys
 
 import pytest
 
-from skyrl_modal.container.ports import claim_port, claim_start_slots, free_port, is_port_free
+from skyrl_modal.container import ports
+from skyrl_modal.container.ports import claim_port, free_port, is_port_free
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets exist on Linux only")
 
@@ -46,10 +46,13 @@ def test_port_in_use_is_not_claimed() -> None:
 
 
 @linux_only
-def test_start_slots_are_limited() -> None:
-    """No slot is free after all were claimed, and a run with more nodes than slots gets all of them."""
-    with contextlib.ExitStack() as claims:
-        while (slots := claim_start_slots(1)) is not None:
-            for slot in slots:
-                claims.enter_context(slot)
-        assert claim_start_slots(1000) is None
+def test_ports_claimed_by_another_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that holds the names of all ports delays a run by a bounded number of tries."""
+    tried: list[str] = []
+    monkeypatch.setattr(ports, "_claim_name", tried.append)
+
+    port, claim = claim_port(free_port())
+
+    assert is_port_free(port)
+    assert claim is None
+    assert len(tried) == 16

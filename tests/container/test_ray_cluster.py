@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,9 +22,9 @@ from skyrl_modal.container.events import (
     StopRequested,
 )
 from skyrl_modal.container.failures import RunStopped, StartError
-from skyrl_modal.container.ports import claim_start_slots
 from skyrl_modal.container.rank_connections import Connection, connect_to_rank_zero
 from skyrl_modal.container.ray_cluster import ClusterServices, RayCluster
+from skyrl_modal.container.start_slots import claim_start_slots
 from skyrl_modal.protocol.job import Job, RayOptions, WorkerLossPolicy
 from skyrl_modal.protocol.messages import Hello, LogLine, RankFailed, RayExited, StopRequest
 from skyrl_modal.protocol.rank_config import RankConfig
@@ -115,22 +117,48 @@ def test_stop_while_ranks_are_missing(tmp_path: Path) -> None:
     assert rank0.messages == ["not joined, and no longer waited for: rank 1 (127.0.0.1)"]
 
 
-def test_stop_while_waiting_for_other_runs(tmp_path: Path) -> None:
-    """A stop request ends the wait for the start of other runs' Ray, and no other event is lost."""
-    rank0 = Rank0(make_job(tmp_path, ray=RayOptions()), make_cluster(1))
+@pytest.fixture
+def used_slots(tmp_path: Path) -> Iterator[RankConfig]:
+    """Return rank 0 of a run while other runs use all slots to start Ray."""
+    folder = tmp_path / "slots"
+    folder.mkdir()
+    descriptor = os.open(folder, os.O_RDONLY)
     with contextlib.ExitStack() as slots:
-        while (claims := claim_start_slots(1)) is not None:
-            for claim in claims:
-                slots.enter_context(claim)
-        rank0.events.put(CommandExited(0))
-        rank0.events.put(StopRequested(StopReason.CALLER_EXITED))
+        slots.callback(os.close, descriptor)
+        while (claim := claim_start_slots(descriptor, 1)) is not None:
+            slots.enter_context(claim)
+        yield replace(make_cluster(1), start_slots_fd=descriptor)
 
-        with pytest.raises(RunStopped) as caught:
-            rank0.cluster.start()
+
+def test_stop_while_waiting_for_other_runs(tmp_path: Path, used_slots: RankConfig) -> None:
+    """A stop request ends the wait for the start of other runs' Ray, and no other event is lost."""
+    rank0 = Rank0(make_job(tmp_path, ray=RayOptions()), used_slots)
+    rank0.events.put(CommandExited(0))
+    rank0.events.put(StopRequested(StopReason.CALLER_EXITED))
+
+    with pytest.raises(RunStopped) as caught:
+        rank0.cluster.start()
 
     assert caught.value.reason is StopReason.CALLER_EXITED
     assert rank0.messages == ["waiting for other runs on this machine to start their Ray"]
     rank0.wait_for(CommandExited(0))
+    rank0.cluster.end()
+
+
+def test_wait_for_other_runs_is_bounded(tmp_path: Path, used_slots: RankConfig) -> None:
+    """A run starts its Ray after half of start_timeout, also if no slot is free."""
+    rank0 = Rank0(make_job(tmp_path, ray=RayOptions(start_timeout=0.4)), used_slots)
+    begin = time.monotonic()
+
+    with pytest.raises(StartError) as caught:
+        rank0.cluster.start()
+
+    assert caught.value.failure.cause is FailureCause.RAY_NOT_INSTALLED
+    assert time.monotonic() - begin >= 0.2
+    assert rank0.messages == [
+        "waiting for other runs on this machine to start their Ray",
+        "other runs are still starting their Ray after 0.2 s; starting this one too",
+    ]
     rank0.cluster.end()
 
 
