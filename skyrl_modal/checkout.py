@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -71,7 +72,8 @@ def find_checkout(given: str | Path | None = None) -> Path:
     elif variable:
         places.append(("$SKYRL_REPO_ROOT", Path(variable)))
     else:
-        places.append(("the working directory", Path.cwd()))
+        with contextlib.suppress(FileNotFoundError):  # it does not exist any more
+            places.append(("the working directory", Path.cwd()))
         script = getattr(sys.modules.get("__main__"), "__file__", None)
         if script:
             places.append(("the calling script", Path(script).parent))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,17 +12,18 @@ from typing import Any
 import attrs
 import click
 
-from skyrl_modal.errors import SkyRLModalError
+from skyrl_modal.errors import SkyRLModalError, StorageError, translate_system_errors
 from skyrl_modal.launcher import Launcher
 from skyrl_modal.protocol.events import MessageEvent, MessageLevel, OutputEvent
 from skyrl_modal.protocol.exit_codes import BROKEN_PIPE, INTERRUPTED, LAUNCHER_FAILED
 from skyrl_modal.protocol.state import RunState
 from skyrl_modal.run.handle import Run, runs
+from skyrl_modal.run.output_sink import discard_standard_output, open_sink
 from skyrl_modal.spec.fields import OPTION_HELP
 from skyrl_modal.spec.mount import MountSpec
 from skyrl_modal.spec.ray import RaySpec
 from skyrl_modal.spec.volume import VolumeSpec
-from skyrl_modal.views.text import StderrReporter, format_columns
+from skyrl_modal.views.text import StderrReporter, escape_controls, format_columns
 
 #: Number of runs that ``ps`` lists without ``--all``.
 _LISTED_RUNS = 20
@@ -101,14 +104,40 @@ def _to_command(arguments: Sequence[str]) -> str | list[str]:
     return arguments[0] if len(arguments) == 1 else list(arguments)
 
 
+def _print(text: object = "", *, is_output: bool = False) -> None:
+    """Print a line on standard output.
+
+    Args:
+        text: The line.
+        is_output: Whether it is output of a command, of which click must not remove the colors in a pipe.
+
+    Raises:
+        BrokenPipeError: The reader has closed the pipe.
+        StorageError: It cannot be written to, for example since its disk is full.
+    """
+    try:
+        click.echo(text, color=True if is_output else None)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard_standard_output()
+        raise StorageError("standard output", error.strerror or str(error)) from error
+
+
 def _print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table on a terminal, and plain columns without headings to a pipe or a file."""
-    if sys.stdout.isatty():
+    if sys.stdout is not None and sys.stdout.isatty():
         from skyrl_modal.views.table import print_table  # imported here, since a pipe needs no table
 
         print_table(headings, rows)
     elif rows:
-        click.echo(format_columns(rows))
+        _print(format_columns(rows))
+
+
+def _print_error(text: str) -> None:
+    """Print an error on standard error. If that fails, the exit code is all that remains."""
+    with contextlib.suppress(OSError, ValueError):
+        click.echo(f"skyrl-modal: {escape_controls(text, multiline=True)}", err=True)
 
 
 class _CommandGroup(click.Group):
@@ -119,8 +148,7 @@ class _CommandGroup(click.Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            # Python flushes standard output when it exits, which would fail again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            discard_standard_output()
             sys.exit(BROKEN_PIPE)
 
 
@@ -146,10 +174,10 @@ def run(quiet: bool, command: Sequence[str], **options: Any) -> None:
 def plan(command: Sequence[str], **options: Any) -> None:
     """Show where COMMAND would run and with which files. Nothing is started."""
     made = _make_launcher(**options).plan(_to_command(command))
-    click.echo(made)
+    _print(made)
     for selection in made.selections:
-        click.echo()
-        click.echo(selection)
+        _print()
+        _print(selection)
 
 
 @cli.command()
@@ -157,7 +185,12 @@ def plan(command: Sequence[str], **options: Any) -> None:
 @click.argument("command", nargs=-1, required=True)
 def submit(command: Sequence[str], **options: Any) -> None:
     """Start COMMAND and print the run's id. The run continues after this program exits."""
-    click.echo(_make_launcher(**options).submit(_to_command(command)).id)
+    run = _make_launcher(**options).submit(_to_command(command))
+    try:
+        _print(run.id)
+    except (StorageError, BrokenPipeError):
+        StderrReporter().info(f"the run {run.id} was started")
+        raise
 
 
 @cli.command()
@@ -168,7 +201,7 @@ def submit(command: Sequence[str], **options: Any) -> None:
 def logs(follow: bool, tail: int | None, rank: int | None, run_id: str) -> None:
     """Print a run's output. Ctrl-C does not stop the run."""
     for line in Run.attach(run_id).logs(follow=follow, tail=tail, rank=rank):
-        click.echo(line)
+        _print(line, is_output=True)
 
 
 @cli.command()
@@ -189,8 +222,8 @@ def _describe_run(one: Run) -> tuple[str, ...]:
         except Exception as error:  # any error of a backend that another package may provide
             reason = str(error)
     if reason is not None:
-        click.echo(f"skyrl-modal: {one.id}: {reason}", err=True)
-    command = one.job.command.strip().splitlines()[0][:_LISTED_COMMAND_LENGTH]
+        _print_error(f"{one.id}: {reason}")
+    command = (one.job.command.strip().splitlines() or [""])[0][:_LISTED_COMMAND_LENGTH]
     return one.id, state, one.backend, one.job.name or "-", ",".join(one.job.tags) or "-", command
 
 
@@ -200,13 +233,13 @@ def attach(run_id: str) -> None:
     """Show a run's output from beginning to end, and exit with its exit code. Ctrl-C does not stop the run."""
     run = Run.attach(run_id)
     reporter = StderrReporter()
+    write = open_sink(None, reporter)
     if run.dashboard_token is not None:
         reporter.info(f"Token for Ray's dashboard: {run.dashboard_token}")
     for event in run.events():
         match event:
             case OutputEvent(data):
-                sys.stdout.buffer.write(data)
-                sys.stdout.buffer.flush()
+                write(data)
             case MessageEvent(text, MessageLevel.WARNING):
                 reporter.warn(text)
             case MessageEvent(text):
@@ -248,7 +281,7 @@ def ls(path: str, **options: Any) -> None:
 @click.argument("local", default=".")
 def pull(path: str, local: str, **options: Any) -> None:
     """Copy PATH of a volume to LOCAL."""
-    click.echo(_make_launcher(**options).pull(path, local))
+    _print(_make_launcher(**options).pull(path, local))
 
 
 @cli.command()
@@ -273,13 +306,56 @@ def doctor() -> None:
 
 def main() -> None:
     """Run the command line. Print an error of the launcher as a message and exit with 125."""
+    _open_missing_descriptors()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Names of files and the output of commands may contain characters that the encoding does not have.
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(_flush_output(_run_command_line()))
+
+
+def _open_missing_descriptors() -> None:
+    """Open the null device for each standard stream that is closed, as with ``>&-``.
+
+    Otherwise the next file to be opened, such as a lock or a record, would have its number, and child processes would
+    write their output to that file.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # has the lowest free number
+
+
+def _run_command_line() -> int:
+    """Run the requested command and return the exit code."""
     try:
-        cli(standalone_mode=False)
+        with translate_system_errors():
+            cli(standalone_mode=False)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 0
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        with contextlib.suppress(OSError):
+            error.show()
+        return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        sys.exit(INTERRUPTED)
-    except (SkyRLModalError, FileNotFoundError) as error:
-        click.echo(f"skyrl-modal: {error}", err=True)
-        sys.exit(LAUNCHER_FAILED)
+        return INTERRUPTED
+    except SkyRLModalError as error:
+        _print_error(str(error))
+        return LAUNCHER_FAILED
+    return 0
+
+
+def _flush_output(exit_code: int) -> int:
+    """Write what standard output has not written yet. Return the exit code: the given one, unless that was 0."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        discard_standard_output()
+        return exit_code or BROKEN_PIPE
+    except OSError as error:
+        discard_standard_output()
+        _print_error(f"standard output: {error.strerror}")
+        return exit_code or LAUNCHER_FAILED
+    return exit_code

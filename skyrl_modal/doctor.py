@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from skyrl_modal.backends import get_backend, installed_backends
 from skyrl_modal.backends.base import CheckResult
 from skyrl_modal.checkout import find_checkout, inspect_checkout
-from skyrl_modal.errors import SkyRLModalError
+from skyrl_modal.errors import SkyRLModalError, translate_system_errors
 
 
 def run_checks() -> Iterator[CheckResult]:
@@ -24,7 +24,8 @@ def run_checks() -> Iterator[CheckResult]:
 
 def _check_checkout() -> CheckResult:
     try:
-        checkout = inspect_checkout(find_checkout())
+        with translate_system_errors():
+            checkout = inspect_checkout(find_checkout())
     except SkyRLModalError as error:
         return CheckResult("checkout", False, str(error), optional=True)
     ray = f"pins ray=={checkout.ray_version}" if checkout.ray_version else "pins no version of Ray"

@@ -39,7 +39,10 @@ def get_backend(name: str) -> Backend:
     """
     if name in BUILT_IN_BACKENDS:
         module, _, attribute = BUILT_IN_BACKENDS[name].partition(":")
-        built_in: Backend = getattr(import_module(module), attribute)()
+        try:
+            built_in: Backend = getattr(import_module(module), attribute)()
+        except Exception as error:  # for example, Modal's client raises one if ~/.modal.toml is damaged
+            raise BackendUnavailable(name, str(error).strip() or type(error).__name__) from error
         return built_in
     for entry_point in _entry_points().select(name=name):
         try:
@@ -82,6 +85,4 @@ def check_backend(value: object) -> None:
 
 def _unknown_backend(value: Any) -> SpecError:
     names = ", ".join(f'"{name}"' for name in installed_backends())
-    return SpecError(
-        "backend", value, f"pass {names}, or an object that implements skyrl_modal.backends.Backend"
-    )
+    return SpecError("backend", value, f"pass {names}, or an object that implements skyrl_modal.backends.Backend")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,9 @@ def check_with_backend(plan: Plan, backend: Backend, reporter: Reporter, *, titl
         SpecError: The backend cannot execute this run, or a secret has no value.
     """
     warnings = [*plan.warnings, *backend.check(plan.job, plan.spec)]
-    folders = [Path.cwd()] + ([plan.checkout.root] if plan.checkout else [])
+    folders = [plan.checkout.root] if plan.checkout else []
+    with contextlib.suppress(FileNotFoundError):  # the working directory does not exist any more
+        folders.insert(0, Path.cwd())
     secret_values = read_secret_values(plan.spec.secret_variables, folders)
     if title:
         reporter.info(title)

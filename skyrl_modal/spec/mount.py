@@ -20,7 +20,10 @@ def _to_local_folder(value: object) -> Path | None:
         return None
     if not isinstance(value, str | Path):
         raise SpecError("local_path", value, "pass a folder, or None for the checkout")
-    return Path(value).expanduser().absolute()
+    try:
+        return Path(value).expanduser().absolute()
+    except (RuntimeError, OSError) as error:  # there is no home folder, or no working directory any more
+        raise SpecError("local_path", str(value), f"it cannot be made absolute: {error}") from error
 
 
 @frozen(kw_only=True)

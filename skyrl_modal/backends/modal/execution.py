@@ -14,12 +14,14 @@ import modal.exception
 from skyrl_modal.backends.base import Handle
 from skyrl_modal.backends.modal.app import RunApp
 from skyrl_modal.backends.modal.call import ModalCall
-from skyrl_modal.backends.modal.errors import error_text, translate_error
+from skyrl_modal.backends.modal.checks import check_token
+from skyrl_modal.backends.modal.errors import error_text, translate_error, translated_client_errors
 from skyrl_modal.backends.modal.event_channel import EventChannel
 from skyrl_modal.backends.modal.event_loop import event_loop, wait_for_future
 from skyrl_modal.backends.modal.log_follower import LogFollower, output_location
-from skyrl_modal.backends.modal.preflight import check_resources
+from skyrl_modal.backends.modal.preflight import check_resources, connect
 from skyrl_modal.backends.modal.run_folder import VolumeRunFolder
+from skyrl_modal.errors import RecordError, SkyRLModalError
 from skyrl_modal.gitfiles.report import format_size
 from skyrl_modal.protocol.events import HandleEvent, RunEvent
 from skyrl_modal.protocol.job import Job
@@ -175,9 +177,17 @@ class ModalExecution:
         Args:
             job: The run.
             handle: What ``handle`` was when it was started.
+
+        Raises:
+            BackendUnavailable: There is no token.
+            RecordError: The handle was not created by this backend.
         """
-        call_id = str(handle["call_id"])
-        function_call: modal.FunctionCall[Any] = modal.FunctionCall.from_id(call_id)
+        call_id = handle.get("call_id")
+        if not isinstance(call_id, str):
+            raise RecordError(f"the handle of run {job.run_id}", "it was not created by the Modal backend")
+        check_token()
+        with translated_client_errors():
+            function_call: modal.FunctionCall[Any] = modal.FunctionCall.from_id(call_id)
         call: concurrent.futures.Future[ModalCall] = concurrent.futures.Future()
         call.set_result(ModalCall(call_id, function_call, job, VolumeRunFolder(job)))
         return cls(job, call, handle=handle)
@@ -215,6 +225,7 @@ class ModalExecution:
         if self._start is not None and self._start.owned:
             yield from self._start.channel
             return
+        self._connect()
         channel = EventChannel(event_loop())
         follower = self._follower(wait_for_future(self._call))
         following = asyncio.run_coroutine_threadsafe(follower.follow_to_end(channel), event_loop())
@@ -262,6 +273,7 @@ class ModalExecution:
         Raises:
             TimeoutError: The run has not ended within ``timeout`` seconds.
         """
+        self._connect()
         call = wait_for_future(self._call)
         if self._result is None or (self._result.done() and self._result.exception() is not None):
             self._result = self._submit(call.wait())
@@ -277,6 +289,7 @@ class ModalExecution:
             if self._start is not None:
                 self._start.cancel()
             return
+        self._connect()
         is_owned = self._start is not None and self._start.owned
         # An owned run is followed: its end arrives as an event, so this need not wait for Modal.
         cancelling = self._submit(call.cancel(now=now, retry=is_owned))
@@ -296,10 +309,29 @@ class ModalExecution:
         return asyncio.run_coroutine_threadsafe(self._translate_errors(work), event_loop())
 
     def _wait_for(self, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            self._connect()
+        except BaseException:
+            work.close()
+            raise
         return wait_for_future(self._submit(work))
+
+    def _connect(self) -> None:
+        """Check that Modal is reachable, for a run that this process did not start.
+
+        Afterwards, requests wait until an outage ends. Without a first response, the cause is rather this machine's
+        network.
+        """
+        if self._start is None:
+            connect()
 
     async def _translate_errors(self, work: Coroutine[Any, Any, T]) -> T:
         try:
             return await work
-        except modal.exception.Error as error:
-            raise await translate_error(error, self.job) from error
+        except (FileNotFoundError, SkyRLModalError):
+            raise
+        except Exception as error:
+            translated = await translate_error(error, self.job)
+            if translated is error:
+                raise
+            raise translated from error

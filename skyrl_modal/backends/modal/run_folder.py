@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TypeVar
 
 import modal
@@ -12,7 +13,7 @@ from skyrl_modal.errors import RecordError
 from skyrl_modal.protocol.codec import ProtocolError, from_json
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.result import RunResultRecord
-from skyrl_modal.protocol.run_folder import OUTPUT_FILE, RESULT_FILE, STATUS_FILE
+from skyrl_modal.protocol.run_folder import MAX_RECORD_BYTES, OUTPUT_FILE, RESULT_FILE, STATUS_FILE
 from skyrl_modal.protocol.status import StatusRecord
 
 T = TypeVar("T")
@@ -53,35 +54,48 @@ class VolumeRunFolder:
 
     async def has_result(self) -> bool:
         """Return whether there is a result.json, in whatever condition."""
-        return await self.read(RESULT_FILE) is not None
+        return await self.read(RESULT_FILE, limit=1) is not None
 
     async def read_output(self) -> bytes | None:
         """Read output.log; None if there is none."""
         return await self.read(OUTPUT_FILE)
 
-    async def read(self, name: str) -> bytes | None:
-        """Read a file; None if there is none. While Modal cannot be reached, it waits."""
+    async def read(self, name: str, *, limit: int | None = None) -> bytes | None:
+        """Read a file; None if there is none. While Modal cannot be reached, it waits.
+
+        Args:
+            name: Its path in the folder.
+            limit: Number of bytes to read at most; None for all.
+        """
         if not self.volume:
             return None
-        return await retry_transient(self._read_once, name)
+        return await retry_transient(self._read_once, name, limit)
 
-    async def _read_once(self, name: str) -> bytes | None:
+    async def _read_once(self, name: str, limit: int | None) -> bytes | None:
         if self._reference is None:
             self._reference = modal.Volume.from_name(self.volume)
+        content = bytearray()
         try:
-            parts = [part async for part in self._reference.read_file.aio(f"{self._path}/{name}")]
+            async with contextlib.aclosing(self._reference.read_file.aio(f"{self._path}/{name}")) as parts:
+                async for part in parts:
+                    content += part
+                    if limit is not None and len(content) >= limit:
+                        break
         except (FileNotFoundError, modal.exception.NotFoundError):
             return None
-        return b"".join(parts)
+        return bytes(content if limit is None else content[:limit])
 
     async def _read_record(self, cls: type[T], name: str) -> T | None:
-        content = await self.read(name)
+        content = await self.read(name, limit=MAX_RECORD_BYTES + 1)
         if content is None:
             return None
+        where = f"{self._path}/{name} on the volume {self.volume}"
+        if len(content) > MAX_RECORD_BYTES:
+            raise RecordError(where, f"it is larger than {MAX_RECORD_BYTES >> 20} MiB")
         try:
             return from_json(cls, content)
         except ProtocolError as error:
-            raise RecordError(f"{self._path}/{name} on the volume {self.volume}", str(error)) from error
+            raise RecordError(where, str(error)) from error
 
     async def list_files(self, folder: str) -> list[str]:
         """Return the paths of the files below a folder of the run's folder, relative to it.
