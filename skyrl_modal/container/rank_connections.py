@@ -68,7 +68,8 @@ class Connection:
                 if not line.endswith(b"\n"):
                     return None
                 message = decode_tagged(union, json.loads(line))
-            except (OSError, ValueError, ProtocolError):
+            except (OSError, ValueError, RecursionError, ProtocolError):
+                # RecursionError: the message is nested too deeply.
                 return None
             if message is not None:
                 return message
@@ -163,7 +164,8 @@ class RankServer:
         """Register a connection; return False if its token is wrong or its rank is taken."""
         import hmac  # loads OpenSSL, which a run on one node does not need
 
-        if not hmac.compare_digest(hello.token.encode(), self._token.encode()):
+        # JSON can contain half of a surrogate pair, which has no UTF-8.
+        if not hmac.compare_digest(hello.token.encode("utf-8", "replace"), self._token.encode()):
             return False
         with self._lock:
             if not 0 < hello.rank < self._nodes or hello.rank in self._connections:

@@ -81,6 +81,6 @@ def _parse_event(line: bytes) -> RunEvent | None:
     """Return the event of a line; None for a line that is not complete, as a supervisor that is killed may leave."""
     try:
         event: RunEvent | None = decode_tagged(SupervisorEvent, json.loads(line))
-    except (ValueError, ProtocolError):
+    except (ValueError, RecursionError, ProtocolError):
         return None
     return event
