@@ -88,7 +88,7 @@ def make_private_folder(folder: Path, *, follow_links: bool = False) -> None:
         status = os.fstat(descriptor)
         _check_owner(folder, status.st_uid)
         if status.st_uid == os.geteuid() and status.st_mode & 0o077:
-            with contextlib.suppress(PermissionError):  # a file system without permissions, such as FAT
+            with contextlib.suppress(OSError):  # a file system without permissions, such as FAT, or a read-only one
                 os.fchmod(descriptor, stat.S_IMODE(status.st_mode) & ~0o077)
     finally:
         os.close(descriptor)

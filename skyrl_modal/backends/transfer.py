@@ -14,10 +14,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import platformdirs
-
 from skyrl_modal.backends.temporary_folders import abandoned_folder, locked_temporary_folder, remove_tree
 from skyrl_modal.errors import SkyRLModalError, StorageError
+from skyrl_modal.user_folders import create_user_folder, state_folder
 
 #: What the names of staging folders begin with.
 STAGING_PREFIX = ".skyrl-modal-transfer-"
@@ -232,7 +231,7 @@ def _merge(item: Path, target: Path) -> None:
 
 def _transfers_folder() -> Path:
     """Return the folder with a link to the staging folder of each active transfer."""
-    return platformdirs.user_state_path("skyrl_modal") / "transfers"
+    return state_folder() / "transfers"
 
 
 @contextlib.contextmanager
@@ -242,8 +241,8 @@ def _listed_transfer(staging: Path) -> Iterator[None]:
     If the state folder cannot be written, only a later transfer to the same folder finds it.
     """
     link = _transfers_folder() / f"{os.getpid()}-{staging.name.removeprefix(STAGING_PREFIX)}"
-    with contextlib.suppress(OSError):
-        link.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with contextlib.suppress(OSError, StorageError):
+        create_user_folder(link.parent)
         link.symlink_to(staging.absolute())
     try:
         yield

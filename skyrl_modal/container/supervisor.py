@@ -133,7 +133,7 @@ class Supervisor:
     def _run_attempts(self, begin: float) -> Outcome:
         """Run the command until it succeeds, or no further attempt is made here."""
         job, limits = self._job, self._job.limits
-        self._folder.path.mkdir(parents=True, exist_ok=True)
+        self._folder.create()
         self._folder.write_job(job)
         message = prepare_workdir(job)
         if message is not None:

@@ -172,7 +172,8 @@ class _CleanFiles:
         if frozenset(clean) == self.keys:
             return
         with suppress(OSError):
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (self._path.parent.parent, self._path.parent):  # of the user, whatever the umask
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(prefix=".new-", dir=self._path.parent)
             try:
                 with os.fdopen(handle, "wb") as file:

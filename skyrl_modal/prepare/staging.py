@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import platformdirs
-
 from skyrl_modal.backends import Backend
 from skyrl_modal.backends.base import PreparedRun
 from skyrl_modal.mount import SnapshotStore
 from skyrl_modal.prepare.plan import Plan
 from skyrl_modal.prepare.secret_values import read_secret_values
 from skyrl_modal.reporting import Reporter
+from skyrl_modal.user_folders import cache_folder, create_user_folder
 from skyrl_modal.views.text import format_rows
 
 
@@ -59,8 +58,9 @@ def take_snapshots(plan: Plan, secret_values: Mapping[str, str], reporter: Repor
 
     Raises:
         SnapshotError: A folder could not be copied.
+        StorageError: The folder of the snapshots cannot be created.
     """
-    store = SnapshotStore(platformdirs.user_cache_path("skyrl_modal") / "snapshots")
+    store = SnapshotStore(create_user_folder(cache_folder() / "snapshots"))
     snapshots = [store.take(selection) for selection in plan.selections]
     for snapshot in snapshots:
         for warning in snapshot.warnings:

@@ -69,6 +69,12 @@ class RunFolder:
         """Return the folder with the logs of a rank."""
         return self.ray_logs / str(rank)
 
+    def create(self) -> None:
+        """Create the folder. Other users may not enter it: output and records may be confidential."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # it belongs to another user, or the volume has no permissions
+            self.path.chmod(0o700)
+
     def write_job(self, job: Job) -> None:
         """Write job.json."""
         write_record(self.path / JOB_FILE, job)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import difflib
 import os
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-
-import platformdirs
 
 from skyrl_modal.errors import RecordError, RunNotFound, SpecError
 from skyrl_modal.protocol.codec import ProtocolError
@@ -20,13 +19,16 @@ from skyrl_modal.protocol.job import SCHEMA_VERSION, Job
 from skyrl_modal.protocol.run_folder import read_record, write_record
 from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.spec.stored import decode_spec
+from skyrl_modal.user_folders import create_user_folder, state_folder
 from skyrl_modal.views.text import escape_controls
 
 #: A handle may contain the token of the run's Ray: only the user may read it.
 _FILE_MODE = 0o600
-_FOLDER_MODE = 0o700
 #: A name of a file has at most 255 bytes on the usual file systems; ``write_atomically`` and the suffix add some.
 _MAX_ID_BYTES = 200
+
+#: Age from which a temporary file of the index belongs to a process that was killed.
+_UNFINISHED_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +66,11 @@ class RunIndex:
     """The records of this user on this machine. Each run has a file of its own, so processes may write concurrently."""
 
     def __init__(self) -> None:
-        self._folder = platformdirs.user_state_path("skyrl_modal") / "index"
+        self._folder = state_folder() / "index"
 
     def add(self, record: IndexRecord) -> None:
         """Write a record. A reader finds the old content or the new one, never a part."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=_FOLDER_MODE)
+        create_user_folder(self._folder)
         write_record(self._path(record.job.run_id), record, mode=_FILE_MODE)
 
     def get(self, run_id: str) -> IndexRecord:
@@ -97,6 +99,28 @@ class RunIndex:
             if record is not None:
                 records.append(record)
         return records
+
+    def written_before(self, moment: float) -> list[Path]:
+        """Return the files of the records that were last written before a time, the oldest first.
+
+        Args:
+            moment: Seconds since the epoch.
+        """
+        return [path for path in self._paths() if path.lstat().st_mtime < moment]
+
+    def read_file(self, path: Path) -> IndexRecord | None:
+        """Return the record in a file of this index; None if there is none.
+
+        Raises:
+            RecordError: The record is damaged, or was written by a newer version.
+        """
+        return self._read(path)
+
+    def unfinished_files(self) -> list[Path]:
+        """Return the files that a killed process has not finished to write: writing one takes less than a second."""
+        latest = time.time() - _UNFINISHED_SECONDS
+        hidden = sorted(self._folder.glob(".*.json.*")) if self._folder.is_dir() else []
+        return [path for path in hidden if path.lstat().st_mtime < latest]
 
     def _path(self, run_id: str) -> Path:
         return self._folder / f"{run_id}.json"

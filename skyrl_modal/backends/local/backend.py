@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from attrs import frozen
@@ -19,17 +21,18 @@ from skyrl_modal.backends.local.network import ClusterNetwork, shared_network_re
 from skyrl_modal.backends.local.node_resources import assign_resources
 from skyrl_modal.backends.local.rank_process import RankProcess, RankStarter, RankStreams
 from skyrl_modal.backends.local.run_folder import host_run_folder
-from skyrl_modal.backends.local.run_lock import lock_file, state_folder
+from skyrl_modal.backends.local.run_lock import lock_file, remove_state, start_slots_folder, state_folder
 from skyrl_modal.backends.local.sandbox import Sandbox, find_sandbox
-from skyrl_modal.backends.local.scratch import create_scratch_folder, scratch_root
+from skyrl_modal.backends.local.scratch import abandoned_folders, create_scratch_folder, scratch_root
 from skyrl_modal.backends.local.volumes import copy_from_volume, copy_to_volume, list_folder, volume_folder
 from skyrl_modal.backends.temporary_folders import remove_tree
-from skyrl_modal.errors import BackendUnavailable, SpecError
+from skyrl_modal.errors import BackendUnavailable, SpecError, StorageError
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.rank_config import ClusterTokens, RankConfig
 from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.spec.secret import SecretSpec
 from skyrl_modal.spec.volume import VolumeSpec
+from skyrl_modal.user_folders import create_user_folder
 
 _LOOPBACK_ADDRESS = "127.0.0.1"
 
@@ -71,9 +74,9 @@ class LocalBackend:
                 raise SpecError("name", volume.name, remedy)
         check_ray(job)
         try:
-            scratch_root().mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BackendUnavailable(self.name, f"{scratch_root()} cannot be created: {error}") from error
+            create_user_folder(scratch_root())
+        except StorageError as error:
+            raise BackendUnavailable(self.name, str(error)) from error
         search = find_sandbox(scratch_root())
         if search.sandbox is None:
             return [
@@ -110,13 +113,13 @@ class LocalBackend:
             for snapshot in run.snapshots:
                 stack.callback(snapshot.release)
             fds = stack.enter_context(DescriptorSet())
-            state_folder(job.run_id).mkdir(parents=True, exist_ok=True)
+            # On any failure, also Ctrl-C in `submit`, the ranks are killed: no record of the run exists yet.
+            on_failure = stack.enter_context(contextlib.ExitStack())
+            on_failure.callback(shutil.rmtree, create_user_folder(state_folder(job.run_id)), ignore_errors=True)
             # Locked before there is a scratch folder: a scratch folder without this lock counts as abandoned.
             lock_fd = fds.lock(lock_file(job.run_id))
             network = _create_network(job, sandbox, stack)
             streams = _open_streams(job, network, fds, owned=owned)
-            # On any failure, also Ctrl-C in `submit`, the ranks are killed: no record of the run exists yet.
-            on_failure = stack.enter_context(contextlib.ExitStack())
             starter = RankStarter(
                 job=job,
                 snapshots=run.snapshots,
@@ -158,6 +161,14 @@ class LocalBackend:
     def push(self, volume: VolumeSpec, local: Path, path: str) -> Sequence[str]:
         """Copy a file or folder from this machine to a volume. Return warnings about entries that were not copied."""
         return copy_to_volume(volume, local, path)
+
+    def abandoned_folders(self) -> Iterator[Path]:
+        """Yield the scratch folders of runs that are not active any more, and were killed before they removed them."""
+        return abandoned_folders()
+
+    def forget(self, run_id: str) -> None:
+        """Remove what this machine keeps about a run that has ended, except its logs and results."""
+        remove_state(run_id)
 
 
 @frozen
@@ -218,12 +229,18 @@ def _create_network(job: Job, sandbox: Sandbox | None, stack: contextlib.ExitSta
 def _rank_configs(
     job: Job, network: ClusterNetwork | None, tokens: ClusterTokens, fds: DescriptorSet
 ) -> list[RankConfig]:
+    slots = None
+    if job.ray is not None:
+        slots = fds.open(create_user_folder(start_slots_folder()), os.O_RDONLY | os.O_DIRECTORY)
     if job.nodes == 1:
-        return [RankConfig(tokens=tokens)]
+        return [RankConfig(tokens=tokens, start_slots_fd=slots)]
     addresses = [_LOOPBACK_ADDRESS] * job.nodes if network is None else network.addresses
     listener = socket.create_server((addresses[0], 0), backlog=job.nodes)
     port: int = listener.getsockname()[1]
-    return assign_resources(addresses, port, fds.add(listener.detach()), tokens, private_networks=network is not None)
+    configs = assign_resources(
+        addresses, port, fds.add(listener.detach()), tokens, private_networks=network is not None
+    )
+    return [replace(configs[0], start_slots_fd=slots), *configs[1:]]
 
 
 def _start_ranks(

@@ -11,9 +11,10 @@ from skyrl_modal.backends.local.environment import search_path
 from skyrl_modal.backends.local.network import shared_network_reason
 from skyrl_modal.backends.local.sandbox import SandboxSearch, find_sandbox
 from skyrl_modal.backends.local.scratch import scratch_root
-from skyrl_modal.errors import SpecError
+from skyrl_modal.errors import SpecError, StorageError
 from skyrl_modal.machine import RAY_TOKEN_VERSION, RayInstallation, find_ray
 from skyrl_modal.protocol.job import Job
+from skyrl_modal.user_folders import create_user_folder
 
 #: Bytes of free space below which ``skyrl-modal doctor`` reports a problem.
 _MIN_FREE_BYTES = 5_000_000_000
@@ -38,9 +39,9 @@ def run_checks() -> Iterator[CheckResult]:
     """Check what runs need on this machine."""
     root = scratch_root()
     try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        yield CheckResult("disk", False, f"{root} cannot be created: {error}")
+        create_user_folder(root)
+    except StorageError as error:
+        yield CheckResult("disk", False, str(error))
         return
     search = find_sandbox(root)
     yield _check_namespaces(search)

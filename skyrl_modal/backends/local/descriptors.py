@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from skyrl_modal.machine import enlarge_pipe
+from skyrl_modal.protocol.run_folder import write_all
 
 
 class DescriptorSet:
@@ -67,7 +69,12 @@ class DescriptorSet:
         return descriptor
 
     def file(self, content: bytes) -> int:
-        """Open a file that has no name and holds ``content``."""
+        """Open a file that has no name and holds ``content``: on Linux in memory, since it may be confidential."""
+        if sys.platform == "linux":
+            descriptor = self.add(os.memfd_create("skyrl-modal"))
+            write_all(descriptor, content)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            return descriptor
         with tempfile.TemporaryFile() as file:
             file.write(content)
             file.flush()

@@ -26,11 +26,12 @@ from skyrl_modal.backends.local.run_lock import supervisor_stderr
 from skyrl_modal.backends.local.sandbox import Layer, LayerMode, Sandbox
 from skyrl_modal.backends.local.volumes import volume_folder
 from skyrl_modal.backends.temporary_folders import remove_tree
-from skyrl_modal.errors import BackendUnavailable
+from skyrl_modal.errors import BackendUnavailable, StorageError
 from skyrl_modal.protocol.codec import encode
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.rank_config import RankConfig
 from skyrl_modal.snapshots.snapshot import Snapshot
+from skyrl_modal.user_folders import create_user_folder
 
 #: The shell script around a rank: wait for it, then remove the scratch folder, including parts whose permissions were
 #: removed.
@@ -130,13 +131,15 @@ class RankStarter:
 
         Args:
             config: The rank.
-            scratch: Its scratch folder, which must be empty.
+            scratch: Its scratch folder, which is new.
             fds: Receives the descriptors that are opened here.
             streams: Its streams.
             private_network: Whether it has a network namespace of its own, which is empty at first.
         """
         tmp = scratch / "tmp"
-        tmp.mkdir(mode=0o1777)
+        tmp.mkdir()
+        # As in the container, whatever the umask. Without a sandbox no path of the container leads to it.
+        tmp.chmod(0o1777)
         layers = self._layers(scratch)
         env = {**self.env, "PATH": search_path(self.env), "TMPDIR": str(tmp) if self.sandbox is None else "/tmp"}
         ready_read, ready_write = fds.pipe()
@@ -178,7 +181,7 @@ class RankStarter:
     def _passed_descriptors(
         self, config: RankConfig, fds: DescriptorSet, streams: RankStreams, more: Sequence[int | None]
     ) -> list[int]:
-        optional = [streams.events, streams.caller, config.listener_fd, *more]
+        optional = [streams.events, streams.caller, config.listener_fd, config.start_slots_fd, *more]
         locks = [fds.add(snapshot.duplicate_lock()) for snapshot in self.snapshots]
         return [self.lock_fd, *streams.keep_open, *locks, *(number for number in optional if number is not None)]
 
@@ -190,24 +193,30 @@ class RankStarter:
             if sandbox is not None and sandbox.overlays:
                 folder = scratch / f"mount-{number}"
                 (folder / "upper").mkdir(parents=True)
+                (folder / "upper").chmod(0o755)  # the mode of the mounted folder, whatever the umask
                 (folder / "work").mkdir()
                 layers.append(Layer(snapshot.path, mount.remote_path, LayerMode.OVERLAY, folder))
             else:
                 # The folders are arranged as in the container, so that $SKYRL_REPO_ROOT/../NAME leads to another mount
                 # also without namespaces.
                 copy = scratch / "mounts" / mount.remote_path.lstrip("/")
-                shutil.copytree(snapshot.path, copy, symlinks=True, dirs_exist_ok=True)
+                _copy_tree(snapshot.path, copy)
                 layers.append(Layer(copy, mount.remote_path, LayerMode.READ_WRITE))
         for volume in job.volumes:
-            folder = volume_folder(volume.name)
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = create_user_folder(volume_folder(volume.name))
             mode = LayerMode.READ_ONLY if volume.read_only else LayerMode.READ_WRITE
             layers.append(Layer(folder, volume.mount_path, mode))
         if job.run_folder_volume is None:
-            folder = private_run_folder(job.run_id)
-            folder.mkdir(exist_ok=True)
+            folder = create_user_folder(private_run_folder(job.run_id))
             layers.append(Layer(folder, job.run_folder, LayerMode.READ_WRITE))
         return layers
+
+
+def _copy_tree(source: Path, target: Path) -> None:
+    try:
+        shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
+    except shutil.Error as error:  # its argument is a list of source, target and reason of each failed copy
+        raise StorageError(str(target), f"the files of the run could not be copied: {error.args[0][0][2]}") from error
 
 
 def with_host_paths(job: Job, layers: Sequence[Layer]) -> Job:

@@ -9,17 +9,22 @@ import fcntl
 import os
 from pathlib import Path
 
-import platformdirs
+from skyrl_modal import user_folders
 
 
 def state_folder(run_id: str) -> Path:
     """Return the folder with what this machine keeps about a run: its lock, and the stderr of its supervisors."""
-    return platformdirs.user_state_path("skyrl_modal") / "runs" / run_id
+    return user_folders.state_folder() / "runs" / run_id
 
 
 def lock_file(run_id: str) -> Path:
     """Return the file whose lock the run holds."""
     return state_folder(run_id) / "alive"
+
+
+def start_slots_folder() -> Path:
+    """Return the folder with the files that limit how many runs start their Ray at the same time."""
+    return user_folders.state_folder() / "start-slots"
 
 
 def supervisor_stderr(run_id: str, rank: int) -> Path:

@@ -6,16 +6,15 @@ import contextlib
 import tempfile
 from pathlib import Path
 
-import platformdirs
-
 from skyrl_modal.backends.local.run_lock import is_run_alive
 from skyrl_modal.backends.local.sandbox import PROBE_PREFIX, Sandbox
 from skyrl_modal.backends.temporary_folders import abandoned_folder, remove_tree
+from skyrl_modal.user_folders import cache_folder, create_user_folder, make_private_folder
 
 
 def scratch_root() -> Path:
     """Return the folder with the scratch folders of all runs that have a sandbox."""
-    return platformdirs.user_cache_path("skyrl_modal") / "scratch"
+    return cache_folder() / "scratch"
 
 
 def create_scratch_folder(run_id: str, rank: int, sandbox: Sandbox | None) -> Path:
@@ -31,11 +30,11 @@ def create_scratch_folder(run_id: str, rank: int, sandbox: Sandbox | None) -> Pa
     if sandbox is None:
         # A short path: Ray's sockets are below it, and the path of a socket has at most 107 characters (unix(7)).
         return Path(tempfile.mkdtemp(prefix="skyrl-"))
-    root = scratch_root()
-    root.mkdir(parents=True, exist_ok=True)
+    root = create_user_folder(scratch_root())
     remove_abandoned_folders(root)
     folder = root / (f"{run_id}.{rank}" if rank else run_id)
     folder.mkdir()
+    make_private_folder(folder)
     return folder
 
 

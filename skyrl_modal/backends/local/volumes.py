@@ -8,8 +8,6 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-import platformdirs
-
 from skyrl_modal.backends.base import VolumeEntry
 from skyrl_modal.backends.contained_paths import PathOutside, resolve_below
 from skyrl_modal.backends.file_tree import LinkRules, SkippedEntries, copy_item
@@ -17,11 +15,12 @@ from skyrl_modal.backends.transfer import staged_transfer, storage_errors
 from skyrl_modal.errors import PathNotFound, SpecError
 from skyrl_modal.protocol.state import VolumeEntryKind
 from skyrl_modal.spec.volume import VolumeSpec
+from skyrl_modal.user_folders import create_user_folder, data_folder
 
 
 def volume_folder(name: str) -> Path:
     """Return the folder of a volume."""
-    return platformdirs.user_data_path("skyrl_modal") / "volumes" / name
+    return data_folder() / "volumes" / name
 
 
 def list_folder(volume: VolumeSpec, path: str) -> Sequence[VolumeEntry]:
@@ -92,6 +91,7 @@ def copy_to_volume(volume: VolumeSpec, local: Path, path: str) -> Sequence[str]:
     folder = volume_folder(volume.name)
     if not folder.is_dir() and not volume.create_if_missing:
         raise PathNotFound(f"there is no volume {volume.name}, and create_if_missing is False")
+    create_user_folder(folder)
     target = _target_path(volume, path)
     source = local.resolve()
     if target.is_dir() and not source.is_dir():
