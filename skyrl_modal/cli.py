@@ -6,7 +6,8 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -17,6 +18,7 @@ from skyrl_modal.launcher import Launcher
 from skyrl_modal.protocol.events import MessageEvent, MessageLevel, OutputEvent
 from skyrl_modal.protocol.exit_codes import BROKEN_PIPE, INTERRUPTED, LAUNCHER_FAILED
 from skyrl_modal.protocol.state import RunState
+from skyrl_modal.run.cleanup import clean_up
 from skyrl_modal.run.handle import Run, runs
 from skyrl_modal.run.output_sink import discard_standard_output, open_sink
 from skyrl_modal.spec.fields import OPTION_HELP
@@ -281,7 +283,8 @@ def ls(path: str, **options: Any) -> None:
 @click.argument("local", default=".")
 def pull(path: str, local: str, **options: Any) -> None:
     """Copy PATH of a volume to LOCAL."""
-    _print(_make_launcher(**options).pull(path, local))
+    with _warnings_as_messages():
+        _print(_make_launcher(**options).pull(path, local))
 
 
 @cli.command()
@@ -290,7 +293,41 @@ def pull(path: str, local: str, **options: Any) -> None:
 @click.argument("path")
 def push(local: str, path: str, **options: Any) -> None:
     """Copy LOCAL to PATH on a volume."""
-    _make_launcher(**options).push(local, path)
+    with _warnings_as_messages():
+        _make_launcher(**options).push(local, path)
+
+
+@contextlib.contextmanager
+def _warnings_as_messages() -> Iterator[None]:
+    """Print Python's warnings of a ``with`` block as messages of the launcher."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in caught:
+        StderrReporter().warn(str(warning.message))
+
+
+@cli.command()
+@click.option(
+    "--older-than",
+    metavar="DURATION",
+    help="Keep snapshots that were used more recently, and also remove records of runs that are older, such as 30d.",
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be removed, and remove nothing.")
+def clean(older_than: str | None, dry_run: bool) -> None:
+    """Remove what is not needed any more from this machine.
+
+    Snapshots, scratch folders of runs that were killed, half-written files, and with --older-than records of runs.
+    Volumes, results and logs are kept, and so is everything that is in use.
+    """
+    report = clean_up(older_than=older_than, dry_run=dry_run)
+    rows = [(entry.kind, f"{entry.number:>8,}", f"{entry.bytes:>18,}") for entry in report.removed]
+    _print_rows(("would be removed" if dry_run else "removed", "number".rjust(8), "bytes".rjust(18)), rows)
+    for text in report.kept:
+        StderrReporter().info(text)
+    for text in report.failures:
+        _print_error(text)
+    sys.exit(LAUNCHER_FAILED if report.failures else 0)
 
 
 @cli.command()

@@ -19,6 +19,7 @@ from skyrl_modal.prepare.restore import changes_since
 from skyrl_modal.prepare.staging import check_with_backend, take_snapshots
 from skyrl_modal.reporting import NullReporter, NullRunTable, Reporter
 from skyrl_modal.run.batch import Batch
+from skyrl_modal.run.cleanup import remove_half_written
 from skyrl_modal.run.foreground import stream_to_end
 from skyrl_modal.run.handle import Run
 from skyrl_modal.run.index import RunIndex
@@ -260,6 +261,7 @@ class Launcher(RunSpec):
         secret_values = check_with_backend(plan, backend, reporter, title=title)
         if interrupts is not None:
             interrupts.raise_if_recorded()
+        remove_half_written()
         prepared = take_snapshots(plan, secret_values, reporter)
         execution = backend.start(prepared, owned=owned)
         if not owned:

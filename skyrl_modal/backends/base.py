@@ -133,8 +133,13 @@ class Execution(Protocol):
 class Backend(Protocol):
     """A place that executes runs.
 
-    A backend may have a further method, ``attach_by_call_id(call_id: str) -> Execution | None``: ``Run.attach`` then
-    accepts ids that the backend has assigned. It returns None for an id that it does not recognize.
+    A backend may have further methods:
+
+    * ``attach_by_call_id(call_id: str) -> Execution | None``: ``Run.attach`` then accepts ids that the backend has
+      assigned. It returns None for an id that it does not recognize.
+    * ``abandoned_folders() -> Iterator[Path]``: the folders on this machine that ``skyrl-modal clean`` removes.
+    * ``forget(run_id: str) -> None``: removes what this machine keeps about a run that has ended, except its logs and
+      results. ``skyrl-modal clean`` calls it after it has removed the record of the run.
     """
 
     @property

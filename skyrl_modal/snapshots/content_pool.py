@@ -9,7 +9,8 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -161,6 +162,30 @@ class ContentPool:
                 if status.st_nlink == 1:
                     unused.append((entry.path, status.st_size))
         return total, unused
+
+    def find_freed(self, trees: Sequence[Path]) -> tuple[list[tuple[str, int]], int]:
+        """Return what is not needed any more without some snapshots.
+
+        Args:
+            trees: The snapshots.
+
+        Returns:
+            Path and size of each content that no other snapshot has, and the size of the pool.
+        """
+        links: Counter[int] = Counter()
+        for tree in trees:
+            for parent, _, files in os.walk(tree):
+                links.update(os.lstat(os.path.join(parent, name)).st_ino for name in files)
+        freed, total = [], 0
+        for folder in os.scandir(self.folder):
+            if folder.is_dir(follow_symlinks=False):
+                for entry in os.scandir(folder.path):
+                    # Not entry.inode(): some file systems have other numbers in their folders.
+                    status = entry.stat(follow_symlinks=False)
+                    total += status.st_size
+                    if status.st_nlink - 1 <= links[status.st_ino]:
+                        freed.append((entry.path, status.st_size))
+        return freed, total
 
     def remove_unfinished(self) -> None:
         """Remove files that were not completely written. No other process may be writing to the pool."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -37,6 +38,19 @@ def _absolute(folder: str | os.PathLike[str]) -> Path:
 def _check_limit(_: object, attribute: Attribute[int], value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise SpecError(attribute.name, value, "give a number of bytes, 0 or more")
+
+
+@frozen
+class RemovedSnapshots:
+    """What ``SnapshotStore.remove_unused`` removed.
+
+    Attributes:
+        number: The number of snapshots.
+        bytes: The size of the contents that no other snapshot has.
+    """
+
+    number: int
+    bytes: int
 
 
 @frozen
@@ -144,6 +158,44 @@ class SnapshotStore:
                 self._remove_unfinished()
                 UsageRecord(self.folder).write(self._shrink(max_bytes=0, max_trees=0))
 
+    def remove_unused(self, *, used_before: float = math.inf, dry_run: bool = False) -> RemovedSnapshots | None:
+        """Remove snapshots that are not in use, and the contents that only they have.
+
+        Args:
+            used_before: Time in seconds since the epoch; snapshots that were used later are kept.
+            dry_run: Whether to return what would be removed, and remove nothing.
+
+        Returns:
+            What was removed. None if another process takes a snapshot now, so that nothing could be removed.
+
+        Raises:
+            OSError: Something cannot be removed.
+        """
+        if not all((self.folder / name).is_dir() for name in _FOLDERS):
+            return RemovedSnapshots(0, 0)
+        with self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB) as is_alone:
+            if not is_alone:
+                return None
+            trees = [path for path in self._trees() if path.stat().st_mtime < used_before and not _is_locked(path)]
+            stamps = [path for path in (self.folder / "stamps").iterdir() if path.stat().st_mtime < used_before]
+            contents, total = self._pool.find_freed(trees)
+            freed = sum(size for _, size in contents)
+            if not dry_run:
+                self._remove_unfinished()
+                for path in trees:
+                    _remove_tree(path.parent, path.name)
+                for content, _ in contents:
+                    os.unlink(content)
+                for path in stamps:
+                    path.unlink(missing_ok=True)
+                UsageRecord(self.folder).write(total - freed)
+            return RemovedSnapshots(len(trees), freed)
+
+    def _trees(self) -> list[Path]:
+        """Return the finished trees, the least recently used first."""
+        trees = self.folder / "trees"
+        return _oldest_first(trees, [name for name in os.listdir(trees) if not name.startswith(".")])
+
     def _remove_unfinished(self) -> None:
         """Remove unfinished files and trees. Their processes have ended, since the lock is held exclusively."""
         self._pool.remove_unfinished()
@@ -190,8 +242,7 @@ class SnapshotStore:
 
     def _shrink(self, *, max_bytes: int, max_trees: int) -> int:
         """Remove trees and contents until the store is within limits; return the size of the contents."""
-        trees = self.folder / "trees"
-        oldest = _oldest_first(trees, [name for name in os.listdir(trees) if not name.startswith(".")])
+        trees, oldest = self.folder / "trees", self._trees()
         total, unused = self._pool.find_unused()
         while total > max_bytes or len(oldest) > max_trees:
             if unused and total > max_bytes:
@@ -213,6 +264,18 @@ def _is_full(error: OSError) -> bool:
 
 def _oldest_first(folder: Path, names: list[str]) -> list[Path]:
     return sorted((folder / name for name in names), key=lambda path: path.stat().st_mtime)
+
+
+def _is_locked(tree: Path) -> bool:
+    """Return whether a snapshot is in use."""
+    descriptor = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _remove_tree(trees: Path, name: str) -> bool:

@@ -5,6 +5,7 @@ The lock's file is in the run's state folder, which this user's processes find b
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -34,8 +35,13 @@ def supervisor_stderr(run_id: str, rank: int) -> Path:
 
 def is_run_alive(run_id: str) -> bool:
     """Return whether a run on this machine is active, or is being started."""
+    return is_lock_held(lock_file(run_id))
+
+
+def is_lock_held(path: Path) -> bool:
+    """Return whether a process holds the lock of a run."""
     try:
-        descriptor = os.open(lock_file(run_id), os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
@@ -58,3 +64,16 @@ def wait_for_run_end(run_id: str) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
     finally:
         os.close(descriptor)
+
+
+def remove_state(run_id: str) -> None:
+    """Remove what this machine keeps about a run that has ended, except its logs and results."""
+    folder = state_folder(run_id)
+    if is_run_alive(run_id):
+        return
+    with contextlib.suppress(OSError):
+        for path in folder.glob("supervisor*.err"):
+            if path.stat().st_size == 0:
+                path.unlink()
+        lock_file(run_id).unlink(missing_ok=True)
+        folder.rmdir()  # fails if it has a log or a result

@@ -13,7 +13,7 @@ from skyrl_modal.backends.local.descriptors import DescriptorSet
 from skyrl_modal.backends.local.run_lock import lock_file
 from skyrl_modal.backends.local.sandbox import PROBE_PREFIX, Sandbox
 from skyrl_modal.backends.local.scratch import create_scratch_folder, remove_abandoned_folders, scratch_root
-from skyrl_modal.backends.temporary_folders import locked_temporary_folder
+from skyrl_modal.backends.temporary_folders import locked_temporary_folder, remove_tree
 
 #: Creates a probe folder in a folder, prints its name, and waits.
 PROBE_SCRIPT = """
@@ -98,4 +98,4 @@ def test_a_start_removes_abandoned_folders() -> None:
 
     assert folder.name == "20000101-000000-000001.1"
     assert not {"20000101-000000-000000", f"{PROBE_PREFIX}left"} & names(root)
-    folder.rmdir()
+    remove_tree(folder)
