@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 #: The number of inputs of each test. `SKYRL_MODAL_CASES` raises it.
-CASES = int(os.environ.get("SKYRL_MODAL_CASES", "100"))
+CASES = int(os.environ.get("SKYRL_MODAL_CASES", "50"))
 fuzz_settings = settings(
     max_examples=CASES,
     deadline=None,
