@@ -11,30 +11,11 @@ from pathlib import Path
 from attrs import field, frozen
 
 from skyrl_modal.backends.contained_paths import PathOutside, path_below_alias, resolve_below
-from skyrl_modal.backends.transfer import STAGING_PREFIX, copy_file, storage_errors
+from skyrl_modal.backends.transfer import STAGING_PREFIX, copy_file, special_kind, storage_errors
 from skyrl_modal.errors import StorageError
 
 #: Entries that a report names; further ones are counted.
 _REPORTED_ENTRIES = 10
-
-_KINDS = {
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
-
-
-def special_kind(mode: int) -> str | None:
-    """Return what an entry is that is no file, folder or link; None for a file, folder or link.
-
-    Example:
-        >>> special_kind(stat.S_IFIFO), special_kind(stat.S_IFREG)
-        ('a named pipe', None)
-    """
-    if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode):
-        return None
-    return _KINDS.get(stat.S_IFMT(mode), "a special file")
 
 
 @frozen

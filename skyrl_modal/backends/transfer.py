@@ -27,6 +27,25 @@ _CHUNK = 1 << 20
 #: Codes of ``rename`` for a target that is a folder with entries, on Linux and macOS, and on Solaris and others.
 _NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def special_kind(mode: int) -> str | None:
+    """Return what an entry is that is no file, folder or link; None for a file, folder or link.
+
+    Example:
+        >>> special_kind(stat.S_IFIFO), special_kind(stat.S_IFREG)
+        ('a named pipe', None)
+    """
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode):
+        return None
+    return _KINDS.get(stat.S_IFMT(mode), "a special file")
+
 
 @contextlib.contextmanager
 def staged_transfer(target: Path) -> Iterator[Path]:
@@ -44,9 +63,10 @@ def staged_transfer(target: Path) -> Iterator[Path]:
         moved to the target. After an exception it is removed.
 
     Raises:
-        StorageError: The target cannot be written; or a link or file is where a folder has to be, or a folder where a
-            file has to be. The target is unchanged.
+        StorageError: The target cannot be written, or is a special file; or a link or file is where a folder has to be,
+            or a folder where a file has to be. The target is unchanged.
     """
+    _check_no_special_file(target)
     remove_abandoned_transfers(time.monotonic() + _REMOVAL_SECONDS)
     created: list[Path] = []
     try:
@@ -137,6 +157,16 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def _check_no_special_file(target: Path) -> None:
+    """Raise an error for a device, a named pipe or a socket, or a link to one, which a file would replace."""
+    try:
+        kind = special_kind(target.stat().st_mode)
+    except OSError:
+        return
+    if kind is not None:
+        raise StorageError(str(target), f"it is {kind}, and a file would replace it")
+
+
 def _create_folders(folder: Path) -> list[Path]:
     """Create a folder and its parents; return those that did not exist, outermost first."""
     missing = []
@@ -206,6 +236,7 @@ def _check_merge(item: Path, target: Path) -> None:
             elif not _is_folder(place / name):
                 raise _folder_conflict(place / name)
         for name in files:
+            _check_no_special_file(place / name)
             if _is_folder(place / name):
                 raise StorageError(str(place / name), "it is a folder, and a file would replace it")
 

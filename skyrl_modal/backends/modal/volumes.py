@@ -19,10 +19,10 @@ from modal.types import FileEntry
 
 from skyrl_modal.backends.base import VolumeEntry
 from skyrl_modal.backends.contained_paths import PathOutside
-from skyrl_modal.backends.file_tree import LinkRules, SkippedEntries, special_kind, walk_tree
+from skyrl_modal.backends.file_tree import LinkRules, SkippedEntries, walk_tree
 from skyrl_modal.backends.modal.errors import backend_unavailable, error_text, is_client_error
 from skyrl_modal.backends.modal.preflight import connect
-from skyrl_modal.backends.transfer import STAGING_PREFIX, staged_transfer, storage_errors
+from skyrl_modal.backends.transfer import STAGING_PREFIX, special_kind, staged_transfer, storage_errors
 from skyrl_modal.errors import PathNotFound, SpecError, StorageError
 from skyrl_modal.protocol.state import VolumeEntryKind
 from skyrl_modal.spec.volume import VolumeSpec

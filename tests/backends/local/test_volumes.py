@@ -289,6 +289,26 @@ def test_special_files_are_refused(made: Launcher, root: Path, tmp_path: Path, k
         transfer_path("folder/special")
 
 
+@pytest.mark.parametrize("kind", ["pipe", "socket", "/dev/null", "/dev/full"])
+def test_special_file_at_the_target_is_kept(made: Launcher, root: Path, tmp_path: Path, kind: str) -> None:
+    """A device, a named pipe or a socket is neither replaced nor written to, also in a folder that is merged."""
+    (tmp_path / "ck" / "step_10").mkdir(parents=True)
+    (root / "target" / "step_10").mkdir(parents=True)
+    for place in (tmp_path / "ck" / "step_10" / "weights", root / "target" / "step_10" / "weights"):
+        make_special(place, kind)
+    before = (tmp_path / "ck" / "step_10" / "weights").lstat()
+
+    for act in (
+        lambda: made.pull("/root/data/ck/step_10/weights", tmp_path / "ck" / "step_10" / "weights"),
+        lambda: made.pull("/root/data/ck", tmp_path),
+        lambda: made.push(root / "ck" / "step_10", "/root/data/target/step_10"),
+    ):
+        with pytest.raises((StorageError, SpecError)):
+            act()
+
+    assert os.path.samestat(before, (tmp_path / "ck" / "step_10" / "weights").lstat())
+
+
 def test_reports_are_limited(made: Launcher, root: Path, tmp_path: Path) -> None:
     """Of many entries that are not copied, some are named and the rest is counted."""
     for number in range(30):
