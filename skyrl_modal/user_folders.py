@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
@@ -18,18 +19,33 @@ _MODE = 0o700
 
 
 def data_folder() -> Path:
-    """Return the folder with the volumes of the local backend. It may not exist."""
-    return platformdirs.user_data_path(_NAME)
+    """Return the folder with the volumes of the local backend. It may not exist.
+
+    Raises:
+        StorageError: This user has no home folder. So do the other functions of this module.
+    """
+    return _find_folder(platformdirs.user_data_path)
 
 
 def state_folder() -> Path:
     """Return the folder with the records of this machine. It may not exist."""
-    return platformdirs.user_state_path(_NAME)
+    return _find_folder(platformdirs.user_state_path)
 
 
 def cache_folder() -> Path:
     """Return the folder with what can be created again. It may not exist."""
-    return platformdirs.user_cache_path(_NAME)
+    return _find_folder(platformdirs.user_cache_path)
+
+
+def _find_folder(find: Callable[[str], Path]) -> Path:
+    reason = "this user has no home folder. Set HOME, or XDG_DATA_HOME, XDG_STATE_HOME and XDG_CACHE_HOME"
+    try:
+        folder = find(_NAME)
+    except RuntimeError as error:
+        raise StorageError("~", reason) from error
+    if not folder.is_absolute():  # earlier versions of platformdirs return a folder named "~"
+        raise StorageError("~", reason)
+    return folder
 
 
 def create_user_folder(folder: Path) -> Path:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 from attrs import frozen
 
 from skyrl_modal.checkout import Checkout, find_checkout, inspect_checkout
-from skyrl_modal.errors import SpecError
+from skyrl_modal.errors import SpecError, StorageError
 from skyrl_modal.findings import Finding, Severity
 from skyrl_modal.gitfiles.report import format_size
 from skyrl_modal.mount import Selection, select
@@ -21,6 +20,7 @@ from skyrl_modal.spec.fields import is_below
 from skyrl_modal.spec.mount import MountSpec
 from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.spec.stored import encode_spec
+from skyrl_modal.user_folders import cache_folder
 from skyrl_modal.views.text import format_rows
 
 #: The backend that runs on this machine: without an image, and with the GPUs that the machine has.
@@ -146,8 +146,16 @@ def _select(mount: MountSpec, checkout: Checkout | None) -> Selection:
         include=mount.include,
         exclude=mount.exclude,
         skip_caches=mount.skip_caches,
-        search_cache=platformdirs.user_cache_path("skyrl_modal") / "searches",
+        search_cache=_search_cache(),
     )
+
+
+def _search_cache() -> Path | None:
+    """Return the folder with the results of searches for keys; None for a user without a home folder."""
+    try:
+        return cache_folder() / "searches"
+    except StorageError:
+        return None
 
 
 def _check_workdir(job: Job, declared: str, selections: Sequence[Selection]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 import stat
 import subprocess
 import threading
@@ -164,3 +165,78 @@ def test_write_all_to_a_slow_pipe() -> None:
     with os.fdopen(reader, "rb") as file:
         assert file.read() == content
     thread.join()
+
+
+def make_hostile(path: Path, kind: str) -> None:
+    """Put something at a path that is not a record."""
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "named pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(path.parent):
+            server.bind(path.name)
+    elif kind == "sparse file of 1 GB":
+        with path.open("wb") as file:
+            file.truncate(10**9)
+    else:
+        target = path.name if kind == "link to itself" else kind.removeprefix("link to ")
+        if target == "a pipe":
+            os.mkfifo(path.with_name("pipe"))
+            target = "pipe"
+        path.symlink_to(target)
+
+
+HOSTILE = [
+    "folder", "named pipe", "socket", "sparse file of 1 GB",
+    "link to /etc/passwd", "link to itself", "link to a pipe", "link to /dev/zero", "link to absent",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_only_regular_files_are_records(tmp_path: Path, kind: str) -> None:
+    """What is not a regular file of bounded size raises ProtocolError, without blocking or reading it."""
+    folder = RunFolder(tmp_path)
+    make_hostile(tmp_path / "result.json", kind)
+
+    with pytest.raises(ProtocolError):
+        folder.read_result()
+
+    folder.write_result(RESULT) if kind != "folder" else None
+    assert kind == "folder" or folder.read_result() == RESULT
+
+
+@pytest.mark.parametrize("kind", [kind for kind in HOSTILE if "sparse" not in kind])
+def test_output_must_be_a_regular_file(tmp_path: Path, kind: str) -> None:
+    """An output.log that is not a regular file raises OSError, without blocking."""
+    make_hostile(tmp_path / "output.log", kind)
+
+    with pytest.raises(OSError, match=r"symbolic link|regular file|No such device"):
+        list(RunFolder(tmp_path).read_output())
+
+
+def test_link_at_the_temporary_name_is_not_followed(tmp_path: Path) -> None:
+    """A link that someone created at the name of the temporary file is replaced, and its target is unchanged."""
+    victim = tmp_path / "victim"
+    victim.write_text("content")
+    (tmp_path / f".result.json.{os.getpid()}").symlink_to(victim)
+
+    RunFolder(tmp_path).write_result(RESULT)
+
+    assert victim.read_text() == "content"
+    assert RunFolder(tmp_path).read_result() == RESULT
+
+
+def test_records_are_written_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record is complete on the disk before it has its name, and its name is on the disk afterwards."""
+    synced: list[tuple[bool, bool]] = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), (tmp_path / "result.json").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    RunFolder(tmp_path).write_result(RESULT)
+
+    assert synced == [(False, False), (True, True)]

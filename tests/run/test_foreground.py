@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from skyrl_modal import Launcher, Run, RunResult, RunState, runs
-from skyrl_modal.protocol.events import HandleEvent, MessageEvent, MessageLevel, OutputEvent, ResultEvent, RunEvent
+from skyrl_modal.errors import StorageError
+from skyrl_modal.protocol.events import (
+    HandleEvent,
+    MessageEvent,
+    MessageLevel,
+    OutputEvent,
+    ResultEvent,
+    RunEvent,
+    StateEvent,
+)
 from skyrl_modal.protocol.state import FailureCause
+from skyrl_modal.reporting import NullReporter
+from skyrl_modal.run.foreground import stream_to_end
+from skyrl_modal.run.interrupts import Interrupts
 from tests.run.memory_backend import SUCCESS, MemoryBackend, make_record
 
 DETAIL = "rank 1 (10.0.0.2): Ray exited with code 1:\nthe log tail"
@@ -161,3 +174,85 @@ def test_backend_receives_spec_and_job() -> None:
 
     [prepared] = backend.runs
     assert (prepared.job.command, prepared.job.name, prepared.spec.cpu) == ("echo one", "first", 2)
+
+
+class FailingReporter:
+    """A reporter that fails from a message on.
+
+    Args:
+        text: What the message contains.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def info(self, text: str) -> None:
+        """Raise an exception for the message."""
+        if self._text in text:
+            raise OSError(28, "No space left on device")
+
+    def warn(self, text: str) -> None:
+        """Raise an exception for the message."""
+        self.info(text)
+
+
+@pytest.mark.parametrize("text", ["a message", "a warning", "Token", "exit code"])
+def test_error_of_the_reporter_stops_the_run(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the reporter fails, the run is stopped, its events are read to the end, and then the error is raised."""
+    events: list[RunEvent] = [
+        MessageEvent("a message"),
+        MessageEvent("a warning", MessageLevel.WARNING),
+        OutputEvent(b"one"),
+        SUCCESS,
+    ]
+    backend = MemoryBackend(*events, handle={"id": "memory", "ray_token": "0123"})
+    monkeypatch.setattr("skyrl_modal.launcher.StderrReporter", lambda: FailingReporter(text))
+
+    with pytest.raises(OSError, match="No space left"):
+        Launcher(backend=backend, mounts=[]).run("true", output=bytearray().extend)
+
+    assert backend.execution.cancellations == [False]
+
+
+def test_error_of_on_state_stops_the_run() -> None:
+    """If the receiver of states fails, the run is stopped and the error is raised."""
+    backend = MemoryBackend(StateEvent(RunState.RUNNING), SUCCESS)
+    run = Launcher(backend=backend, mounts=[]).submit("true")
+
+    def fail(state: RunState) -> None:
+        raise LookupError(state)
+
+    with pytest.raises(LookupError):
+        stream_to_end(run, bytearray().extend, NullReporter(), Interrupts(), fail)
+
+    assert backend.execution.cancellations == [False]
+
+
+@pytest.fixture
+def index_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a file in the place of the folder with the records of runs."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    (tmp_path / "skyrl_modal").mkdir()
+    (tmp_path / "skyrl_modal" / "index").touch()
+
+
+@pytest.mark.usefixtures("index_is_a_file")
+def test_submitted_run_without_a_record_is_stopped() -> None:
+    """A run that no process could attach to, since its record cannot be written, is stopped."""
+    backend = MemoryBackend(SUCCESS)
+
+    with pytest.raises(StorageError):
+        Launcher(backend=backend, mounts=[]).submit("true")
+
+    assert backend.execution.cancellations == [False]
+
+
+@pytest.mark.usefixtures("index_is_a_file")
+def test_owned_run_without_a_record_continues(capfd: pytest.CaptureFixture[str]) -> None:
+    """A run that this process owns does not depend on its record; a warning is shown."""
+    backend = MemoryBackend(HandleEvent({"id": "memory"}), SUCCESS)
+
+    result = Launcher(backend=backend, mounts=[]).run("true")
+
+    assert result.succeeded
+    assert "cannot be attached to" in capfd.readouterr().err

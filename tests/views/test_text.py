@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 
 import pytest
 
 from skyrl_modal.protocol.state import RunState
 from skyrl_modal.views.table import LiveRunTable, print_table
-from skyrl_modal.views.text import StderrReporter, format_columns, format_rows
+from skyrl_modal.views.text import StderrReporter, escape_controls, format_columns, format_rows, write_text
 
 
 def test_reporter_prefixes_each_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,3 +59,73 @@ def test_table_shows_brackets(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(("name",), [("[bold]x[/bold]",)])
 
     assert "[bold]x[/bold]" in capsys.readouterr().out
+
+
+CONTROLS = {
+    "clear screen": "\x1b[2J",
+    "title": "\x1b]0;title\x07",
+    "c1": "\x9b2J",
+    "carriage return": "ok\rfailed",
+    "backspace": "a\b",
+    "delete": "\x7f",
+    "right-to-left override": "\u202etxt.exe",
+    "isolate": "\u2067",
+    "line separator": "\u2028",
+    "surrogate of a file name": "\udcff",
+    "newline": "one\n backend  modal",
+}
+
+
+@pytest.mark.parametrize("text", CONTROLS.values(), ids=CONTROLS)
+def test_controls_are_escaped_in_every_view(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """No view contains a control character of a value, or lets a value begin a line of its own."""
+    StderrReporter().info(text)
+    message = capsys.readouterr().err
+    views = [message, format_rows([("name", text)]), format_columns([(text, "x")]), escape_controls(text)]
+
+    for view in views:
+        assert escape_controls(view, multiline=True) == view
+    assert all(line.startswith("skyrl-modal | ") for line in message.splitlines())
+    assert all(line.startswith((" " * 4 + "name", " " * 10)) for line in views[1].splitlines())
+    assert len(views[2].splitlines()) == len(views[3].splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["plain", "naïve", "日本語", "emoji 👩‍🚀", "a  b", ""])
+def test_other_text_is_unchanged(text: str) -> None:
+    """Text without control characters is not changed."""
+    assert escape_controls(text) == text
+
+
+def test_table_contains_no_controls(capsys: pytest.CaptureFixture[str]) -> None:
+    """The table of runs shows the output without colors and with other control characters escaped."""
+    with LiveRunTable(["first\x1b[2J"]) as table:
+        table.update(0, state=RunState.RUNNING, line="\x1b[31mred\x1b[0m\x1b[2J")
+
+    assert capsys.readouterr().err == "skyrl-modal | first\\x1b[2J: running  red\\x1b[2J\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_text_is_written_in_any_encoding(encoding: str) -> None:
+    """Characters that an encoding does not have are escaped."""
+    binary = io.BytesIO()
+    stream = io.TextIOWrapper(binary, encoding=encoding)
+
+    write_text(stream, "日 a\n")
+
+    expected = "日 a\n" if encoding == "utf-8" else "\\u65e5 a\n"
+    assert binary.getvalue().decode(encoding) == expected
+
+
+@pytest.mark.parametrize("kind", ["full", "closed", "absent"])
+def test_message_that_cannot_be_written(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message for a stream that is full or closed is discarded, and raises nothing."""
+    stream = None if kind == "absent" else open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115  # closed below
+    if stream is not None and kind == "closed":
+        stream.close()
+    monkeypatch.setattr("sys.stderr", stream)
+
+    StderrReporter().info("text")
+
+    if stream is not None:
+        with contextlib.suppress(OSError):
+            stream.close()
