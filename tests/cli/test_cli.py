@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.run.index import IndexRecord, RunIndex
+from skyrl_modal.views.text import escape_controls
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -183,3 +185,43 @@ def test_doctor_checks_every_backend(skyrl: Command) -> None:
     subjects = [line.split()[1] for line in done.stdout.splitlines()]
     assert {"Python", "checkout", "modal", "ray"} <= set(subjects)
     assert done.returncode == 0
+
+
+def test_controls_in_records_are_escaped(skyrl: Command) -> None:
+    """Names, tags and commands with control characters are listed as escape sequences, in one line."""
+    record = make_record("20200101-000000-aaaaaa", "mine\x1b[2J", id="7")
+    job = replace(record.job, command="echo \x1b]0;title\x07\nsecond", name="a\rb", tags=("\u202etag",))
+    RunIndex().add(replace(record, job=job))
+    RunIndex().add(replace(record, job=replace(job, run_id="20200101-000000-bbbbbb", command=" \n ")))
+
+    listed = skyrl("ps")
+
+    assert listed.returncode == 0
+    assert len(listed.stdout.splitlines()) == 2
+    assert "echo \\x1b]0;title\\x07" in listed.stdout
+    assert escape_controls(listed.stdout + listed.stderr, multiline=True) == listed.stdout + listed.stderr
+
+
+def test_logs_keep_colors(skyrl: Command) -> None:
+    """The command's own output is printed with its control sequences, also to a pipe."""
+    run_id = skyrl("submit", "--no-ray", "printf '\\033[31mred\\033[0m\\n'").stdout.strip()
+    skyrl("wait", run_id)
+
+    assert skyrl("logs", run_id).stdout == skyrl("attach", run_id).stdout == "\x1b[31mred\x1b[0m\n"
+
+
+@pytest.mark.parametrize("record", [b"", b"[]", b"null", b"[" * 100_000, b"{}", b" " * (5 << 20)])
+def test_damaged_index_entry_affects_its_run_only(skyrl: Command, tmp_path: Path, record: bytes) -> None:
+    """A damaged entry of the index is skipped with a warning, and the other runs are listed."""
+    RunIndex().add(make_record("20200101-000000-aaaaaa", "mine", id="7"))
+    [entry] = (tmp_path / "state").rglob("*.json")
+    entry.with_name("20200101-000000-damaged.json").write_bytes(record)
+    renamed = entry.with_name("20200101-000000-renamed.json")
+    renamed.write_bytes(entry.read_bytes())
+    entry.with_name("20200101-000000-link.json").symlink_to("/etc/passwd")
+
+    listed = skyrl("ps")
+
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["20200101-000000-aaaaaa"]
+    assert listed.stderr.count("skipping a record") == 3
+    assert skyrl("wait", "20200101-000000-damaged").returncode == 125

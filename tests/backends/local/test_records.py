@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from skyrl_modal import Run, runs
 from skyrl_modal.backends.local import LocalBackend
 from skyrl_modal.backends.local.descriptors import DescriptorSet
 from skyrl_modal.backends.local.execution import LocalExecution
@@ -16,9 +19,10 @@ from skyrl_modal.errors import RecordError
 from skyrl_modal.protocol.events import ResultEvent
 from skyrl_modal.protocol.job import SCHEMA_VERSION, Job
 from skyrl_modal.protocol.result import RunResultRecord
-from skyrl_modal.protocol.run_folder import RESULT_FILE, STATUS_FILE, RunFolder
+from skyrl_modal.protocol.run_folder import MAX_RECORD_BYTES, RESULT_FILE, STATUS_FILE, RunFolder
 from skyrl_modal.protocol.state import FailureCause, RunState
 from skyrl_modal.protocol.status import StatusRecord
+from skyrl_modal.run.index import IndexRecord, RunIndex
 
 NEWER = json.dumps({"state": "running", "schema_version": SCHEMA_VERSION + 1})
 #: Above the largest process id of Linux (PID_MAX_LIMIT, 2^22).
@@ -136,3 +140,78 @@ def test_the_last_event_is_the_result(execution: LocalExecution, job: Job, folde
 
     assert [event.data for event in events] == [b"output\n"]
     assert last == ResultEvent(folder.read_result())
+
+
+HOSTILE_RESULTS = {
+    "empty": b"",
+    "truncated": b'{"run_id": "r1", "sta',
+    "list": b"[]",
+    "null": b"null",
+    "deep": b"[" * 100_000,
+    "huge number": b'{"returncode": 1' + b"0" * 5000 + b"}",
+    "binary": bytes(range(256)),
+    "larger than a record": b" " * (MAX_RECORD_BYTES + 1),
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE_RESULTS.values(), ids=HOSTILE_RESULTS)
+def test_a_hostile_result_affects_its_run_only(job: Job, tmp_path: Path, content: bytes) -> None:
+    """A run whose result is damaged is listed with the others; its own state raises RecordError."""
+    damaged, other = f"{job.run_id}-a", f"{job.run_id}-b"
+    for run_id in (damaged, other):
+        folder = RunFolder(tmp_path / run_id)
+        folder.path.mkdir()
+        one = replace(job, run_id=run_id)
+        folder.write_result(replace(result_of(one), run_id=run_id))
+        handle = {"pid": UNUSED_PID, "run_folder": str(folder.path)}
+        RunIndex().add(IndexRecord(job=one, backend="local", handle=handle))
+    (tmp_path / damaged / RESULT_FILE).write_bytes(content)
+
+    found = {run.id: run for run in runs(limit=None) if run.id in (damaged, other)}
+
+    assert found[other].state is RunState.FAILED
+    with pytest.raises(RecordError):
+        assert found[damaged].state
+
+
+@pytest.mark.parametrize("kind", ["named pipe", "folder", "link to /etc/passwd", "link to itself"])
+def test_an_output_that_is_no_file(execution: LocalExecution, job: Job, folder: RunFolder, kind: str) -> None:
+    """An output.log that is not a regular file is refused without blocking; the run has its result all the same."""
+    if kind == "named pipe":
+        os.mkfifo(folder.output)
+    elif kind == "folder":
+        folder.output.mkdir()
+    else:
+        folder.output.symlink_to("/etc/passwd" if "passwd" in kind else folder.output.name)
+    folder.write_result(result_of(job))
+    run = Run(job, "local", execution)
+
+    for read in (run.logs, run.events):
+        with pytest.raises(RecordError) as error:
+            list(read())
+        assert error.value.path == str(folder.output)
+    assert run.result().returncode == 3
+
+
+def test_logs_of_a_rank_are_regular_files(execution: LocalExecution, job: Job, folder: RunFolder) -> None:
+    """Of the files of a rank, links and named pipes are left out, and control characters of names are escaped."""
+    logs = folder.rank_logs(0)
+    logs.mkdir(parents=True)
+    (logs / "a\x1b[2J.log").write_text("content \x1b[31m\n")
+    (logs / "link").symlink_to("/etc/passwd")
+    os.mkfifo(logs / "pipe")
+
+    lines = list(Run(job, "local", execution).logs(rank=0))
+
+    assert lines == ["==> a\\x1b[2J.log <==", "content \x1b[31m"]
+
+
+def test_the_end_of_a_large_log_is_read(
+    execution: LocalExecution, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a log that is larger than the limit, the end is returned after a line with the number of omitted bytes."""
+    monkeypatch.setattr("skyrl_modal.backends.local.execution._MAX_FILE_BYTES", 10)
+    folder.rank_logs(0).mkdir(parents=True)
+    (folder.rank_logs(0) / "log").write_text("a" * 20 + "0123456789")
+
+    assert list(execution.read_files("ray/0")) == [("log", b"(20 bytes are omitted here)\n0123456789")]
