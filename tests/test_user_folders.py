@@ -16,7 +16,7 @@ from skyrl_modal.errors import StorageError
 from skyrl_modal.user_folders import cache_folder, create_user_folder, data_folder, make_private_folder, state_folder
 
 #: An ordinary user: the kernel's overflow user id.
-NOBODY = 65534
+OTHER_USER = 65534
 
 
 @pytest.fixture(autouse=True)
@@ -151,13 +151,13 @@ def test_folder_of_another_user_is_refused(open_home: Path) -> None:
     """A folder that another user has created before is refused: its owner could replace what is in it."""
     folder = open_home / "skyrl_modal"
     folder.mkdir()
-    os.chown(folder, NOBODY - 1, NOBODY - 1)
+    os.chown(folder, OTHER_USER - 1, OTHER_USER - 1)
     folder.chmod(0o777)
     child = os.fork()
     if child == 0:
         os.setgroups([])
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
+        os.setgid(OTHER_USER)
+        os.setuid(OTHER_USER)
         try:
             make_private_folder(folder)
         except StorageError as error:
@@ -188,8 +188,8 @@ def test_a_second_user_cannot_read_a_run(open_home: Path, checkout: Path, umask:
     )
     found = subprocess.run(
         ["find", str(open_home)],
-        user=NOBODY,
-        group=NOBODY,
+        user=OTHER_USER,
+        group=OTHER_USER,
         extra_groups=[],
         capture_output=True,
         text=True,

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from skyrl_modal.container.event_router import EventRouter
 from skyrl_modal.container.events import CommandExited, DeadlineReached, Event, StopRequested
-from skyrl_modal.container.failures import Failure, Report, StartError, cause_of_stop, describe_stop
+from skyrl_modal.container.failures import Failure, Report, StartError, cause_of_stop, describe_error, describe_stop
 from skyrl_modal.container.output import CHUNK_SIZE, OutputRecorder
 from skyrl_modal.container.process import ChildProcess, shell_argv
 from skyrl_modal.container.process_tree import terminate_all
@@ -162,7 +162,7 @@ class CommandAttempt:
             )
         except OSError as error:
             os.close(reader)
-            text = f"the command could not be started: {error}"
+            text = f"the command could not be started: {describe_error(error)}"
             raise StartError(Failure(FailureCause.COMMAND_NOT_STARTED, text)) from error
         finally:
             os.close(writer)

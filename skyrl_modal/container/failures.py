@@ -16,6 +16,18 @@ _STOP_DESCRIPTIONS = {
 }
 
 
+def describe_error(error: OSError) -> str:
+    """Return an error of the system as text: the file, and what is wrong with it.
+
+    Example:
+        >>> describe_error(FileNotFoundError(2, "No such file or directory", "/root/data"))
+        '/root/data: No such file or directory'
+    """
+    if error.filename is None or error.strerror is None:
+        return error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {error.strerror}"
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A failure of the run that the command did not cause itself.

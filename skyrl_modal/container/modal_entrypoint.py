@@ -23,6 +23,7 @@ import modal
 from skyrl_modal.container.counted_text import CountedText
 from skyrl_modal.container.environment import count_gpus
 from skyrl_modal.container.events import RankDisconnected, RankEvent, RankJoined
+from skyrl_modal.container.failures import describe_error
 from skyrl_modal.container.previous_container import Continue, Finished, Lost, PreviousContainer
 from skyrl_modal.container.rank_connections import RankServer, listen
 from skyrl_modal.container.rank_worker import RankWorker
@@ -132,7 +133,7 @@ def _finish(folder: RunFolder, result: RunResultRecord, volumes: _Volumes) -> Ru
         # The caller needs it on the volume too: a cancelled call returns no value.
         folder.write_result(result)
     except OSError as error:
-        _report(f"result.json could not be written: {error}")
+        _report(f"result.json could not be written: {describe_error(error)}")
     volumes.join_background_commits()
     failure = volumes.commit()
     if failure is None:

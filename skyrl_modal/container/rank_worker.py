@@ -20,7 +20,7 @@ from skyrl_modal.container.events import (
     RayNodeExited,
     StopRequested,
 )
-from skyrl_modal.container.failures import StartError
+from skyrl_modal.container.failures import StartError, describe_error
 from skyrl_modal.container.process_tree import ProcessScope, reap_orphans
 from skyrl_modal.container.rank_connections import Connection, connect_to_rank_zero
 from skyrl_modal.container.ray_node import RayFolders, RayNode, require_ray
@@ -101,7 +101,7 @@ class RankWorker:
         except StartError as error:
             self._fail(error.failure.cause, error.failure.text)
         except OSError as error:
-            self._fail(FailureCause.SYSTEM_ERROR, str(error))
+            self._fail(FailureCause.SYSTEM_ERROR, describe_error(error))
         finally:
             self._end_ray()
             scope.terminate()

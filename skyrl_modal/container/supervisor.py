@@ -19,7 +19,7 @@ from skyrl_modal.container.command_attempt import AttemptServices, CommandAttemp
 from skyrl_modal.container.environment import run_environment
 from skyrl_modal.container.event_router import EventRouter
 from skyrl_modal.container.events import ChildExited, Event, StopRequested
-from skyrl_modal.container.failures import Failure, RunStopped, StartError
+from skyrl_modal.container.failures import Failure, RunStopped, StartError, describe_error
 from skyrl_modal.container.output import OutputRecorder
 from skyrl_modal.container.process_tree import ProcessScope, reap_orphans
 from skyrl_modal.container.ray_cluster import ClusterServices, RayCluster
@@ -105,8 +105,8 @@ class Supervisor:
             outcome = Outcome.of_failure(error.failure)
             self._report(error.failure.text, error.failure.cause)
         except OSError as error:
-            outcome = Outcome.of_failure(Failure(FailureCause.SYSTEM_ERROR, str(error)))
-            self._report(str(error), FailureCause.SYSTEM_ERROR)
+            outcome = Outcome.of_failure(Failure(FailureCause.SYSTEM_ERROR, describe_error(error)))
+            self._report(describe_error(error), FailureCause.SYSTEM_ERROR)
         finally:
             self._tear_down(self._scope)
         result = RunResultRecord(
@@ -127,7 +127,7 @@ class Supervisor:
         try:
             self._folder.write_result(result)
         except OSError as error:
-            self._report(f"result.json could not be written: {error}")
+            self._report(f"result.json could not be written: {describe_error(error)}")
         return result
 
     def _run_attempts(self, begin: float) -> Outcome:
@@ -221,7 +221,7 @@ class Supervisor:
         try:
             self._folder.write_status(StatusRecord(state=state, attempt=self._attempts, dashboard_url=url))
         except OSError as error:
-            self._report(f"state.json could not be written: {error}")
+            self._report(f"state.json could not be written: {describe_error(error)}")
         self._services.emit(StateEvent(state))
 
     def _report(self, text: str, cause: FailureCause | None = None) -> None:

@@ -199,9 +199,10 @@ def write_atomically(path: Path, content: bytes, *, sacrifice: Path | None = Non
             with temporary.open("r+b") as reused:
                 _write_to_disk(reused, content)
         temporary.replace(path)
-    except OSError:
+    except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        error.filename = str(path)  # not the temporary file; a failed write(2) has no name at all
         raise
     _sync_folder(path.parent)
 

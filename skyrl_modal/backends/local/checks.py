@@ -39,11 +39,10 @@ def run_checks() -> Iterator[CheckResult]:
     """Check what runs need on this machine."""
     root = scratch_root()
     try:
-        create_user_folder(root)
+        search = find_sandbox(create_user_folder(root))
     except StorageError as error:
         yield CheckResult("disk", False, str(error))
         return
-    search = find_sandbox(root)
     yield _check_namespaces(search)
     reason = shared_network_reason(search.sandbox)
     nodes = f"they share this machine's network: {reason}" if reason else "each has an address of its own"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import functools
 import importlib.util
 import itertools
@@ -17,6 +18,7 @@ from pathlib import Path
 from attrs import field, frozen
 
 from skyrl_modal.backends.temporary_folders import locked_temporary_folder, remove_tree
+from skyrl_modal.errors import StorageError
 
 #: Variables that name a folder for temporary files or the current folder, of which the run has its own.
 _IGNORED_VARIABLES = frozenset({"TMPDIR", "TMP", "TEMP", "PWD", "OLDPWD", "_"})
@@ -163,6 +165,9 @@ def find_sandbox(scratch_root: Path) -> SandboxSearch:
     Args:
         scratch_root: An existing folder on the file system that has the scratch folders of runs. Overlays may work on
             one file system and not on another.
+
+    Raises:
+        StorageError: The folder cannot be written.
     """
     if sys.platform != "linux":
         return SandboxSearch(None, [f"{sys.platform} has no namespaces"])
@@ -192,7 +197,11 @@ def _candidates() -> list[str]:
 
 
 def _probe(sandbox: Sandbox, scratch_root: Path) -> str | None:
-    """Run ``true`` in a sandbox. Return why that failed; None if it succeeded."""
+    """Run ``true`` in a sandbox. Return why that failed; None if it succeeded.
+
+    Raises:
+        StorageError: The folder cannot be written, which does not show whether the sandbox works.
+    """
     try:
         with locked_temporary_folder(scratch_root, PROBE_PREFIX) as folder:
             try:
@@ -200,6 +209,8 @@ def _probe(sandbox: Sandbox, scratch_root: Path) -> str | None:
             finally:
                 remove_tree(folder)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise StorageError(str(scratch_root), f"the folder cannot be written: {error.strerror}") from error
         return str(error)
 
 
