@@ -140,6 +140,13 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def attack(session: nox.Session) -> None:
+    """Try all attacks of tests/attacks. Options: ``-- --only NAME``, or ``-- --write`` to update the table."""
+    install(session, "-e", ".[local]", groups=("test",))
+    session.run("python", "-m", "tests.attacks.campaign", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Run the benchmarks, or the named one with its options: ``-- local -h``."""
     install(session, "-e", ".[local]", groups=("bench",))
