@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from enum import Enum, auto
 from typing import NamedTuple, Protocol
 
@@ -107,7 +107,6 @@ class AttemptServices:
         cluster: The cluster below the command.
         report: Receives messages with their cause.
         processes: Returns the command's living processes, in whatever session or process group they are.
-        secrets: Values to mask in the output.
     """
 
     events: EventRouter
@@ -115,7 +114,6 @@ class AttemptServices:
     cluster: FailureSource
     report: Report
     processes: Callable[[], set[int]]
-    secrets: Sequence[str]
 
 
 class CommandAttempt:
@@ -168,8 +166,7 @@ class CommandAttempt:
             os.close(writer)
         self.pid = child.pid
         services = self._services
-        arguments = (reader, services.secrets)
-        copier = threading.Thread(target=services.output.copy_from, args=arguments, name="output", daemon=True)
+        copier = threading.Thread(target=services.output.copy_from, args=(reader,), name="output", daemon=True)
         copier.start()
         status = self._watch(child)
         # End the command's background processes now: the output ends only when all of its writers have exited.

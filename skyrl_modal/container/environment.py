@@ -46,6 +46,18 @@ def run_environment(job: Job, config: RankConfig) -> dict[str, str]:
     return env
 
 
+def secret_values(job: Job, config: RankConfig, env: Mapping[str, str]) -> list[str]:
+    """Return the values that must not be in anything that is kept or shown: those of the secrets, and the run's tokens.
+
+    Args:
+        job: The run.
+        config: This rank.
+        env: The command's environment.
+    """
+    names = (*job.secret_names, "RAY_AUTH_TOKEN")
+    return [*(env[name] for name in names if name in env), config.tokens.ranks, config.tokens.ray]
+
+
 def gpus_per_node(job: Job, config: RankConfig) -> int | None:
     """Return the number of GPUs of a node: as requested, else as counted there; None if neither is known."""
     return config.gpus if job.gpus_per_node is None else job.gpus_per_node

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 
-from skyrl_modal.container.masking import Masker
+from skyrl_modal.container.masking import SecretMask
 from skyrl_modal.protocol.log_lines import prefixed
 from skyrl_modal.protocol.result import OutputRecord
 
@@ -22,10 +22,14 @@ class OutputRecorder:
         path: The log. Output is appended to it.
         show: Writes bytes to the live view. It may raise OSError if the view was closed.
         report: Receives a message if the log cannot be written.
+        secrets: The values to mask.
     """
 
-    def __init__(self, path: Path, show: Callable[[bytes], None], report: Callable[[str], None]) -> None:
+    def __init__(
+        self, path: Path, show: Callable[[bytes], None], report: Callable[[str], None], secrets: SecretMask
+    ) -> None:
         self._path = path
+        self._secrets = secrets
         self._show: Callable[[bytes], None] | None = show
         self._report = report
         self._log: FileIO | None = None
@@ -37,9 +41,9 @@ class OutputRecorder:
         """What was written to the log."""
         return OutputRecord(bytes=self._log_bytes, error=self._log_error)
 
-    def copy_from(self, descriptor: int, secrets: Iterable[str]) -> None:
+    def copy_from(self, descriptor: int) -> None:
         """Copy everything from a pipe until all of its writers have closed it, and close the descriptor."""
-        masker = Masker(secrets)
+        masker = self._secrets.new_masker()
         self._open()
         with open(descriptor, "rb", buffering=0) as source:
             while chunk := source.read(CHUNK_SIZE):
@@ -50,12 +54,12 @@ class OutputRecorder:
     def write_message(self, text: str) -> None:
         """Write a launcher message into the output."""
         self._open()
-        self._write(prefixed(text).encode())
+        self._write(prefixed(self._secrets.mask_text(text)).encode())
         self._close()
 
     def _open(self) -> None:
         try:
-            self._log = FileIO(self._path, "a")
+            self._log = FileIO(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "a")
             self._log_bytes = os.fstat(self._log.fileno()).st_size
         except OSError as error:
             self._give_up_log(error)

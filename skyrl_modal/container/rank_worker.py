@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from skyrl_modal.container.cluster_readiness import start_timeout
-from skyrl_modal.container.environment import run_environment
+from skyrl_modal.container.environment import run_environment, secret_values
 from skyrl_modal.container.events import (
     ChildExited,
     Event,
@@ -21,6 +21,8 @@ from skyrl_modal.container.events import (
     StopRequested,
 )
 from skyrl_modal.container.failures import StartError, describe_error
+from skyrl_modal.container.masked_logs import append_private, make_private_folder
+from skyrl_modal.container.masking import SecretMask
 from skyrl_modal.container.process_tree import ProcessScope, reap_orphans
 from skyrl_modal.container.rank_connections import Connection, connect_to_rank_zero
 from skyrl_modal.container.ray_node import RayFolders, RayNode, require_ray
@@ -61,6 +63,7 @@ class RankWorker:
         self._job = job
         self._config = config
         self._report_locally = report_locally
+        self._secrets = SecretMask(secret_values(job, config, run_environment(job, config)))
         self._events: EventQueue[Event] = EventQueue()
         self._folders = RayFolders(
             Path(os.environ.get("TMPDIR", "/tmp")) / "ray", RunFolder(job.run_folder).rank_logs(config.rank)
@@ -95,7 +98,7 @@ class RankWorker:
         """Connect to rank 0 and follow its requests to the end. No process of this rank is left afterwards."""
         scope = ProcessScope()
         try:
-            self._folders.logs.mkdir(parents=True, exist_ok=True)
+            make_private_folder(self._folders.logs)
             if self._connect():
                 self._follow_head()
         except StartError as error:
@@ -108,7 +111,7 @@ class RankWorker:
 
     def _fail(self, cause: FailureCause, detail: str) -> None:
         self.report(f"cannot continue: {detail}")
-        self._send(RankFailed(cause, detail))
+        self._send(RankFailed(cause, self._secrets.mask_text(detail)))
 
     def _connect(self) -> bool:
         """Connect to rank 0. Return False if the rank was asked to stop before."""
@@ -170,7 +173,7 @@ class RankWorker:
                 try:
                     self._start_ray(message)
                 except StartError as error:
-                    self._send(RankFailed(error.failure.cause, error.failure.text))
+                    self._send(RankFailed(error.failure.cause, self._secrets.mask_text(error.failure.text)))
             case StopRay():
                 self._end_ray()
                 self._send(RayStopped())
@@ -180,7 +183,16 @@ class RankWorker:
         env = {**run_environment(job, config), **message.env}
         ray = require_ray(job.ray or RayOptions(), env)
         self._starts += 1
-        self._node = RayNode(job, config, ray, env, self._folders, start=self._starts, put=self._events.put)
+        self._node = RayNode(
+            job,
+            config,
+            ray,
+            env,
+            self._folders,
+            start=self._starts,
+            put=self._events.put,
+            secrets=self._secrets,
+        )
         self._log(f"starting a Ray node that joins {message.head_address}")
         self._node.start_worker(message.head_address)
 
@@ -196,13 +208,15 @@ class RankWorker:
             self._head.send(message)
 
     def report(self, text: str) -> None:
-        """Report a message: to rank 0 if it is connected, and to this rank's own log."""
+        """Report a message, masked: to rank 0 if it is connected, and to this rank's own log."""
+        text = self._secrets.mask_text(text)
         if self._head is None:
             self._report_locally(text)
         self._send(LogLine(text))
         self._log(text)
 
     def _log(self, text: str) -> None:
-        """Write a message to this rank's own log."""
-        with contextlib.suppress(OSError), open(self._folders.logs / SUPERVISOR_LOG, "a", encoding="utf-8") as log:
-            log.write(f"{text}\n")
+        """Write a message, masked, to this rank's own log."""
+        path = self._folders.logs / SUPERVISOR_LOG
+        with contextlib.suppress(OSError), open(append_private(path), "a", encoding="utf-8") as log:
+            log.write(f"{self._secrets.mask_text(text)}\n")

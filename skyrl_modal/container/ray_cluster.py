@@ -34,6 +34,7 @@ from skyrl_modal.container.events import (
     StopRequested,
 )
 from skyrl_modal.container.failures import Failure, Report, RunStopped, StartError
+from skyrl_modal.container.masking import SecretMask
 from skyrl_modal.container.ports import MASTER_PORT, claim_port
 from skyrl_modal.container.rank_connections import RankServer, listen
 from skyrl_modal.container.ray_node import RayFolders, RayNode, require_ray
@@ -74,6 +75,7 @@ class ClusterServices:
         open_url: Returns a URL by which a port of this node's 127.0.0.1 can be reached.
         folder: The run's folder.
         session: Ray's temporary folder.
+        secrets: The values to mask in the logs that are kept.
     """
 
     events: EventRouter
@@ -81,6 +83,7 @@ class ClusterServices:
     open_url: Callable[[int], str]
     folder: RunFolder
     session: Path
+    secrets: SecretMask
 
 
 class RayCluster:
@@ -220,7 +223,9 @@ class RayCluster:
         self._starts += 1
         folders = RayFolders(services.session, services.folder.rank_logs(0))
         put: Callable[[RayEvent], None] = self._events.put
-        self._node = RayNode(self._job, config, ray, self.env, folders, start=self._starts, put=put)
+        self._node = RayNode(
+            self._job, config, ray, self.env, folders, start=self._starts, put=put, secrets=services.secrets
+        )
         self._node.start_head()
         self.env["RAY_ADDRESS"] = self._node.address
         for rank in self._connected_ranks:

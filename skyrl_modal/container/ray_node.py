@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import subprocess
 import threading
@@ -12,6 +11,8 @@ from pathlib import Path
 from skyrl_modal.container.environment import gpus_per_node, ray_environment, with_ray_token
 from skyrl_modal.container.events import ClusterChanged, ClusterNodes, RayEvent, RayNodeExited, ReadinessProbeFailed
 from skyrl_modal.container.failures import Failure, StartError
+from skyrl_modal.container.masked_logs import MaskedLog, copy_masked_tree, make_private_folder, read_masked_end
+from skyrl_modal.container.masking import SecretMask
 from skyrl_modal.container.ports import DASHBOARD_PORT, claim_port
 from skyrl_modal.container.process import ChildProcess
 from skyrl_modal.container.process_tree import descendants, terminate_all
@@ -124,6 +125,7 @@ class RayNode:
         folders: Where Ray's files are.
         start: Number of this start of Ray, which its events carry.
         put: Receives the events, from threads.
+        secrets: The values to mask in the logs that are kept.
 
     Attributes:
         start: Number of this start of Ray.
@@ -141,6 +143,7 @@ class RayNode:
         *,
         start: int,
         put: Callable[[RayEvent], None],
+        secrets: SecretMask,
     ) -> None:
         self._options = options = job.ray or RayOptions()
         self._config = config
@@ -150,6 +153,8 @@ class RayNode:
         self._env = with_ray_token(ray_environment(env, options, config), ray, config.tokens)
         self._folders = folders
         self._put = put
+        self._secrets = secrets
+        self._log: MaskedLog | None = None
         self._claims: list[socket.socket] = []
         self._child: ChildProcess | None = None
         self._probe: subprocess.Popen[bytes] | None = None
@@ -196,8 +201,10 @@ class RayNode:
             self.dashboard_port = self._claim(DASHBOARD_PORT)
             options = ["--include-dashboard=true", f"--dashboard-port={self.dashboard_port}"]
         self.port = self._claim(self._options.port)
-        self._start("--head", f"--port={self.port}", f"--temp-dir={self._folders.session}", *options)
-        self._start_probe()
+        log = self._open_log()
+        self._start(log.writer, "--head", f"--port={self.port}", f"--temp-dir={self._folders.session}", *options)
+        self._start_probe(log.writer)
+        log.close_writer()
 
     def start_worker(self, head_address: str) -> None:
         """Start a node that joins the head, which may still be starting, and return immediately.
@@ -205,7 +212,9 @@ class RayNode:
         Args:
             head_address: HOST:PORT.
         """
-        self._start(f"--address={head_address}")
+        log = self._open_log()
+        self._start(log.writer, f"--address={head_address}")
+        log.close_writer()
 
     def _claim(self, preferred: int) -> int:
         port, claim = claim_port(preferred)
@@ -213,7 +222,12 @@ class RayNode:
             self._claims.append(claim)
         return port
 
-    def _start(self, *arguments: str) -> None:
+    def _open_log(self) -> MaskedLog:
+        make_private_folder(self._folders.logs)
+        self._log = MaskedLog(self._folders.start_log, self._secrets)
+        return self._log
+
+    def _start(self, output: int, *arguments: str) -> None:
         options, config = self._options, self._config
         argv = [self._ray.program, "start", *arguments, "--block", "--disable-usage-stats"]
         argv += [f"--node-ip-address={config.address}", f"--node-name={config.name}"]
@@ -224,29 +238,26 @@ class RayNode:
         ):
             if value is not None:
                 argv.append(f"--{option}={value}")
-        self._folders.logs.mkdir(parents=True, exist_ok=True)
-        with open(self._folders.start_log, "ab") as log:
-            self._child = ChildProcess(
-                argv,
-                cwd=None,
-                env=self._env,
-                output=log.fileno(),
-                on_exit=lambda status: self._put(RayNodeExited(self.start, exit_code_of(status))),
-            )
+        self._child = ChildProcess(
+            argv,
+            cwd=None,
+            env=self._env,
+            output=output,
+            on_exit=lambda status: self._put(RayNodeExited(self.start, exit_code_of(status))),
+        )
 
-    def _start_probe(self) -> None:
+    def _start_probe(self, errors: int) -> None:
         probe = Path(__file__).with_name("ray_probe.py")
         arguments = [self._config.addresses[0], str(self.port), str(self._config.nodes)]
-        with open(self._folders.start_log, "ab") as log:
-            self._probe = subprocess.Popen(
-                [self._ray.python, str(probe), *arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=self._env,
-                cwd="/",
-                start_new_session=True,
-            )
+        self._probe = subprocess.Popen(
+            [self._ray.python, str(probe), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=self._env,
+            cwd="/",
+            start_new_session=True,
+        )
         reader = threading.Thread(target=self._read_probe, args=(self._probe,), name="ray-probe", daemon=True)
         self._probe_reader = reader
         reader.start()
@@ -258,10 +269,12 @@ class RayNode:
             self._put(ReadinessProbeFailed(self.start, exit_code_of(probe.returncode)))
 
     def log_tail(self) -> str:
-        """Return the last lines that ``ray start`` printed, and those of Ray's error logs."""
+        """Return the last lines that ``ray start`` printed, and those of Ray's error logs, masked."""
+        if self._log is not None:
+            self._log.write_available()
         parts = []
         for path in (self._folders.start_log, *sorted(self._session_logs.glob("*.err"))):
-            lines = _last_lines(path)
+            lines = _last_lines(path, self._secrets)
             if lines:
                 parts.append(f"{path.name}:\n" + "\n".join(f"  {line}" for line in lines))
         return "\n".join(parts) or "(Ray printed nothing)"
@@ -282,31 +295,25 @@ class RayNode:
             # workers have sessions of their own, but all of them are descendants of `ray start`.
             terminate_all(lambda: self.processes, grace=0)
             self._child.join()
+        if self._log is not None:
+            self._log.join()
         for claim in self._claims:
             claim.close()
-        try:
-            if self._session_logs.is_dir():
-                shutil.copytree(
-                    self._session_logs,
-                    self._folders.logs,
-                    symlinks=True,
-                    dirs_exist_ok=True,
-                    ignore_dangling_symlinks=True,
-                )
-        except (OSError, shutil.Error) as error:
-            report(f"some of Ray's logs could not be kept: {error}")
+        if self._session_logs.is_dir():
+            problems = copy_masked_tree(self._session_logs, self._folders.logs, self._secrets)
+            if problems:
+                report(f"some of Ray's logs could not be kept: {problems[0]}")
 
     @property
     def _session_logs(self) -> Path:
         return self._folders.session / "session_latest" / "logs"
 
 
-def _last_lines(path: Path) -> list[str]:
-    """Return the last lines of a log of Ray's; none if it cannot be read."""
+def _last_lines(path: Path, secrets: SecretMask) -> list[str]:
+    """Return the last lines of a log of Ray's, masked; none if it cannot be read."""
     try:
-        content = path.read_bytes()[-_LOG_TAIL_BYTES:]
+        lines = read_masked_end(path, _LOG_TAIL_BYTES, secrets).splitlines()
     except OSError:
         return []
-    lines = content.decode("utf-8", "replace").splitlines()
     # The raylet ends its log with pages of counters ("[state-dump]", in Ray 2.48 to 2.60), which explain nothing.
     return [line for line in lines if line.strip() and "[state-dump]" not in line][-_LOG_TAIL_LINES:]

@@ -10,16 +10,18 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from skyrl_modal.container.command_attempt import AttemptServices, CommandAttempt, Outcome
-from skyrl_modal.container.environment import run_environment
+from skyrl_modal.container.environment import run_environment, secret_values
 from skyrl_modal.container.event_router import EventRouter
 from skyrl_modal.container.events import ChildExited, Event, StopRequested
 from skyrl_modal.container.failures import Failure, RunStopped, StartError, describe_error
+from skyrl_modal.container.masked_logs import append_private, make_private_folder
+from skyrl_modal.container.masking import SecretMask
 from skyrl_modal.container.output import OutputRecorder
 from skyrl_modal.container.process_tree import ProcessScope, reap_orphans
 from skyrl_modal.container.ray_cluster import ClusterServices, RayCluster
@@ -76,7 +78,9 @@ class Supervisor:
         self._first_message = first_message
         self._folder = RunFolder(job.run_folder)
         self._events = EventRouter(reap=self._reap, is_outdated=self._is_outdated)
-        self._output = OutputRecorder(self._folder.output, services.show, self._report)
+        self._env = run_environment(job, config)
+        self._secrets = SecretMask(secret_values(job, config, self._env))
+        self._output = OutputRecorder(self._folder.output, services.show, self._report, self._secrets)
         self._scope: ProcessScope | None = None
         self._cluster: RayCluster | None = None
         self._attempt: CommandAttempt | None = None
@@ -120,7 +124,7 @@ class Supervisor:
             stop_reason=outcome.stop_reason,
             time_limit=outcome.time_limit,
             failed_rank=outcome.failed_rank,
-            detail=outcome.detail,
+            detail=self._secrets.mask_text(outcome.detail),
             output=self._output.record,
             next_start=outcome.next_start,
         )
@@ -134,7 +138,7 @@ class Supervisor:
         """Run the command until it succeeds, or no further attempt is made here."""
         job, limits = self._job, self._job.limits
         self._folder.create()
-        self._folder.write_job(job)
+        self._folder.write_job(_mask_job(job, self._secrets))
         message = prepare_workdir(job)
         if message is not None:
             self._report(message)
@@ -165,8 +169,9 @@ class Supervisor:
             open_url=self._services.open_url,
             folder=self._folder,
             session=Path(os.environ.get("TMPDIR", "/tmp")) / "ray",
+            secrets=self._secrets,
         )
-        return RayCluster(self._job, self._config, run_environment(self._job, self._config), services)
+        return RayCluster(self._job, self._config, dict(self._env), services)
 
     def _run_attempt(self, cluster: RayCluster, total_deadline: float | None) -> Outcome:
         job = self._job
@@ -174,14 +179,12 @@ class Supervisor:
         self._attempts += 1
         self._set_state(RunState.RUNNING)
         env = {**cluster.env, "SKYRL_ATTEMPT": str(self._attempts)}
-        secrets = [env[name] for name in (*job.secret_names, "RAY_AUTH_TOKEN") if name in env]
         services = AttemptServices(
             events=self._events,
             output=self._output,
             cluster=cluster,
             report=self._report,
             processes=self._command_processes,
-            secrets=secrets,
         )
         self._attempt = CommandAttempt(job, env, services, total_deadline=total_deadline)
         return self._attempt.run()
@@ -225,12 +228,30 @@ class Supervisor:
         self._services.emit(StateEvent(state))
 
     def _report(self, text: str, cause: FailureCause | None = None) -> None:
+        text = self._secrets.mask_text(text)
         self._services.emit(MessageEvent(text, cause=cause))
         with contextlib.suppress(OSError):  # the message was passed to the caller; a full disk must not end the run
             folder = self._folder.rank_logs(0)
-            folder.mkdir(parents=True, exist_ok=True)
-            with open(folder / SUPERVISOR_LOG, "a", encoding="utf-8") as log:
+            make_private_folder(folder)
+            with open(append_private(folder / SUPERVISOR_LOG), "a", encoding="utf-8") as log:
                 log.write(f"{text}\n")
+
+
+def _mask_job(job: Job, secrets: SecretMask) -> Job:
+    """Return a job for its record: what its author wrote as free text is masked."""
+    mask = secrets.mask_text
+
+    def mask_values(env: Mapping[str, str]) -> dict[str, str]:
+        return {name: mask(value) for name, value in env.items()}
+
+    return replace(
+        job,
+        command=mask(job.command),
+        env=mask_values(job.env),
+        name=None if job.name is None else mask(job.name),
+        tags=tuple(map(mask, job.tags)),
+        ray=None if job.ray is None else replace(job.ray, env=mask_values(job.ray.env)),
+    )
 
 
 def may_retry(limits: Limits, outcome: Outcome, attempts: int, *, is_total_timeout_exceeded: bool) -> bool:

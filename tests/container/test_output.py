@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from skyrl_modal.container.counted_text import CountedText
+from skyrl_modal.container.masking import SecretMask
 from skyrl_modal.container.output import OutputRecorder
 from skyrl_modal.protocol.result import OutputRecord
 
@@ -25,9 +26,9 @@ def test_output_is_masked_and_appended(tmp_path: Path) -> None:
     """Log and live view get the same masked bytes, after those of an earlier attempt."""
     path, shown = tmp_path / "output.log", bytearray()
     path.write_bytes(b"first\n")
-    recorder = OutputRecorder(path, shown.extend, pytest.fail)
+    recorder = OutputRecorder(path, shown.extend, pytest.fail, SecretMask(["s3cret"]))
 
-    recorder.copy_from(pipe_with(b"key=s3cret\n"), ["s3cret"])
+    recorder.copy_from(pipe_with(b"key=s3cret\n"))
 
     assert bytes(shown) == b"key=********\n"
     assert path.read_bytes() == b"first\nkey=********\n"
@@ -35,12 +36,12 @@ def test_output_is_masked_and_appended(tmp_path: Path) -> None:
 
 
 def test_messages_have_a_prefix(tmp_path: Path) -> None:
-    """Each line of a message has the launcher's prefix."""
-    recorder = OutputRecorder(tmp_path / "output.log", lambda data: None, pytest.fail)
+    """Each line of a message has the launcher's prefix, and is masked."""
+    recorder = OutputRecorder(tmp_path / "output.log", lambda data: None, pytest.fail, SecretMask(["s3cret"]))
 
-    recorder.write_message("one\ntwo")
+    recorder.write_message("one\ns3cret")
 
-    assert (tmp_path / "output.log").read_text() == "skyrl-modal | one\nskyrl-modal | two\n"
+    assert (tmp_path / "output.log").read_text() == "skyrl-modal | one\nskyrl-modal | ********\n"
 
 
 def test_full_disk_does_not_end_the_command(tmp_path: Path) -> None:
@@ -49,9 +50,9 @@ def test_full_disk_does_not_end_the_command(tmp_path: Path) -> None:
     shown = bytearray()
     path = tmp_path / "output.log"
     path.symlink_to("/dev/full")
-    recorder = OutputRecorder(path, shown.extend, messages.append)
+    recorder = OutputRecorder(path, shown.extend, messages.append, SecretMask())
 
-    recorder.copy_from(pipe_with(b"text"), [])
+    recorder.copy_from(pipe_with(b"text"))
 
     assert bytes(shown) == b"text"
     assert recorder.record.error == "output.log ends after 0 bytes: No space left on device"
@@ -64,10 +65,10 @@ def test_closed_live_view_does_not_end_the_log(tmp_path: Path) -> None:
     def show(data: bytes) -> None:
         raise BrokenPipeError
 
-    recorder = OutputRecorder(tmp_path / "output.log", show, pytest.fail)
+    recorder = OutputRecorder(tmp_path / "output.log", show, pytest.fail, SecretMask())
 
     recorder.write_message("one")
-    recorder.copy_from(pipe_with(b"two\n"), [])
+    recorder.copy_from(pipe_with(b"two\n"))
 
     assert (tmp_path / "output.log").read_text() == "skyrl-modal | one\ntwo\n"
 

@@ -22,6 +22,7 @@ from skyrl_modal.container.events import (
     StopRequested,
 )
 from skyrl_modal.container.failures import RunStopped, StartError
+from skyrl_modal.container.masking import SecretMask
 from skyrl_modal.container.rank_connections import Connection, connect_to_rank_zero
 from skyrl_modal.container.ray_cluster import ClusterServices, RayCluster
 from skyrl_modal.container.start_slots import claim_start_slots
@@ -47,6 +48,7 @@ class Rank0:
             open_url=str,
             folder=RunFolder(job.run_folder),
             session=Path(job.run_folder) / "session",
+            secrets=SecretMask(),
         )
         self.cluster = RayCluster(job, config, {"PATH": "/nonexistent"}, services)
 

@@ -10,6 +10,7 @@ import pytest
 
 from skyrl_modal.container.environment import count_gpus, ray_environment, run_environment, with_ray_token
 from skyrl_modal.container.failures import StartError
+from skyrl_modal.container.masking import SecretMask
 from skyrl_modal.container.ray_node import RayFolders, RayNode, require_dashboard, require_ray
 from skyrl_modal.machine import RayInstallation
 from skyrl_modal.protocol.job import RayOptions
@@ -139,7 +140,8 @@ def node(tmp_path: Path) -> RayNode:
     folders.logs.mkdir()
     (tmp_path / "session" / "session_latest" / "logs").mkdir(parents=True)
     job = make_job(tmp_path, ray=RayOptions())
-    return RayNode(job, make_cluster(1), NEW_RAY, {}, folders, start=1, put=lambda event: None)
+    secrets = SecretMask(["s3cret"])
+    return RayNode(job, make_cluster(1), NEW_RAY, {}, folders, start=1, put=lambda event: None, secrets=secrets)
 
 
 def test_log_tail_without_logs(node: RayNode) -> None:
@@ -148,24 +150,24 @@ def test_log_tail_without_logs(node: RayNode) -> None:
 
 
 def test_log_tail(node: RayNode, tmp_path: Path) -> None:
-    """The last twelve lines of each log are included, without empty lines and the raylet's counters."""
+    """The last twelve lines of each log are included, masked, without empty lines and the raylet's counters."""
     lines = [f"line {number}" for number in range(20)]
     (tmp_path / "logs" / "start.log").write_text("\n\n".join(lines))
     raylet = tmp_path / "session" / "session_latest" / "logs" / "raylet.err"
-    raylet.write_text("the reason\n" + "[state-dump] counter\n" * 100)
+    raylet.write_text("the reason: s3cret\n" + "[state-dump] counter\n" * 100)
 
     assert node.log_tail().splitlines() == [
         "start.log:",
         *(f"  {line}" for line in lines[-12:]),
         "raylet.err:",
-        "  the reason",
+        "  the reason: ********",
     ]
 
 
 def test_logs_are_kept(node: RayNode, tmp_path: Path) -> None:
-    """The logs of Ray's session are copied to the rank's folder when the node ends."""
-    (tmp_path / "session" / "session_latest" / "logs" / "raylet.err").write_text("text")
+    """The logs of Ray's session are copied, masked, to the rank's folder when the node ends."""
+    (tmp_path / "session" / "session_latest" / "logs" / "raylet.err").write_text("key=s3cret")
 
     node.end(pytest.fail)
 
-    assert (tmp_path / "logs" / "raylet.err").read_text() == "text"
+    assert (tmp_path / "logs" / "raylet.err").read_text() == "key=********"
