@@ -9,25 +9,24 @@ class PatternNeverMatches(Exception):
     """git accepts the pattern, but it matches no path. The message states why."""
 
 
-def parse_bracket(pattern: bytes, position: int, ignore_case: bool) -> tuple[int, frozenset[int]]:
+def parse_bracket(text: bytes, position: int, ignore_case: bool) -> tuple[int, frozenset[int]]:
     """Return the end of a ``[...]`` and the bytes that it matches.
 
     The branches are in the order of wildmatch.c, because the treatment of malformed classes follows from that order.
 
     Args:
-        pattern: The whole pattern.
+        text: The whole pattern and a NUL.
         position: The position of the ``[``.
         ignore_case: Whether ``core.ignorecase`` is set.
 
     Raises:
         PatternNeverMatches: The class is not closed, or names an unknown class.
     """
-    text = pattern + b"\0"
     position += 1
     negated = text[position] in b"!^"
     position += negated
     members: set[int] = set()
-    previous = 0
+    previous = close = 0
     byte = text[position]
     while True:
         if not byte:
@@ -52,7 +51,8 @@ def parse_bracket(pattern: bytes, position: int, ignore_case: bool) -> tuple[int
                 members |= {capital | 0x20 for capital in span if 0x41 <= capital <= 0x5A}
             byte = 0
         elif byte == 0x5B and text[position + 1] == 0x3A:
-            close = text.find(b"]", position + 2)
+            # One search for all `[:` before the same `]`, so that a long class needs linear time.
+            close = close if close >= position + 2 else text.find(b"]", position + 2)
             if close < 0:
                 raise PatternNeverMatches("a [ without its ]")
             if close < position + 3 or text[close - 1] != 0x3A:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 _SECTION = re.compile(rb'\[\s*([A-Za-z0-9.-]+)(?:\s+"((?:[^"\\\n]|\\.)*)")?\s*\]')
 _KEY = re.compile(rb"([A-Za-z][A-Za-z0-9-]*)[ \t]*(=?)[ \t]*")
+# The bytes of a value that have no meaning of their own.
+_PLAIN = re.compile(rb"[^\s\"\\#;]+")
 _ESCAPES = {b"n": b"\n", b"t": b"\t", b"b": b"\b"}
 
 
@@ -59,19 +61,23 @@ def _line_number(content: bytes, position: int) -> int:
 
 def _value(content: bytes, position: int) -> tuple[bytes, int]:
     """Return a value and the position after it. Blanks at the end of a value are dropped, unless they are quoted."""
-    value = b""
+    value = bytearray()
     kept = 0
     quoted = False
     while True:
+        if plain := _PLAIN.match(content, position):
+            value += plain[0]
+            position = plain.end()
+            kept = len(value)
         byte = content[position : position + 1]
         position += 1
         if byte in (b"", b"\n"):
             if quoted:
                 raise ValueError(f"line {_line_number(content, position - 1)}: a quote that does not end")
-            return value[:kept], position
+            return bytes(value[:kept]), position
         if not quoted and byte in (b"#", b";"):
             newline = content.find(b"\n", position)
-            return value[:kept], len(content) if newline < 0 else newline
+            return bytes(value[:kept]), len(content) if newline < 0 else newline
         if byte == b'"':
             quoted = not quoted
             kept = len(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -42,4 +43,6 @@ def file_digest(path: str) -> tuple[int, bytes]:
         return LINK_MODE, link_digest(os.readlink(path))
     # O_NONBLOCK: a named pipe that has replaced the file must not block the call.
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
         return normalized_mode(mode), hashlib.file_digest(file, "sha256").digest()

@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from attrs import frozen
@@ -37,6 +37,8 @@ if sys.platform == "linux":
 
 #: Time after which a git process is killed.
 GIT_TIMEOUT_SECONDS = 20.0
+#: Time after which the reader of a git process looks for files that git would wait for: see ``GitProcess``.
+SLOW_GIT_SECONDS = 1.0
 #: Address space of a git process. Pack files are mapped in small windows, so that large ones fit.
 MAX_MEMORY_BYTES = 4 << 30
 #: Output of a git process. The index of a million files is listed in about 150 MB.
@@ -137,6 +139,8 @@ class GitProcess:
         stdin: The input.
         max_output: Number of bytes of output after which the process is killed.
         deadline: Time (of ``time.monotonic``) at which the process is killed; ``GIT_TIMEOUT_SECONDS`` from now if None.
+        find_cause: Called if the process has not ended after ``SLOW_GIT_SECONDS``. It returns a cause for which the
+            process would never end, and the process is then killed; or an empty text.
 
     Raises:
         GitCommandError: git is not installed, or cannot be started.
@@ -154,6 +158,7 @@ class GitProcess:
         stdin: bytes = b"",
         max_output: int = MAX_OUTPUT_BYTES,
         deadline: float | None = None,
+        find_cause: Callable[[], str] | None = None,
     ) -> None:
         # A relative entry of PATH could lead to a program in the checkout.
         path = os.environ.get("PATH", os.defpath).split(os.pathsep)
@@ -166,6 +171,7 @@ class GitProcess:
         self._name = arguments[0]
         self._max_output = max_output
         self._deadline = git_deadline() if deadline is None else deadline
+        self._find_cause, self._slow_at = find_cause, time.monotonic() + SLOW_GIT_SECONDS
         with tempfile.TemporaryFile() if stdin else open(os.devnull, "rb") as source:
             if stdin:
                 source.write(stdin)
@@ -246,7 +252,14 @@ class GitProcess:
             selector.register(stdout, selectors.EVENT_READ)
             selector.register(stderr, selectors.EVENT_READ)
             while selector.get_map():
-                ready = selector.select(max(0.0, self._deadline - time.monotonic()))
+                until = self._deadline if self._find_cause is None else min(self._deadline, self._slow_at)
+                ready = selector.select(max(0.0, until - time.monotonic()))
+                if self._find_cause is not None and time.monotonic() >= self._slow_at:
+                    cause = self._find_cause()
+                    self._find_cause = None
+                    if cause:
+                        raise GitCommandError(f"`git {self._name}` would not end: {cause}")
+                    continue
                 if not ready and time.monotonic() >= self._deadline:
                     raise self._timeout_error()
                 for key, _ in ready:

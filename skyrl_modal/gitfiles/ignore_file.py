@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -10,6 +10,21 @@ from attrs import field, frozen
 
 from skyrl_modal.gitfiles.character_class import PatternNeverMatches
 from skyrl_modal.gitfiles.pattern import Rule, compile_rule
+from skyrl_modal.gitfiles.regex_index import IndexedRegex, RegexIndex
+from skyrl_modal.gitfiles.rule_group import RuleGroup
+
+
+#: Size of an ignore file. git reads files of any size until version 2.44; since 2.45 it ignores one of more than 100 MiB
+#: with a warning (dir.c, PATTERN_MAX_FILE_SIZE). A file above the limit here also causes a warning.
+MAX_IGNORE_FILE_BYTES = 16 << 20
+#: The number of lines of an ignore file; every line needs memory.
+MAX_IGNORE_LINES = 1_000_000
+# Rules need about a hundred times the memory of short lines, so only small files are kept after a selection.
+_MAX_CACHED_BYTES = 16 << 10
+
+
+class TooManyLinesError(Exception):
+    """An ignore file has more than ``MAX_IGNORE_LINES`` lines."""
 
 
 @frozen(eq=False)
@@ -19,39 +34,48 @@ class IgnoreFile:
     Attributes:
         rules: The rules in their order; the last one that matches decides.
         unmatchable: ``(line number, line, reason)`` of each pattern that matches no path.
+        groups: The rules for names, then the rules for each pattern of folders. A folder is given by its position.
     """
 
     rules: tuple[Rule, ...] = ()
     unmatchable: tuple[tuple[int, bytes, str], ...] = ()
-    _by_folder: dict[bytes, tuple[int, ...]] = field(init=False, repr=False)
-    _by_regex: tuple[tuple[re.Pattern[bytes], int], ...] = field(init=False, repr=False)
+    _folder_ids: dict[bytes, int] = field(init=False, repr=False)
+    _folder_regexes: RegexIndex = field(init=False, repr=False)
+    groups: tuple[RuleGroup, ...] = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        folders: dict[bytes, tuple[int, ...]] = {}
-        regexes: list[tuple[re.Pattern[bytes], int]] = []
-        for number, rule in enumerate(self.rules):
+        names: list[tuple[int, Rule]] = []
+        by_folder: dict[tuple[bytes, bool], list[tuple[int, Rule]]] = defaultdict(list)
+        prefixes: dict[bytes, bytes] = {}
+        for place, rule in enumerate(self.rules):
             if rule.folder is None:
+                names.append((place, rule))
                 continue
-            if rule.folder_is_literal:
-                folders[rule.folder] = (*folders.get(rule.folder, ()), number)
-            else:
-                regexes.append((re.compile(rule.folder, re.DOTALL), number))
-        object.__setattr__(self, "_by_folder", folders)
-        object.__setattr__(self, "_by_regex", tuple(regexes))
+            by_folder[rule.folder, rule.folder_is_literal].append((place, rule))
+            if not rule.folder_is_literal:
+                prefixes[rule.folder] = rule.folder_prefix
+        numbers = {key: number for number, key in enumerate(by_folder, 1)}
+        regexes = [
+            IndexedRegex(folder.decode("latin-1"), prefixes[folder], b"", number)
+            for (folder, is_literal), number in numbers.items()
+            if not is_literal
+        ]
+        literals = {folder: number for (folder, is_literal), number in numbers.items() if is_literal}
+        object.__setattr__(self, "_folder_ids", literals)
+        object.__setattr__(self, "_folder_regexes", RegexIndex(regexes))
+        object.__setattr__(self, "groups", tuple(map(RuleGroup, (names, *by_folder.values()))))
 
-    def active_path_rules(self, folder: bytes) -> tuple[int, ...]:
-        """Return the positions of the path rules that match names in a folder.
+    def find_groups(self, folder: bytes) -> tuple[int, ...]:
+        """Return the positions in ``groups`` of the rules that apply to names in a folder, without the first.
 
         Args:
             folder: The folder below the one of the ignore file, ending in a slash, or empty.
         """
-        active = self._by_folder.get(folder, ())
-        if self._by_regex:
-            active += tuple(number for regex, number in self._by_regex if regex.fullmatch(folder))
-        return active
+        number = self._folder_ids.get(folder)
+        found = () if number is None else (number,)
+        return (*found, *self._folder_regexes.find_all(folder)) if self._folder_regexes else found
 
 
-@lru_cache(maxsize=512)
 def parse_ignore_file(content: bytes, source: str, ignore_case: bool = False) -> IgnoreFile:
     r"""Parse the content of an ignore file.
 
@@ -60,6 +84,9 @@ def parse_ignore_file(content: bytes, source: str, ignore_case: bool = False) ->
         source: The name of the file, as reports show it.
         ignore_case: Whether ``core.ignorecase`` is set; names must then be lowered before they are matched.
 
+    Raises:
+        TooManyLinesError: There are more than ``MAX_IGNORE_LINES`` lines.
+
     Example:
         >>> file = parse_ignore_file(b"# built\n*.o\n!/keep.o\n[z\n", ".gitignore")
         >>> [str(rule) for rule in file.rules]
@@ -67,6 +94,14 @@ def parse_ignore_file(content: bytes, source: str, ignore_case: bool = False) ->
         >>> file.unmatchable
         ((4, b'[z', 'a [ without its ]'),)
     """
+    if len(content) <= _MAX_CACHED_BYTES:
+        return _parse_cached(content, source, ignore_case)
+    return _parse(content, source, ignore_case)
+
+
+def _parse(content: bytes, source: str, ignore_case: bool) -> IgnoreFile:
+    if content.count(b"\n") > MAX_IGNORE_LINES:
+        raise TooManyLinesError(f"more than {MAX_IGNORE_LINES:,} lines")
     rules: list[Rule] = []
     unmatchable: list[tuple[int, bytes, str]] = []
     for lineno, line in _lines(content):
@@ -75,6 +110,9 @@ def parse_ignore_file(content: bytes, source: str, ignore_case: bool = False) ->
         except PatternNeverMatches as reason:
             unmatchable.append((lineno, line, str(reason)))
     return IgnoreFile(tuple(rules), tuple(unmatchable))
+
+
+_parse_cached = lru_cache(maxsize=256)(_parse)
 
 
 def _lines(content: bytes) -> Iterator[tuple[int, bytes]]:

@@ -13,6 +13,8 @@ from skyrl_modal.gitfiles.index_format import GITLINK, HEADER, WORD, Entry, Inde
 
 #: Number of lookups in the raw bytes before the index is parsed.
 RAW_LOOKUPS = 100
+#: Size of an index. The one of a million files has about 100 MB.
+MAX_INDEX_BYTES = 512 << 20
 #: Size of all ignore files that a sparse checkout leaves out of the worktree.
 MAX_IGNORE_FILE_BYTES = 64 << 20
 
@@ -30,6 +32,7 @@ class Index:
         sha256: Whether the repository uses SHA-256.
         ignore_case: Whether ``core.ignorecase`` is set.
         on_damage: Called with the error if the index cannot be read. The paths then count as not tracked.
+        blocks_git: Returns why no git process can be started in the repository; empty if nothing is wrong.
     """
 
     def __init__(
@@ -40,9 +43,10 @@ class Index:
         sha256: bool,
         ignore_case: bool,
         on_damage: Callable[[IndexReadError], None],
+        blocks_git: Callable[[], str],
     ) -> None:
         self._git_dir, self._worktree, self._sha256 = git_dir, worktree, sha256
-        self._ignore_case, self._on_damage = ignore_case, on_damage
+        self._ignore_case, self._on_damage, self._blocks_git = ignore_case, on_damage, blocks_git
         self._is_damaged = False
         self._lookups_left = 0 if ignore_case else RAW_LOOKUPS
 
@@ -95,10 +99,15 @@ class Index:
         if not absent or self._git_dir is None:
             return {}
         try:
+            self._check_git()
             return dict(zip(absent, _read_objects(self._git_dir, self._worktree, list(absent.values())), strict=True))
         except IndexReadError as error:
             self._report(error)
             return {}
+
+    def _check_git(self) -> None:
+        if reason := self._blocks_git():
+            raise IndexReadError(f"git is needed for it, but {reason}")
 
     def _folded(self, path: bytes) -> bytes:
         return path.lower() if self._ignore_case else path
@@ -125,7 +134,7 @@ class Index:
         if self._git_dir is None:
             return b""
         try:
-            data = read_regular_file(self._git_dir / "index")
+            data = read_regular_file(self._git_dir / "index", max_bytes=MAX_INDEX_BYTES)
             return data if not self._sha256 and is_plain(data) else None
         except FileNotFoundError:
             pass
@@ -141,6 +150,7 @@ class Index:
             if self._raw:
                 return parse_index(self._raw)
             if self._raw is None and self._git_dir is not None:
+                self._check_git()
                 return _list_entries(self._git_dir, self._worktree)
         except IndexReadError as error:
             self._report(error)
@@ -170,15 +180,21 @@ def parse_ls_files(output: bytes) -> list[Entry]:
     Its format is documented in git-ls-files(1): a tag (``S`` for an entry that a sparse checkout leaves out), the mode,
     the object, the stage, a tab and the path, then a NUL. Seen with git 2.39.
 
+    Raises:
+        IndexReadError: The output has another format.
+
     Example:
         >>> parse_ls_files(b"S 100644 0aff 0\ta/b\0")
         [Entry(path=b'a/b', mode=33188, object_id=b'\n\xff', skipped=True)]
     """
     entries = []
-    for record in output.split(b"\0")[:-1]:
-        facts, _, path = record.partition(b"\t")
-        tag, mode, object_id, _ = facts.split(b" ")
-        entries.append(Entry(path, int(mode, 8), bytes.fromhex(object_id.decode()), tag == b"S"))
+    try:
+        for record in output.split(b"\0")[:-1]:
+            facts, _, path = record.partition(b"\t")
+            tag, mode, object_id, _ = facts.split(b" ")
+            entries.append(Entry(path, int(mode, 8), bytes.fromhex(object_id.decode()), tag == b"S"))
+    except ValueError as error:
+        raise IndexReadError(f"the output of `git ls-files` has an unknown format ({error})") from error
     return entries
 
 
@@ -200,7 +216,7 @@ def parse_cat_file(output: bytes) -> list[bytes]:
     and a newline; or the object and ``missing``. Seen with git 2.39.
 
     Raises:
-        IndexReadError: An object is missing, for example in a partial clone.
+        IndexReadError: An object is missing, for example in a partial clone, or the output has another format.
 
     Example:
         >>> parse_cat_file(b"0aff blob 3\n*.o\n")
@@ -209,10 +225,10 @@ def parse_cat_file(output: bytes) -> list[bytes]:
     contents = []
     position = 0
     while position < len(output):
-        end = output.index(b"\n", position)
+        end = output.find(b"\n", position)
         facts = output[position:end].split(b" ")
-        if len(facts) != 3:
+        if end < 0 or len(facts) != 3 or not facts[2].isdigit():
             raise IndexReadError(f"the object {facts[0].decode('ascii', 'replace')} is not in the repository")
-        position = end + 1 + int(facts[2]) + 1
+        position = end + 1 + int(facts[2][:20]) + 1
         contents.append(output[end + 1 : position - 1])
     return contents

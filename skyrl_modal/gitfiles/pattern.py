@@ -11,7 +11,7 @@ Bytes are represented as latin-1 text, because git's ``?`` matches one byte.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from itertools import pairwise
 from typing import NamedTuple
@@ -21,13 +21,22 @@ from gitignore_parser import rule_from_pattern
 
 from skyrl_modal.gitfiles.character_class import PatternNeverMatches, parse_bracket
 
+#: Length of a path above which no system call accepts it (PATH_MAX of Linux; the one of macOS is 1024).
+MAX_PATH_BYTES = 4096
 _SPECIAL = frozenset(b"*?[\\")
+# A line of literal names, without a byte that has a meaning in any position. Nearly all lines of long ignore files.
+_PLAIN_NAME = rb"[^\0-\x20\\*?\[/!#][^\0-\x20\\*?\[/]*"
+_PLAIN_LINE = re.compile(rb"(/?(?:%b/)*)(%b)(/?)" % (_PLAIN_NAME, _PLAIN_NAME))
 # Code points above every byte. The library treats them as letters, inside and outside of a class.
 _SHIELD = 0xE000
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
 _UNSHIELD = {_SHIELD + byte: re.escape(chr(byte)) for byte in range(256)}
 # The name of a folder that is put before every pattern, and of the last part where only folders are compiled.
 _ANCHOR = chr(_SHIELD + 256)
+
+
+# Reports and warnings show this much of a line.
+_SHOWN_BYTES = 500
 
 
 class _TokenKind(Enum):
@@ -49,11 +58,11 @@ class _Token:
 
 
 _SLASH, _ONE = _Token(_TokenKind.SLASH), _Token(_TokenKind.ANY)
+_LITERAL = (_TokenKind.BYTE, _TokenKind.SLASH)
 _STAR, _STARSTAR = _Token(_TokenKind.STAR), _Token(_TokenKind.STARSTAR)
 
 
-@frozen(eq=False)
-class Rule:
+class Rule(NamedTuple):
     """One line of an ignore file, ready to be matched.
 
     A rule has one of three forms. A *name rule* (``folder`` and ``whole`` are None) matches a name alone. A *path rule*
@@ -70,8 +79,11 @@ class Rule:
         literal: The only name that the rule matches, if it has no wildcard.
         suffix: The end of the names that match, if the pattern is ``*`` and a literal.
         regex: The regex of the name, latin-1, in all other cases.
+        prefix: The bytes with which a name or path begins that matches ``regex`` or ``whole``.
+        ending: The bytes with which it ends.
         folder: The regex of the folder, or the folder itself if ``folder_is_literal``.
         folder_is_literal: Whether ``folder`` is compared and not matched.
+        folder_prefix: The bytes with which a folder begins that matches ``folder``.
         whole: The regex of the whole path.
     """
 
@@ -83,13 +95,17 @@ class Rule:
     literal: bytes | None = None
     suffix: bytes | None = None
     regex: str | None = None
+    prefix: bytes = b""
+    ending: bytes = b""
     folder: bytes | None = None
     folder_is_literal: bool = True
+    folder_prefix: bytes = b""
     whole: str | None = None
 
     def __str__(self) -> str:
         place = f"{self.source}:{self.lineno}" if self.lineno else self.source
-        return f"{place}: {self.text.decode('utf-8', 'backslashreplace')}"
+        shortened = "..." if len(self.text) > _SHOWN_BYTES else ""
+        return f"{place}: {self.text[:_SHOWN_BYTES].decode('utf-8', 'backslashreplace')}{shortened}"
 
 
 class _Form(NamedTuple):
@@ -98,8 +114,11 @@ class _Form(NamedTuple):
     literal: bytes | None = None
     suffix: bytes | None = None
     regex: str | None = None
+    prefix: bytes = b""
+    ending: bytes = b""
     folder: bytes | None = None
     folder_is_literal: bool = True
+    folder_prefix: bytes = b""
     whole: str | None = None
 
 
@@ -119,6 +138,12 @@ def compile_rule(line: bytes, source: str, lineno: int, ignore_case: bool) -> Ru
         >>> compile_rule(b"!docs/*.md", ".gitignore", 3, ignore_case=False).folder
         b'docs/'
     """
+    if len(line) <= MAX_PATH_BYTES and (plain := _PLAIN_LINE.fullmatch(line)):
+        folder, name, slash = plain.groups()
+        if ignore_case:
+            folder, name = folder.lower(), name.lower()
+        folder = folder.removeprefix(b"/") if folder else None
+        return Rule(line, source, lineno, False, slash != b"", literal=name, folder=folder)
     negated = line[:1] == b"!"
     pattern = line[1:] if negated else line
     only_folders = pattern[-1:] == b"/"
@@ -128,7 +153,7 @@ def compile_rule(line: bytes, source: str, lineno: int, ignore_case: bool) -> Ru
         raise PatternNeverMatches("nothing is left of it")
     has_slash = b"/" in pattern
     if not has_slash:
-        form = _name_form(list(_tokens(pattern, has_slash, 0, ignore_case)))
+        form = _name_form(_bounded_tokens(pattern, has_slash, 0, ignore_case))
     else:
         form = _path_form(pattern.removeprefix(b"/"), ignore_case)
     return Rule(line, source, lineno, negated, only_folders, *form)
@@ -141,9 +166,7 @@ def _path_form(pattern: bytes, ignore_case: bool) -> _Form:
     glued = 0
     while glued < len(pattern) and pattern[glued] not in _SPECIAL:
         glued += 1
-    tokens = list(_tokens(pattern, True, glued, ignore_case))
-    while tokens[glued : glued + 4] == [_STARSTAR, _SLASH] * 2:
-        del tokens[glued : glued + 2]
+    tokens = _bounded_tokens(pattern, True, glued, ignore_case)
     doubled = [one is _SLASH and two is _SLASH for one, two in pairwise(tokens)]
     deep_at = glued < len(tokens) and tokens[glued] is _STARSTAR and glued > 0 and tokens[glued - 1] is not _SLASH
     if deep_at and (any(doubled[glued + 1 : glued + 2]) or tokens[glued + 1 :] == [_SLASH]):
@@ -156,7 +179,7 @@ def _path_form(pattern: bytes, ignore_case: bool) -> _Form:
     if not tokens or tokens[0] is _SLASH or tokens[-1] is _SLASH:
         raise PatternNeverMatches("no path begins or ends with a slash")
     if deep_at:
-        return _Form(whole=_glued_form(tokens, glued))
+        return _Form(whole=_glued_form(tokens, glued), prefix=_literal(tokens[:glued]), ending=_ending(tokens))
     if tokens[-1] is _STARSTAR:
         folder, name = [*tokens, _SLASH], [_STAR]
     else:
@@ -165,9 +188,10 @@ def _path_form(pattern: bytes, ignore_case: bool) -> _Form:
     form = _name_form(name)
     if folder == [_STARSTAR, _SLASH]:
         return form
-    if all(token.kind in (_TokenKind.BYTE, _TokenKind.SLASH) for token in folder):
+    if all(token.kind in _LITERAL for token in folder):
         return form._replace(folder=_literal(folder))
-    return form._replace(folder=_compile(folder).encode("latin-1"), folder_is_literal=False)
+    regex = _compile(folder).encode("latin-1")
+    return form._replace(folder=regex, folder_is_literal=False, folder_prefix=_prefix(folder))
 
 
 def _name_form(tokens: list[_Token]) -> _Form:
@@ -176,7 +200,7 @@ def _name_form(tokens: list[_Token]) -> _Form:
         return _Form(literal=_literal(tokens))
     if tokens[0] is _STAR and all(token.kind is _TokenKind.BYTE for token in tokens[1:]):
         return _Form(suffix=_literal(tokens[1:]))
-    return _Form(regex=_compile(tokens))
+    return _Form(regex=_compile(tokens), prefix=_prefix(tokens), ending=_ending(tokens))
 
 
 def _glued_form(tokens: list[_Token], prefix: int) -> str:
@@ -184,8 +208,20 @@ def _glued_form(tokens: list[_Token], prefix: int) -> str:
     return literal + _compile(tokens[prefix:])
 
 
-def _literal(tokens: list[_Token]) -> bytes:
+def _literal(tokens: Sequence[_Token]) -> bytes:
     return bytes(0x2F if token is _SLASH else token.byte for token in tokens)
+
+
+def _prefix(tokens: Sequence[_Token]) -> bytes:
+    """Return the literal bytes with which every text begins that matches the tokens."""
+    length = next((number for number, token in enumerate(tokens) if token.kind not in _LITERAL), len(tokens))
+    return _literal(tokens[:length])
+
+
+def _ending(tokens: Sequence[_Token]) -> bytes:
+    """Return the literal bytes, without a slash, with which every text ends that matches the tokens."""
+    length = next((number for number, token in enumerate(reversed(tokens)) if token.kind is not _TokenKind.BYTE), 0)
+    return _literal(tokens[len(tokens) - length :])
 
 
 def _compile(tokens: list[_Token]) -> str:
@@ -199,7 +235,39 @@ def _compile(tokens: list[_Token]) -> str:
     rule = rule_from_pattern(f"/{_ANCHOR}/{canonical}{_ANCHOR if folders_only else ''}")
     regex: str = rule.regex
     head, tail = f"^{_ANCHOR}[/]", f"{_ANCHOR}$" if folders_only else "$"
-    return regex.removeprefix(head).removesuffix(tail).replace("(.*[/])?", "(?:.*[/])?").translate(_UNSHIELD)
+    return _without_backtracking(regex.removeprefix(head).removesuffix(tail)).translate(_UNSHIELD)
+
+
+# What gitignore-parser writes for `**/`, for `/` and for `*`. No other part of a pattern results in these texts, because
+# all special bytes are replaced before.
+_ANY_FOLDERS, _ONE_SLASH, _ANY_BYTES = "(.*[/])?", "[/]", "[^/]*"
+
+
+def _without_backtracking(regex: str) -> str:
+    """Return a regex for the same texts that is matched in a time proportional to pattern length times text length.
+
+    As the library writes it, ``*a*a*a`` tries every combination of positions. It is enough to try the first position of
+    each part but the last: what is between two stars has a fixed length, and what is between two ``**/`` matches a fixed
+    number of folders, so a later position leaves less for the rest. An atomic group, ``(?>...)``, discards the others.
+    """
+    first, *others = regex.split(_ANY_FOLDERS)
+    result = _without_backtracking_of_stars(first)
+    for number, part in enumerate(map(_without_backtracking_of_stars, others), 1):
+        if number == len(others):
+            result += f"(?:.*[/])?{part}"
+        else:
+            # No folder, or the first folders after which the part matches.
+            result += f"(?>{part}|.*?(?<=[/]){part})"
+    return result
+
+
+def _without_backtracking_of_stars(regex: str) -> str:
+    parts = []
+    for part in regex.split(_ONE_SLASH):
+        first, *others = part.split(_ANY_BYTES)
+        middle = "".join(f"(?>{_ANY_BYTES}?{between})" for between in others[:-1])
+        parts.append(first + middle + (_ANY_BYTES + others[-1] if others else ""))
+    return _ONE_SLASH.join(parts)
 
 
 def _canonical(token: _Token) -> str:
@@ -228,6 +296,26 @@ def _shielded(byte: int) -> str:
     return chr(byte) if byte in _PLAIN else chr(_SHIELD + byte)
 
 
+def _bounded_tokens(pattern: bytes, has_slash: bool, start: int, ignore_case: bool) -> list[_Token]:
+    """Return the tokens of a pattern, without repeated ``**/``.
+
+    Raises:
+        PatternNeverMatches: What matches the pattern is longer than any path.
+    """
+    tokens: list[_Token] = []
+    length = 0
+    for token in _tokens(pattern, has_slash, start, ignore_case):
+        if token is _SLASH and tokens[-3:] == [_STARSTAR, _SLASH, _STARSTAR]:
+            del tokens[-1]
+            continue
+        # The slash of `**/` is not needed where it matches no folder.
+        length += token is not _STAR and token is not _STARSTAR and not (token is _SLASH and tokens[-1:] == [_STARSTAR])
+        if length > MAX_PATH_BYTES:
+            raise PatternNeverMatches("no path is that long")
+        tokens.append(token)
+    return tokens
+
+
 def _tokens(pattern: bytes, has_slash: bool, start: int, ignore_case: bool) -> Iterator[_Token]:
     """Yield the tokens of a pattern as wildmatch reads them.
 
@@ -238,6 +326,7 @@ def _tokens(pattern: bytes, has_slash: bool, start: int, ignore_case: bool) -> I
         ignore_case: Whether ``core.ignorecase`` is set.
     """
     position, end = 0, len(pattern)
+    terminated = pattern + b"\0"
     while position < end:
         byte = pattern[position]
         if byte == 0x5C:  # backslash
@@ -259,7 +348,7 @@ def _tokens(pattern: bytes, has_slash: bool, start: int, ignore_case: bool) -> I
             yield _ONE
             position += 1
         elif byte == 0x5B:  # bracket
-            position, members = parse_bracket(pattern, position, ignore_case)
+            position, members = parse_bracket(terminated, position, ignore_case)
             if not members:
                 raise PatternNeverMatches("its [...] matches no byte")
             yield _Token(_TokenKind.SET, members=members)

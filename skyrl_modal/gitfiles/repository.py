@@ -8,14 +8,23 @@ import stat
 from functools import cached_property
 from pathlib import Path
 
-from skyrl_modal.gitfiles.config import excludes_file, read_config
-from skyrl_modal.gitfiles.files import read_regular_file
-from skyrl_modal.gitfiles.ignore_file import IgnoreFile, parse_ignore_file
-from skyrl_modal.gitfiles.index import Index
+from skyrl_modal.gitfiles.config import attributes_file, excludes_file, read_config
+from skyrl_modal.gitfiles.files import MAX_SMALL_FILE_BYTES, UnsuitableFileError, find_unsuitable, read_regular_file
+from skyrl_modal.gitfiles.ignore_file import MAX_IGNORE_FILE_BYTES, IgnoreFile, TooManyLinesError, parse_ignore_file
+from skyrl_modal.gitfiles.index import MAX_INDEX_BYTES, Index
 from skyrl_modal.gitfiles.index_format import IndexReadError
 from skyrl_modal.gitfiles.matcher import RuleStack
 
 _HEAD = re.compile(rb"ref:\s*refs/|[0-9a-fA-F]{40}")
+#: Lines that match nothing are reported one by one up to this number for each file.
+MAX_REPORTED_LINES = 20
+_SHOWN_LINE_BYTES = 100
+# Files that nearly every git command reads, in the repository and in the folder that its worktrees share.
+_GIT_FILES = (
+    *("HEAD", "index", "config", "config.worktree", "commondir", "packed-refs", "shallow", "info/exclude"),
+    *("info/attributes", "info/grafts", "info/sparse-checkout", "objects/info/alternates", "objects/info/commit-graph"),
+    *("objects/pack/multi-pack-index", "refs/replace"),
+)
 _ACROSS_FILE_SYSTEMS = "GIT_DISCOVERY_ACROSS_FILESYSTEM"
 
 
@@ -57,7 +66,7 @@ class Repository:
     def _read_ignore_file(self, path: Path) -> IgnoreFile:
         """Read an ignore file outside of the worktree."""
         try:
-            return self.parse_ignore_file(read_regular_file(path), str(path))
+            return self.parse_ignore_file(read_regular_file(path, max_bytes=MAX_IGNORE_FILE_BYTES), str(path))
         except (FileNotFoundError, NotADirectoryError):
             return IgnoreFile()
         except OSError as error:
@@ -71,11 +80,36 @@ class Repository:
             content: The content of the file.
             shown: The name of the file in messages.
         """
-        file = parse_ignore_file(content, shown, self.ignore_case)
-        for lineno, line, reason in file.unmatchable:
-            text = line.decode("utf-8", "backslashreplace")
-            self.problems.append(f"{shown}:{lineno}: {text!r} matches nothing, neither here nor in git: {reason}")
+        try:
+            file = parse_ignore_file(content, shown, self.ignore_case)
+        except TooManyLinesError as error:
+            self.problems.append(f"{shown} cannot be read ({error}): its patterns are not applied")
+            return IgnoreFile()
+        for lineno, line, reason in file.unmatchable[:MAX_REPORTED_LINES]:
+            text = line[:_SHOWN_LINE_BYTES].decode("utf-8", "backslashreplace")
+            shortened = "..." if len(line) > _SHOWN_LINE_BYTES else ""
+            self.problems.append(
+                f"{shown}:{lineno}: {text!r}{shortened} matches nothing, neither here nor in git: {reason}"
+            )
+        more = len(file.unmatchable) - MAX_REPORTED_LINES
+        if more > 0:
+            self.problems.append(f"{shown}: {more:,} more lines match nothing, neither here nor in git")
         return file
+
+    @cached_property
+    def blocks_git(self) -> str:
+        """Why no git process can be started in the repository; empty if nothing is wrong.
+
+        git has no time limit of its own, and would wait for a file that is a named pipe.
+        """
+        if self.config.blocks_git or self.git_dir is None or self.common_dir is None:
+            return self.config.blocks_git
+        paths = [folder / name for folder in dict.fromkeys((self.git_dir, self.common_dir)) for name in _GIT_FILES]
+        paths += filter(None, (excludes_file(self.config, self.top), attributes_file(self.config, self.top)))
+        for path in paths:
+            if problem := find_unsuitable(path, MAX_INDEX_BYTES):
+                return f"{path} is {problem}"
+        return ""
 
     @cached_property
     def index(self) -> Index:
@@ -86,6 +120,7 @@ class Repository:
             sha256=self.config.values.get("extensions.objectformat") == b"sha256",
             ignore_case=self.ignore_case,
             on_damage=self._report_damaged_index,
+            blocks_git=lambda: self.blocks_git,
         )
 
     def _report_damaged_index(self, error: IndexReadError) -> None:
@@ -108,6 +143,8 @@ class Repository:
 
 def unreadable_message(shown: str, error: OSError) -> str:
     """Return the message about an ignore file that cannot be read."""
+    if isinstance(error, UnsuitableFileError):
+        return f"{shown} cannot be read ({error.strerror}): its patterns are not applied"
     return f"{shown} cannot be read ({error.strerror}): its patterns are not applied. Run `chmod +r {shown}`"
 
 
@@ -137,7 +174,7 @@ def git_dir_of(top: Path) -> Path | None:
     try:
         if stat.S_ISDIR(place.stat().st_mode):
             return place if _is_repository(place) else None
-        content = read_regular_file(place)
+        content = read_regular_file(place, max_bytes=MAX_SMALL_FILE_BYTES)
     except OSError:
         # Absent or not accessible: in both cases git continues the search in the parent folder.
         return None
@@ -150,7 +187,10 @@ def git_dir_of(top: Path) -> Path | None:
 def _is_repository(folder: Path) -> bool:
     head = folder / "HEAD"
     try:
-        text = b"ref: " + os.fsencode(head.readlink()) if head.is_symlink() else read_regular_file(head)
+        if head.is_symlink():
+            text = b"ref: " + os.fsencode(head.readlink())
+        else:
+            text = read_regular_file(head, max_bytes=MAX_SMALL_FILE_BYTES)
     except OSError:
         return False
     common = _common_dir(folder)
@@ -159,7 +199,7 @@ def _is_repository(folder: Path) -> bool:
 
 def _common_dir(git_dir: Path) -> Path:
     try:
-        text = read_regular_file(git_dir / "commondir")
+        text = read_regular_file(git_dir / "commondir", max_bytes=MAX_SMALL_FILE_BYTES)
     except OSError:
         return git_dir
     return git_dir / os.fsdecode(text.rstrip(b"\r\n"))

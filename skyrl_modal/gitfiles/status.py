@@ -6,19 +6,24 @@ configuration of the repository names. The commands here make the same compariso
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from attrs import frozen
 
 from skyrl_modal.gitfiles.config import is_true, list_config, system_file
-from skyrl_modal.gitfiles.files import read_regular_file
+from skyrl_modal.gitfiles.files import MAX_SMALL_FILE_BYTES, read_regular_file
 from skyrl_modal.gitfiles.git_command import GitCommandError, GitProcess, filter_overrides, git_deadline
 from skyrl_modal.gitfiles.repository import Repository, find_worktree, git_dir_of
 
 _OBJECT_ID = re.compile(rb"[0-9a-f]{40}|[0-9a-f]{64}")
+# Files of the worktree that git opens for its own use.
+_TREE_FILES = (".gitignore", ".gitattributes", ".gitmodules", ".mailmap")
+_MAX_SCANNED_ENTRIES = 200_000
 _COMPARE_INDEX = (
     *("diff-index", "--cached", "-z", "--name-status", "--no-relative", "--find-renames"),
     *("HEAD", "--", "."),
@@ -74,6 +79,8 @@ class _Comparison:
     def run(self) -> WorktreeStatus:
         repository = Repository(self.top, self.git_dir)
         config = repository.config.values
+        if repository.blocks_git:
+            raise GitCommandError(f"git cannot be run, because {repository.blocks_git}")
         if not repository.config.has_all_filters:
             config = list_config(self.git_dir, self.top)
         commit = read_head(self.git_dir, repository.common_dir or self.git_dir) or self._ask_for_head()
@@ -127,7 +134,43 @@ class _Comparison:
             settings=settings or (),
             system_file=system_file,
             deadline=self.deadline,
+            find_cause=self._find_blocking_file,
         )
+
+    def _find_blocking_file(self) -> str:
+        path = find_blocking_file(self.top, self.git_dir)
+        return f"{path} is a named pipe" if path else ""
+
+
+def find_blocking_file(top: Path, git_dir: Path) -> str | None:
+    """Return a named pipe for which a git command would wait; None if none is found among the first entries.
+
+    These are all files of the repository, and the ignore and attribute files in the worktree. A large folder of the
+    worktree may be ignored, so that git does not read it; a named pipe there is still found, but only after git was
+    slow.
+    """
+    left = _MAX_SCANNED_ENTRIES
+    pending = [os.fspath(git_dir), os.fspath(top)]
+    while pending:
+        folder = pending.pop()
+        inside_git = folder == os.fspath(git_dir) or folder.startswith(os.path.join(git_dir, ""))
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                left -= 1
+                if left < 0:
+                    return None
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                elif (inside_git or entry.name in _TREE_FILES) and _is_named_pipe(entry.path):
+                    return entry.path
+    return None
+
+
+def _is_named_pipe(path: str) -> bool:
+    try:
+        return stat.S_ISFIFO(os.stat(path).st_mode)
+    except OSError:
+        return False
 
 
 def read_head(git_dir: Path, common_dir: Path) -> str | None:
@@ -140,12 +183,12 @@ def read_head(git_dir: Path, common_dir: Path) -> str | None:
         common_dir: The folder that its worktrees share.
     """
     try:
-        head = read_regular_file(git_dir / "HEAD", follow_link=False)
+        head = read_regular_file(git_dir / "HEAD", follow_link=False, max_bytes=MAX_SMALL_FILE_BYTES)
         if not head.startswith(b"ref: refs/heads/"):
             return _object_id(head)
         branch = head.removeprefix(b"ref: ").rstrip(b"\n")
         try:
-            return _object_id(read_regular_file(common_dir / os.fsdecode(branch)))
+            return _object_id(read_regular_file(common_dir / os.fsdecode(branch), max_bytes=MAX_SMALL_FILE_BYTES))
         except FileNotFoundError:
             packed = read_regular_file(common_dir / "packed-refs").split(b"\n")
     except (OSError, ValueError):

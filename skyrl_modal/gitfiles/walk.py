@@ -17,7 +17,7 @@ from attrs import evolve
 from skyrl_modal.errors import SpecError
 from skyrl_modal.gitfiles.decision import Decision, FolderContext, FolderMode, RuleSource, WalkResult
 from skyrl_modal.gitfiles.files import read_regular_file
-from skyrl_modal.gitfiles.ignore_file import IgnoreFile, parse_ignore_file
+from skyrl_modal.gitfiles.ignore_file import MAX_IGNORE_FILE_BYTES, IgnoreFile, parse_ignore_file
 from skyrl_modal.gitfiles.matcher import FolderRules, NamePrefilter, RuleStack
 from skyrl_modal.gitfiles.overrides import EXCLUDE, Overrides
 from skyrl_modal.gitfiles.repository import Repository, find_repository, git_dir_of, unreadable_message
@@ -220,7 +220,7 @@ class TreeWalker:
         """Read an ignore file in the tree. A symbolic link is not followed, as in git."""
         path, label = os.path.join(folder.path, name), os.fsdecode(shown)
         try:
-            content = read_regular_file(path, follow_link=False)
+            content = read_regular_file(path, follow_link=False, max_bytes=MAX_IGNORE_FILE_BYTES)
         except FileNotFoundError:
             return IgnoreFile()
         except OSError as error:

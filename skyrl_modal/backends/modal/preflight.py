@@ -57,7 +57,7 @@ def connect() -> None:
     """
     check_token()
     with translated_client_errors():
-        wait_for_future(asyncio.run_coroutine_threadsafe(_CONNECTION.check_once(), event_loop()))
+        wait_for_future(asyncio.run_coroutine_threadsafe(_CONNECTION.check(again=False), event_loop()))
 
 
 class _Connection:
@@ -68,16 +68,23 @@ class _Connection:
         self._failure: BackendUnavailable | None = None
         self._failed_at = 0.0
 
-    async def check(self) -> None:
+    async def check(self, *, again: bool = True) -> None:
         """Wait for a response.
+
+        Args:
+            again: Whether to send a request also if this client has received a response before, or none a moment ago.
 
         Raises:
             BackendUnavailable: Modal does not respond in time.
             modal.exception.Error: It refuses the token, or the request.
         """
+        if not again and self._failure is not None and time.monotonic() < self._failed_at + FAILURE_VALIDITY:
+            raise BackendUnavailable("modal", self._failure.reason)
         try:
             async with asyncio.timeout(FIRST_RESPONSE_TIMEOUT):
-                client = await modal.Client.from_env.aio()
+                client = await modal.Client.from_env.aio()  # sends a request if it creates the client
+                if client is self._client and not again:
+                    return
                 await client.hello.aio()  # type: ignore[no-untyped-call]  # the client has no types for it
         except TimeoutError:
             server = modal.config.config.get("server_url")
@@ -85,14 +92,6 @@ class _Connection:
             self._failure, self._failed_at = BackendUnavailable("modal", reason), time.monotonic()
             raise self._failure from None
         self._client = client
-
-    async def check_once(self) -> None:
-        """Wait for a response, unless this client has received one, or none a moment ago."""
-        if await modal.Client.from_env.aio() is self._client:
-            return
-        if self._failure is not None and time.monotonic() < self._failed_at + FAILURE_VALIDITY:
-            raise BackendUnavailable("modal", self._failure.reason)
-        await self.check()
 
 
 #: Modal's client too is shared by all users in this process.
