@@ -24,7 +24,7 @@ from skyrl_modal.protocol.result import RunResultRecord
 from skyrl_modal.protocol.run_folder import RAY_FOLDER, RAY_START_LOG, SUPERVISOR_LOG
 from skyrl_modal.protocol.state import RunState
 from skyrl_modal.run.index import IndexRecord, RunIndex
-from skyrl_modal.run.log_lines import TAIL_BYTES, decode_lines, last_lines
+from skyrl_modal.run.log_lines import MAX_LINE_LENGTH, TAIL_BYTES, decode_lines, last_lines
 from skyrl_modal.run.result import RunResult
 from skyrl_modal.run.unavailable import UnavailableExecution
 from skyrl_modal.spec.fields import check_whole_number
@@ -224,11 +224,11 @@ class Run:
             yield data
 
     def _read_last_lines(self, size: int, lines: int) -> bytes:
-        """Return a part of the output's end that contains at least a number of lines."""
+        """Return a part of the output's end that contains a number of lines, unless they are extremely long."""
         length = TAIL_BYTES
         while True:
             data = b"".join(self._read_output(max(0, size - length), size))
-            if length >= size or data.count(b"\n") > lines:
+            if length >= min(size, MAX_LINE_LENGTH) or data.count(b"\n") > lines:
                 return data
             length *= 8
 

@@ -9,24 +9,34 @@ from collections.abc import Iterable, Iterator
 TAIL_LINES = 30
 #: Number of bytes at the end of the output from which these lines are extracted.
 TAIL_BYTES = 1 << 16
+#: Characters after which a line is divided, so that an output without newlines does not fill the memory. Commands may
+#: print lines of 100 MB.
+MAX_LINE_LENGTH = 128 << 20
 
 
 def decode_lines(chunks: Iterable[bytes]) -> Iterator[str]:
     r"""Yield lines without their newline from chunks, which may end anywhere, also inside a character.
+
+    A line that is longer than ``MAX_LINE_LENGTH`` is divided.
 
     Example:
         >>> list(decode_lines([b"on", b"e\ntw", b"o"]))
         ['one', 'two']
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    parts: list[str] = []  # of the last line, which are joined when it ends: it may be as long as the output
+    parts: list[str] = []  # of the last line, which are joined when it ends
+    length = 0
     for chunk in chunks:
         first, *others = decoder.decode(chunk).split("\n")
         parts.append(first)
+        length += len(first)
         if others:
             yield "".join(parts)
             yield from others[:-1]
-            parts = [others[-1]]
+            parts, length = [others[-1]], len(others[-1])
+        elif length > MAX_LINE_LENGTH:
+            yield "".join(parts)
+            parts, length = [], 0
     rest = "".join(parts) + decoder.decode(b"", final=True)
     if rest:
         yield rest

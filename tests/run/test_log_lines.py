@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,3 +26,10 @@ def test_last_lines_are_the_end_of_all_lines(content: bytes, count: int) -> None
     lines = list(decode_lines([content]))
 
     assert last_lines(content, count) == (lines[-count:] if count > 0 else [])
+
+
+def test_endless_line_is_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that is longer than the limit is divided, so that it does not fill the memory."""
+    monkeypatch.setattr("skyrl_modal.run.log_lines.MAX_LINE_LENGTH", 10)
+
+    assert list(decode_lines([b"12345678", b"12345678", b"12\nx"])) == ["1234567812345678", "12", "x"]
