@@ -12,9 +12,12 @@ from pathlib import Path
 from attrs import frozen
 
 from skyrl_modal.errors import CheckoutNotFound, SpecError
+from skyrl_modal.gitfiles.files import read_regular_file
 from skyrl_modal.gitfiles.git_command import GitCommandError
 from skyrl_modal.gitfiles.status import read_status
 
+#: Size of a pyproject.toml.
+MAX_PYPROJECT_BYTES = 4 << 20
 #: A requirement that pins one version of Ray, such as ``ray[default]==2.51.1``.
 _RAY_PIN = re.compile(r"ray(?:\[[^\]]*\])?\s*==\s*([0-9][0-9A-Za-z.]*)\s*(?:;.*)?")
 
@@ -94,7 +97,7 @@ def inspect_checkout(root: Path) -> Checkout:
         root: The checkout.
 
     Raises:
-        SpecError: The pyproject.toml is not valid TOML.
+        SpecError: The pyproject.toml is not valid TOML, or cannot be read.
     """
     ray_version = pinned_ray_version(root)
     try:
@@ -114,20 +117,30 @@ def pinned_ray_version(root: Path) -> str | None:
         root: The checkout. If its root has no pyproject.toml, the one of the older layout's skyrl-train/ is read.
 
     Raises:
-        SpecError: The pyproject.toml is not valid TOML.
+        SpecError: The pyproject.toml is not valid TOML, or cannot be read.
     """
     for path in (root / "pyproject.toml", root / "skyrl-train" / "pyproject.toml"):
-        if not path.is_file():
-            continue
         try:
-            project = tomllib.loads(path.read_text(encoding="utf-8")).get("project", {})
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            text = read_regular_file(path, max_bytes=MAX_PYPROJECT_BYTES).decode()
+            project = tomllib.loads(text).get("project", {})
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            continue
+        except OSError as error:
+            raise SpecError("checkout", str(path), f"this file cannot be read ({error.strerror})") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise SpecError("checkout", str(path), f"this file is not valid TOML: {error}") from error
-        requirements = list(project.get("dependencies", []))
-        for group in project.get("optional-dependencies", {}).values():
-            requirements.extend(group)
+        requirements = _requirements(project)
         matches = (_RAY_PIN.fullmatch(item.strip()) for item in requirements if isinstance(item, str))
         versions = {match.group(1) for match in matches if match}
         if len(versions) == 1:
             return versions.pop()
     return None
+
+
+def _requirements(project: object) -> list[object]:
+    """Return the items of all lists of requirements in the table ``project``, which can have any content."""
+    if not isinstance(project, dict):
+        return []
+    extras = project.get("optional-dependencies")
+    lists = [project.get("dependencies"), *(extras.values() if isinstance(extras, dict) else ())]
+    return [item for requirements in lists if isinstance(requirements, list) for item in requirements]

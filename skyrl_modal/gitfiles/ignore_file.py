@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
-from functools import lru_cache
-
-from attrs import field, frozen
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
+from types import MappingProxyType
 
 from skyrl_modal.gitfiles.character_class import PatternNeverMatches
-from skyrl_modal.gitfiles.pattern import Rule, compile_rule
+from skyrl_modal.gitfiles.pattern import Rule, compile_rule, is_plain_name
 from skyrl_modal.gitfiles.regex_index import IndexedRegex, RegexIndex
 from skyrl_modal.gitfiles.rule_group import RuleGroup
 
-
-#: Size of an ignore file. git reads files of any size until version 2.44; since 2.45 it ignores one of more than 100 MiB
-#: with a warning (dir.c, PATTERN_MAX_FILE_SIZE). A file above the limit here also causes a warning.
+#: Size of an ignore file. git reads files of any size until version 2.44; since 2.45 it ignores one of more than
+#: 100 MiB with a warning (dir.c, PATTERN_MAX_FILE_SIZE). A file above the limit here also causes a warning.
 MAX_IGNORE_FILE_BYTES = 16 << 20
 #: The number of lines of an ignore file; every line needs memory.
 MAX_IGNORE_LINES = 1_000_000
@@ -27,51 +25,70 @@ class TooManyLinesError(Exception):
     """An ignore file has more than ``MAX_IGNORE_LINES`` lines."""
 
 
-@frozen(eq=False)
 class IgnoreFile:
-    """The rules of one ignore file, and its lines that match nothing.
+    """The rules of one ignore file, and its lines that match nothing. The last rule that matches decides.
+
+    Args:
+        source: The name of the file, as reports show it.
+        names: The lines that are a literal name, each with its last line number. Long files consist of such lines, so
+            a rule is created only for one that matches.
+        rules: The rules of all other lines.
+        unmatchable: ``(line number, line, reason)`` of each pattern that matches no path.
 
     Attributes:
-        rules: The rules in their order; the last one that matches decides.
-        unmatchable: ``(line number, line, reason)`` of each pattern that matches no path.
-        groups: The rules for names, then the rules for each pattern of folders. A folder is given by its position.
+        unmatchable: As given.
+        groups: The rules for names, then the rules for each pattern of folders.
     """
 
-    rules: tuple[Rule, ...] = ()
-    unmatchable: tuple[tuple[int, bytes, str], ...] = ()
-    _folder_ids: dict[bytes, int] = field(init=False, repr=False)
-    _folder_regexes: RegexIndex = field(init=False, repr=False)
-    groups: tuple[RuleGroup, ...] = field(init=False, repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        names: list[tuple[int, Rule]] = []
-        by_folder: dict[tuple[bytes, bool], list[tuple[int, Rule]]] = defaultdict(list)
-        prefixes: dict[bytes, bytes] = {}
-        for place, rule in enumerate(self.rules):
+    def __init__(
+        self,
+        source: str = "",
+        names: Mapping[bytes, int] = MappingProxyType({}),
+        rules: Sequence[Rule] = (),
+        unmatchable: Sequence[tuple[int, bytes, str]] = (),
+    ) -> None:
+        self._source, self._names = source, names
+        self._rules = {rule.lineno: rule for rule in rules}
+        self.unmatchable = tuple(unmatchable)
+        for_names: list[Rule] = []
+        by_folder: dict[tuple[bytes, bool], list[Rule]] = defaultdict(list)
+        for rule in rules:
             if rule.folder is None:
-                names.append((place, rule))
-                continue
-            by_folder[rule.folder, rule.folder_is_literal].append((place, rule))
-            if not rule.folder_is_literal:
-                prefixes[rule.folder] = rule.folder_prefix
-        numbers = {key: number for number, key in enumerate(by_folder, 1)}
-        regexes = [
-            IndexedRegex(folder.decode("latin-1"), prefixes[folder], b"", number)
-            for (folder, is_literal), number in numbers.items()
-            if not is_literal
-        ]
-        literals = {folder: number for (folder, is_literal), number in numbers.items() if is_literal}
-        object.__setattr__(self, "_folder_ids", literals)
-        object.__setattr__(self, "_folder_regexes", RegexIndex(regexes))
-        object.__setattr__(self, "groups", tuple(map(RuleGroup, (names, *by_folder.values()))))
+                for_names.append(rule)
+            else:
+                by_folder[rule.folder, rule.folder_is_literal].append(rule)
+        self.groups = (RuleGroup(for_names, names), *map(RuleGroup, by_folder.values()))
+        self._folder_numbers: dict[bytes, int] = {}
+        regexes = []
+        for number, ((folder, is_literal), group) in enumerate(by_folder.items(), 1):
+            if is_literal:
+                self._folder_numbers[folder] = number
+            else:
+                regexes.append(IndexedRegex(folder.decode("latin-1"), group[0].folder_prefix, b"", number))
+        self._folder_regexes = RegexIndex(regexes)
+
+    def __bool__(self) -> bool:
+        return bool(self._rules or self._names)
+
+    def rule_at(self, lineno: int) -> Rule:
+        """Return the rule of a line."""
+        rule = self._rules.get(lineno)
+        if rule is None:
+            name = self._names_by_line[lineno]
+            rule = self._rules[lineno] = Rule(name, self._source, lineno, False, False, literal=name)
+        return rule
+
+    @cached_property
+    def _names_by_line(self) -> dict[int, bytes]:
+        return {lineno: name for name, lineno in self._names.items()}
 
     def find_groups(self, folder: bytes) -> tuple[int, ...]:
-        """Return the positions in ``groups`` of the rules that apply to names in a folder, without the first.
+        """Return the positions in ``groups`` of the path rules that apply to names in a folder.
 
         Args:
             folder: The folder below the one of the ignore file, ending in a slash, or empty.
         """
-        number = self._folder_ids.get(folder)
+        number = self._folder_numbers.get(folder)
         found = () if number is None else (number,)
         return (*found, *self._folder_regexes.find_all(folder)) if self._folder_regexes else found
 
@@ -89,8 +106,8 @@ def parse_ignore_file(content: bytes, source: str, ignore_case: bool = False) ->
 
     Example:
         >>> file = parse_ignore_file(b"# built\n*.o\n!/keep.o\n[z\n", ".gitignore")
-        >>> [str(rule) for rule in file.rules]
-        ['.gitignore:2: *.o', '.gitignore:3: !/keep.o']
+        >>> str(file.rule_at(3))
+        '.gitignore:3: !/keep.o'
         >>> file.unmatchable
         ((4, b'[z', 'a [ without its ]'),)
     """
@@ -102,29 +119,30 @@ def parse_ignore_file(content: bytes, source: str, ignore_case: bool = False) ->
 def _parse(content: bytes, source: str, ignore_case: bool) -> IgnoreFile:
     if content.count(b"\n") > MAX_IGNORE_LINES:
         raise TooManyLinesError(f"more than {MAX_IGNORE_LINES:,} lines")
+    names: dict[bytes, int] = {}
     rules: list[Rule] = []
     unmatchable: list[tuple[int, bytes, str]] = []
-    for lineno, line in _lines(content):
-        try:
-            rules.append(compile_rule(line, source, lineno, ignore_case))
-        except PatternNeverMatches as reason:
-            unmatchable.append((lineno, line, str(reason)))
-    return IgnoreFile(tuple(rules), tuple(unmatchable))
+    # Only a newline ends a line.
+    for lineno, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if is_plain_name(line) and not ignore_case:
+            names[line] = lineno
+        elif pattern := _pattern_of_line(line):
+            try:
+                rules.append(compile_rule(pattern, source, lineno, ignore_case))
+            except PatternNeverMatches as reason:
+                unmatchable.append((lineno, pattern, str(reason)))
+    return IgnoreFile(source, names, rules, unmatchable)
 
 
 _parse_cached = lru_cache(maxsize=256)(_parse)
 
 
-def _lines(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines that contain a pattern, trimmed as git trims them. Only a newline ends a line."""
-    content = content.removeprefix(b"\xef\xbb\xbf")
-    for lineno, line in enumerate(content.split(b"\n"), 1):
-        if not line or line[:1] == b"#":
-            continue
-        # git works on C strings, so a NUL ends the pattern.
-        pattern = _trimmed(line.removesuffix(b"\r").split(b"\0")[0])
-        if pattern:
-            yield lineno, pattern
+def _pattern_of_line(line: bytes) -> bytes:
+    """Return the pattern of a line, trimmed as git trims it; empty if it has none."""
+    if line[:1] == b"#":
+        return b""
+    # git works on C strings, so a NUL ends the pattern.
+    return _trimmed(line.removesuffix(b"\r").split(b"\0", 1)[0])
 
 
 def _trimmed(line: bytes) -> bytes:

@@ -44,7 +44,7 @@ class FolderRules:
                 if table.whole:
                     place = max(place, table.whole.find_last(path[base:]))
             if place >= 0:
-                return file.rules[place]
+                return file.rule_at(place)
         return None
 
 
@@ -59,7 +59,7 @@ class RuleStack:
     """
 
     def __init__(self, parts: tuple[tuple[IgnoreFile, int], ...] = (), ignore_case: bool = False) -> None:
-        self._parts = tuple((file, base) for file, base in parts if file.rules)
+        self._parts = tuple((file, base) for file, base in parts if file)
         self._ignore_case = ignore_case
         self._cache: dict[tuple[tuple[int, ...], ...], FolderRules] = {}
         self._has_paths = any(len(file.groups) > 1 for file, _ in self._parts)
@@ -74,7 +74,7 @@ class RuleStack:
             file: The ignore file, which takes precedence over the others.
             base: Its folder, ending in a slash, or empty.
         """
-        if not file.rules:
+        if not file:
             return self
         return RuleStack((*self._parts, (file, len(base))), self._ignore_case)
 

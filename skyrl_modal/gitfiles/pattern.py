@@ -26,7 +26,9 @@ MAX_PATH_BYTES = 4096
 _SPECIAL = frozenset(b"*?[\\")
 # A line of literal names, without a byte that has a meaning in any position. Nearly all lines of long ignore files.
 _PLAIN_NAME = rb"[^\0-\x20\\*?\[/!#][^\0-\x20\\*?\[/]*"
-_PLAIN_LINE = re.compile(rb"(/?(?:%b/)*)(%b)(/?)" % (_PLAIN_NAME, _PLAIN_NAME))
+_PLAIN_LINE = re.compile(rb"(!?)(/?(?:%b/)*)(%b)(/?)" % (_PLAIN_NAME, _PLAIN_NAME))
+_PLAIN_SUFFIX = re.compile(rb"(!?)\*([^\0-\x20\\*?\[/]*)(/?)")
+is_plain_name = re.compile(_PLAIN_NAME).fullmatch
 # Code points above every byte. The library treats them as letters, inside and outside of a class.
 _SHIELD = 0xE000
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
@@ -58,6 +60,7 @@ class _Token:
 
 
 _SLASH, _ONE = _Token(_TokenKind.SLASH), _Token(_TokenKind.ANY)
+_BYTES = [_Token(_TokenKind.BYTE, byte) for byte in range(256)]
 _LITERAL = (_TokenKind.BYTE, _TokenKind.SLASH)
 _STAR, _STARSTAR = _Token(_TokenKind.STAR), _Token(_TokenKind.STARSTAR)
 
@@ -138,12 +141,8 @@ def compile_rule(line: bytes, source: str, lineno: int, ignore_case: bool) -> Ru
         >>> compile_rule(b"!docs/*.md", ".gitignore", 3, ignore_case=False).folder
         b'docs/'
     """
-    if len(line) <= MAX_PATH_BYTES and (plain := _PLAIN_LINE.fullmatch(line)):
-        folder, name, slash = plain.groups()
-        if ignore_case:
-            folder, name = folder.lower(), name.lower()
-        folder = folder.removeprefix(b"/") if folder else None
-        return Rule(line, source, lineno, False, slash != b"", literal=name, folder=folder)
+    if len(line) <= MAX_PATH_BYTES and (rule := _compile_plain_line(line, source, lineno, ignore_case)):
+        return rule
     negated = line[:1] == b"!"
     pattern = line[1:] if negated else line
     only_folders = pattern[-1:] == b"/"
@@ -157,6 +156,19 @@ def compile_rule(line: bytes, source: str, lineno: int, ignore_case: bool) -> Ru
     else:
         form = _path_form(pattern.removeprefix(b"/"), ignore_case)
     return Rule(line, source, lineno, negated, only_folders, *form)
+
+
+def _compile_plain_line(line: bytes, source: str, lineno: int, ignore_case: bool) -> Rule | None:
+    """Return the rule of a line with literal names only, or with a star and the end of a name; None for any other."""
+    text = line.lower() if ignore_case else line
+    if plain := _PLAIN_LINE.fullmatch(text):
+        negated, folder, name, slash = plain.groups()
+        below = folder.removeprefix(b"/") if folder else None
+        return Rule(line, source, lineno, negated != b"", slash != b"", literal=name, folder=below)
+    if plain := _PLAIN_SUFFIX.fullmatch(text):
+        negated, suffix, slash = plain.groups()
+        return Rule(line, source, lineno, negated != b"", slash != b"", suffix=suffix)
+    return None
 
 
 def _path_form(pattern: bytes, ignore_case: bool) -> _Form:
@@ -238,17 +250,17 @@ def _compile(tokens: list[_Token]) -> str:
     return _without_backtracking(regex.removeprefix(head).removesuffix(tail)).translate(_UNSHIELD)
 
 
-# What gitignore-parser writes for `**/`, for `/` and for `*`. No other part of a pattern results in these texts, because
-# all special bytes are replaced before.
+# What gitignore-parser writes for `**/`, for `/` and for `*`. Nothing else results in these texts, because all special
+# bytes are replaced before.
 _ANY_FOLDERS, _ONE_SLASH, _ANY_BYTES = "(.*[/])?", "[/]", "[^/]*"
 
 
 def _without_backtracking(regex: str) -> str:
     """Return a regex for the same texts that is matched in a time proportional to pattern length times text length.
 
-    As the library writes it, ``*a*a*a`` tries every combination of positions. It is enough to try the first position of
-    each part but the last: what is between two stars has a fixed length, and what is between two ``**/`` matches a fixed
-    number of folders, so a later position leaves less for the rest. An atomic group, ``(?>...)``, discards the others.
+    As the library writes it, ``*a*a*a`` tries every combination of positions. The first position of each part but the
+    last is enough: what is between two stars has a fixed length, and what is between two ``**/`` matches a fixed number
+    of folders, so that a later position leaves less for the rest. An atomic group, ``(?>...)``, discards the others.
     """
     first, *others = regex.split(_ANY_FOLDERS)
     result = _without_backtracking_of_stars(first)
@@ -337,7 +349,7 @@ def _tokens(pattern: bytes, has_slash: bool, start: int, ignore_case: bool) -> I
             if ignore_case and 0x41 <= byte <= 0x5A:
                 # wildmatch lowers the path and the pattern, but not a letter after a backslash.
                 raise PatternNeverMatches("with core.ignorecase an escaped capital matches nothing")
-            yield _SLASH if byte == 0x2F else _Token(_TokenKind.BYTE, byte)
+            yield _SLASH if byte == 0x2F else _BYTES[byte]
             position += 1
         elif byte == 0x2A:  # star
             first = position
@@ -356,7 +368,7 @@ def _tokens(pattern: bytes, has_slash: bool, start: int, ignore_case: bool) -> I
             yield _SLASH
             position += 1
         else:
-            yield _Token(_TokenKind.BYTE, byte | 0x20 if ignore_case and 0x41 <= byte <= 0x5A else byte)
+            yield _BYTES[byte | 0x20 if ignore_case and 0x41 <= byte <= 0x5A else byte]
             position += 1
 
 

@@ -6,8 +6,9 @@ A look-up costs about as much as two look-ups in a dict, whatever the number of 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 
 from skyrl_modal.gitfiles.pattern import Rule
 from skyrl_modal.gitfiles.regex_index import IndexedRegex, RegexIndex
@@ -15,27 +16,33 @@ from skyrl_modal.gitfiles.regex_index import IndexedRegex, RegexIndex
 # `bytes.endswith` compares with each suffix; above this number a dict for each length is quicker.
 _MAX_COMPARED_SUFFIXES = 50
 _SMALL = 500
+_NO_NAMES: Mapping[bytes, int] = MappingProxyType({})
 
 
 class NameTable:
-    """The rules that can match a name, each with its position in the ignore file.
+    """The rules that can match a name, each with its line number in the ignore file.
+
+    Args:
+        rules: The rules in ascending order.
+        names: Further rules, which are literal names.
 
     Attributes:
-        literals: The names that a rule matches by equality, with the position of the last such rule.
+        literals: The names that a rule matches by equality, with the line number of the last such rule.
         suffixes: The ends of names that a rule matches, likewise.
         regexes: The other rules for names.
         whole: The rules that match the whole path.
         size: The number of different patterns.
     """
 
-    def __init__(self, rules: Sequence[tuple[int, Rule]]) -> None:
-        self.literals: dict[bytes, int] = {}
+    def __init__(self, rules: Iterable[Rule], names: Mapping[bytes, int]) -> None:
+        self.literals = dict(names)
         self.suffixes: dict[bytes, int] = {}
         regexes: list[IndexedRegex] = []
         whole: list[IndexedRegex] = []
-        for place, rule in rules:
+        for rule in rules:
+            place = rule.lineno
             if rule.literal is not None:
-                self.literals[rule.literal] = place
+                self.literals[rule.literal] = max(place, names.get(rule.literal, -1))
             elif rule.suffix is not None:
                 self.suffixes[rule.suffix] = place
             elif rule.regex is not None:
@@ -59,7 +66,7 @@ class NameTable:
         return list(lengths.items())
 
     def find_last_match(self, name: bytes) -> int:
-        """Return the position of the last rule that matches a name, or -1. Rules for whole paths are not considered."""
+        """Return the line number of the last rule that matches a name, or -1. Rules for whole paths do not count."""
         place = self.literals.get(name, -1)
         if self._compared is None or name.endswith(self._compared):
             size = len(name)
@@ -73,21 +80,22 @@ class RuleGroup:
     """The rules of an ignore file that apply to the names in one group of folders.
 
     Args:
-        rules: The rules with their positions in the ignore file, in ascending order.
+        rules: The rules in ascending order.
+        names: Further rules, which are literal names, each with its line number.
     """
 
-    def __init__(self, rules: Sequence[tuple[int, Rule]]) -> None:
-        self._rules = rules
+    def __init__(self, rules: Sequence[Rule], names: Mapping[bytes, int] = _NO_NAMES) -> None:
+        self._rules, self._names = rules, names
 
     def __bool__(self) -> bool:
-        return bool(self._rules)
+        return bool(self._rules or self._names)
 
     @cached_property
     def for_folders(self) -> NameTable:
         """The rules for names of folders."""
-        return NameTable(self._rules)
+        return NameTable(self._rules, self._names)
 
     @cached_property
     def for_files(self) -> NameTable:
         """The rules for all other names."""
-        return NameTable([(place, rule) for place, rule in self._rules if not rule.only_folders])
+        return NameTable([rule for rule in self._rules if not rule.only_folders], self._names)

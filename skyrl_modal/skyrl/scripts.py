@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import posixpath
 import re
 import shlex
-import stat
 from collections.abc import Container, Iterator
 from pathlib import Path
+
+from skyrl_modal.gitfiles.files import read_regular_file
 
 #: A call of Ray's own command line.
 RAY_COMMAND_CALL = re.compile(r"(?:^|[\s;&|(])ray\s+(start|stop)(?![\w-])", re.MULTILINE)
@@ -16,7 +16,7 @@ RAY_COMMAND_CALL = re.compile(r"(?:^|[\s;&|(])ray\s+(start|stop)(?![\w-])", re.M
 #: Larger files are not scripts that a person has written.
 MAX_SCRIPT_BYTES = 1_000_000
 
-_COMMENT_LINE = re.compile(r"^\s*#.*$", re.MULTILINE)
+_COMMENT_LINE = re.compile(r"^[^\S\n]*#.*$", re.MULTILINE)
 
 
 def find_ray_calls(text: str) -> frozenset[str]:
@@ -59,11 +59,6 @@ def _read_text(path: Path) -> str | None:
     A named pipe would block the planner, and the file may have been removed since it was selected.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return read_regular_file(path, max_bytes=MAX_SCRIPT_BYTES).decode("utf-8", "replace")
     except OSError:
         return None
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return None
-        content = file.read(MAX_SCRIPT_BYTES + 1)
-    return None if len(content) > MAX_SCRIPT_BYTES else content.decode("utf-8", "replace")
