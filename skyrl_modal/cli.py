@@ -24,6 +24,7 @@ from skyrl_modal.run.output_sink import discard_standard_output, open_sink
 from skyrl_modal.spec.fields import OPTION_HELP
 from skyrl_modal.spec.mount import MountSpec
 from skyrl_modal.spec.ray import RaySpec
+from skyrl_modal.spec.secret import SecretSpec
 from skyrl_modal.spec.volume import VolumeSpec
 from skyrl_modal.views.text import StderrReporter, escape_controls, format_columns
 
@@ -69,6 +70,12 @@ def _launcher_options(function: Callable[..., Any]) -> Callable[..., Any]:
             metavar="NAME",
             help="A variable of your environment whose value is kept out of all records.",
         ),
+        click.option(
+            "--secret-if-set",
+            multiple=True,
+            metavar="NAME",
+            help="As --secret, but the run starts without the variable if it is not set.",
+        ),
         click.option("--ray/--no-ray", default=True, help="Whether Ray is running when the command starts."),
         click.option("--dashboard", is_flag=True, help="Also start Ray's dashboard."),
         _field_option("app_name"),
@@ -84,7 +91,8 @@ def _make_launcher(**options: Any) -> Launcher:
     """Return the launcher for the values of ``_launcher_options``. An omitted option leaves the field's default."""
     mount, volume = options.pop("mount"), options.pop("volume")
     ray, dashboard = options.pop("ray"), options.pop("dashboard")
-    env, secret = options.pop("env"), options.pop("secret")
+    env, secret, if_set = options.pop("env"), options.pop("secret"), options.pop("secret_if_set")
+    optional = [SecretSpec(name, source="environment", optional=True) for name in if_set]
     fields = {name: value for name, value in options.items() if value is not None}
     if "gpu" in fields:
         fields["gpu"] = None if fields["gpu"].lower() == "none" else fields["gpu"].split(",")
@@ -97,7 +105,10 @@ def _make_launcher(**options: Any) -> Launcher:
         pairs = _parse_pairs(volume, "--volume")
         fields["volumes"] = [VolumeSpec(mount_path=path, name=name) for path, name in pairs.items()]
     return Launcher(
-        **fields, env=_parse_pairs(env, "--env"), secrets=secret, ray=RaySpec(dashboard=dashboard) if ray else None
+        **fields,
+        env=_parse_pairs(env, "--env"),
+        secrets=[*secret, *optional],
+        ray=RaySpec(dashboard=dashboard) if ray else None,
     )
 
 

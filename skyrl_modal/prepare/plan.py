@@ -15,6 +15,7 @@ from skyrl_modal.gitfiles.report import format_size
 from skyrl_modal.mount import Selection, select
 from skyrl_modal.prepare.findings import checkout_finding, find_problems, image_finding
 from skyrl_modal.prepare.job_builder import build_job
+from skyrl_modal.prepare.secret_values import find_repeated_values, read_secret_values, secret_folders
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.spec.fields import is_below
 from skyrl_modal.spec.mount import MountSpec
@@ -99,7 +100,8 @@ def make_plan(spec: RunSpec, command: str, backend: str) -> Plan:
         backend: The backend's name.
 
     Raises:
-        SpecError: The workdir is not mounted, or the folder of a mount does not exist.
+        SpecError: The workdir is not mounted, the folder of a mount does not exist, or the value of a secret is in the
+            command or in another field.
         CheckoutNotFound: A mount is the checkout, and there is none.
     """
     has_checkout = any(mount.local_path is None for mount in spec.mounts)
@@ -110,7 +112,9 @@ def make_plan(spec: RunSpec, command: str, backend: str) -> Plan:
         image, image_warning = spec.image.resolved_base(checkout.ray_version if checkout else None)
     job = build_job(spec, command, checkout=checkout, selections=selections, image=image, counts_gpus=backend == _LOCAL)
     _check_workdir(job, spec.workdir, selections)
-    findings = [image_finding(image_warning)] if image_warning else []
+    findings = list(find_repeated_values(spec, command, _read_available_values(spec, checkout)))
+    if image_warning:
+        findings.append(image_finding(image_warning))
     if checkout is not None and checkout.warning:
         findings.append(checkout_finding(checkout.warning))
     return Plan(
@@ -121,6 +125,11 @@ def make_plan(spec: RunSpec, command: str, backend: str) -> Plan:
         findings=(*findings, *find_problems(job, selections)),
         backend=backend,
     )
+
+
+def _read_available_values(spec: RunSpec, checkout: Checkout | None) -> dict[str, str]:
+    """Return the values of the secrets that are defined. A plan can be made without them."""
+    return read_secret_values(spec.secret_variables, secret_folders(checkout), optional=spec.secret_variables)
 
 
 def mounted_folder(mount: MountSpec, checkout: Path | None) -> Path:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from skyrl_modal.backends import Backend
 from skyrl_modal.backends.base import PreparedRun
 from skyrl_modal.mount import SnapshotStore
 from skyrl_modal.prepare.plan import Plan
-from skyrl_modal.prepare.secret_values import read_secret_values
+from skyrl_modal.prepare.secret_values import read_secret_values, secret_folders
 from skyrl_modal.reporting import Reporter
 from skyrl_modal.user_folders import cache_folder, create_user_folder
 from skyrl_modal.views.text import format_rows
@@ -34,10 +32,9 @@ def check_with_backend(plan: Plan, backend: Backend, reporter: Reporter, *, titl
         SpecError: The backend cannot execute this run, or a secret has no value.
     """
     warnings = [*plan.warnings, *backend.check(plan.job, plan.spec)]
-    folders = [plan.checkout.root] if plan.checkout else []
-    with contextlib.suppress(FileNotFoundError):  # the working directory does not exist any more
-        folders.insert(0, Path.cwd())
-    secret_values = read_secret_values(plan.spec.secret_variables, folders)
+    spec = plan.spec
+    folders = secret_folders(plan.checkout)
+    secret_values = read_secret_values(spec.secret_variables, folders, optional=spec.optional_variables)
     if title:
         reporter.info(title)
     rows = [*plan.mount_rows(), *backend.describe(plan.job, plan.spec)]
@@ -45,6 +42,9 @@ def check_with_backend(plan: Plan, backend: Backend, reporter: Reporter, *, titl
         reporter.info(format_rows(rows))
     for warning in warnings:
         reporter.warn(warning)
+    for name in spec.optional_variables:
+        if name not in secret_values:
+            reporter.info(f"the optional secret {name} is left out: no such variable is defined")
     return secret_values
 
 

@@ -181,13 +181,26 @@ class RunSpec:
 
     @property
     def secret_variables(self) -> tuple[str, ...]:
-        """Secrets that are read from the caller's environment or a .env file."""
-        return tuple(item for item in self.secrets if isinstance(item, str))
+        """Names of the secrets that are read from the caller's environment or a .env file."""
+        return tuple(
+            item if isinstance(item, str) else item.name
+            for item in self.secrets
+            if isinstance(item, str) or item.source == "environment"
+        )
+
+    @property
+    def optional_variables(self) -> tuple[str, ...]:
+        """Those of ``secret_variables`` that may be missing."""
+        required = [item for item in self.secrets if isinstance(item, str)]
+        specs = (item for item in self.secrets if isinstance(item, SecretSpec))
+        return tuple(
+            item.name for item in specs if item.source == "environment" and item.optional and item.name not in required
+        )
 
     @property
     def named_secrets(self) -> tuple[SecretSpec, ...]:
         """Secrets that Modal stores."""
-        return tuple(item for item in self.secrets if isinstance(item, SecretSpec))
+        return tuple(item for item in self.secrets if isinstance(item, SecretSpec) and item.source == "modal")
 
 
 def _check_unique(name: str, paths: Sequence[str]) -> None:

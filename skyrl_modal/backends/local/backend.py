@@ -30,7 +30,6 @@ from skyrl_modal.errors import BackendUnavailable, SpecError, StorageError
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.rank_config import ClusterTokens, RankConfig
 from skyrl_modal.spec.run_spec import RunSpec
-from skyrl_modal.spec.secret import SecretSpec
 from skyrl_modal.spec.volume import VolumeSpec
 from skyrl_modal.user_folders import create_user_folder
 
@@ -60,7 +59,7 @@ class LocalBackend:
         """
         if os.name != "posix":
             raise BackendUnavailable(self.name, 'it requires Linux or macOS (on Windows: WSL), or use backend="modal"')
-        stored = [secret.name for secret in spec.secrets if isinstance(secret, SecretSpec)]
+        stored = [secret.name for secret in spec.named_secrets if not secret.optional]
         if stored:
             raise SpecError(
                 "secrets",
@@ -77,13 +76,16 @@ class LocalBackend:
             create_user_folder(scratch_root())
         except StorageError as error:
             raise BackendUnavailable(self.name, str(error)) from error
+        warnings = [
+            f"the optional secret {secret.name} is left out: it is stored on Modal" for secret in spec.named_secrets
+        ]
         search = find_sandbox(scratch_root())
         if search.sandbox is None:
-            return [
+            warnings.append(
                 "This machine does not allow namespaces, so /root/SkyRL and /root/data do not exist. Use "
                 f"$SKYRL_REPO_ROOT and $SKYRL_DATA instead ({'; '.join(search.reasons)})."
-            ]
-        return []
+            )
+        return warnings
 
     def describe(self, job: Job, spec: RunSpec) -> Sequence[tuple[str, str]]:
         """Return label and value pairs that describe where the run executes."""

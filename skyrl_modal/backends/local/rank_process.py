@@ -144,12 +144,15 @@ class RankStarter:
         env = {**self.env, "PATH": search_path(self.env), "TMPDIR": str(tmp) if self.sandbox is None else "/tmp"}
         ready_read, ready_write = fds.pipe()
         argv = self._supervisor_argv(ready_write, streams)
-        info = None
+        info = arguments = None
         if self.sandbox is not None:
             # A file, not a pipe: if the caller exits, a pipe would end bubblewrap, but not the process it waits for.
             info = fds.file(b"")
             extra = ["--info-fd", str(info), *(["--unshare-net"] if private_network else [])]
-            argv = self.sandbox.argv(layers, tmp=tmp, env=env, extra=extra) + argv
+            bubblewrap, *options = self.sandbox.argv(layers, tmp=tmp, env=env, extra=extra)
+            # Every user can read the arguments of a process, and the paths may be values of secret variables.
+            arguments = fds.file(b"".join(os.fsencode(option) + b"\0" for option in options))
+            argv = [bubblewrap, "--args", str(arguments), *argv]
         stderr = supervisor_stderr(self.job.run_id, config.rank)
         process = subprocess.Popen(
             ["/bin/sh", "-c", CLEANUP_SCRIPT, str(scratch), *argv],
@@ -158,7 +161,7 @@ class RankStarter:
             stderr=fds.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
             env=env,
             cwd="/",
-            pass_fds=self._passed_descriptors(config, fds, streams, [ready_write, info]),
+            pass_fds=self._passed_descriptors(config, fds, streams, [ready_write, info, arguments]),
             start_new_session=True,
         )
         fds.close(ready_write)

@@ -19,7 +19,6 @@ from skyrl_modal.container import modal_entrypoint
 from skyrl_modal.protocol.codec import encode, to_json
 from skyrl_modal.protocol.job import Job, Volume
 from skyrl_modal.protocol.rank_config import ClusterTokens
-from skyrl_modal.spec.secret import SecretSpec
 
 
 class RunApp:
@@ -46,8 +45,7 @@ class RunApp:
         self._volumes = {volume.mount_path: _volume_reference(volume) for volume in self.job.volumes}
         self._named_secrets = {
             item.name: modal.Secret.from_name(item.name, required_keys=list(item.keys))
-            for item in self.spec.secrets
-            if isinstance(item, SecretSpec)
+            for item in self.spec.named_secrets
         }
         registry = self.spec.image.registry_secret
         self._registry = modal.Secret.from_name(registry) if registry else None
@@ -57,11 +55,21 @@ class RunApp:
     @property
     def required_objects(self) -> Sequence[RequiredObject]:
         """The secrets and volumes that must exist on Modal before the run starts."""
-        required = [RequiredObject("secrets", name, secret) for name, secret in self._named_secrets.items()]
+        optional = {item.name for item in self.spec.named_secrets if item.optional}
+        required = [
+            RequiredObject("secrets", name, secret, is_optional=name in optional)
+            for name, secret in self._named_secrets.items()
+        ]
         if self._registry is not None and self.spec.image.registry_secret:
             required.append(RequiredObject("registry_secret", self.spec.image.registry_secret, self._registry))
         required += [RequiredObject("volumes", item.name, self._volumes[item.mount_path]) for item in self.job.volumes]
         return required
+
+    def leave_out(self, absent: Sequence[RequiredObject]) -> None:
+        """Leave out optional secrets that Modal does not have."""
+        for item in absent:
+            del self._named_secrets[item.name]
+            self.warnings.append(f"the optional secret {item.name} is left out: Modal has no secret of this name")
 
     def define(self) -> tuple[modal.App, modal.Function[..., Any, Any]]:
         """Return the app and its function, which is called with ``arguments``. No request is sent to Modal."""

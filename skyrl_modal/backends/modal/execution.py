@@ -69,7 +69,7 @@ class ModalRunStart:
         has_followed = False
         try:
             async with self._progress_messages("checking that Modal is reachable"):
-                await check_resources(self._app.required_objects)
+                self._app.leave_out(await check_resources(self._app.required_objects))
             app, function = await asyncio.to_thread(self._app.define)
             for warning in self._app.warnings:
                 self.channel.warning(warning)

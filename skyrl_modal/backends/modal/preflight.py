@@ -30,15 +30,20 @@ class RequiredObject:
         field: The field of the launcher that names it: ``"volumes"``, ``"secrets"`` or ``"registry_secret"``.
         name: Its name.
         value: The reference.
+        is_optional: Whether the run starts without it.
     """
 
     field: str
     name: str
     value: modal.Secret | modal.Volume
+    is_optional: bool = False
 
 
-async def check_resources(required: Sequence[RequiredObject]) -> None:
+async def check_resources(required: Sequence[RequiredObject]) -> Sequence[RequiredObject]:
     """Check that Modal is reachable, accepts the token and has the named secrets and volumes.
+
+    Returns:
+        The optional objects that it does not have.
 
     Raises:
         BackendUnavailable: Modal does not respond.
@@ -46,7 +51,19 @@ async def check_resources(required: Sequence[RequiredObject]) -> None:
         modal.exception.AuthError: It refuses the token.
     """
     await _CONNECTION.check()
-    await asyncio.gather(*(require(item) for item in required))
+    exist = await asyncio.gather(*(_exists(item) for item in required))
+    return [item for item, is_there in zip(required, exist, strict=True) if not is_there]
+
+
+async def _exists(item: RequiredObject) -> bool:
+    """Return whether Modal has an object. Raise SpecError if it does not, and the object is required."""
+    try:
+        await require(item)
+    except SpecError as error:
+        if item.is_optional and isinstance(error.__cause__, modal.exception.NotFoundError):
+            return False
+        raise
+    return True
 
 
 def connect() -> None:

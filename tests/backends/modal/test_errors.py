@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import subprocess
@@ -109,6 +110,17 @@ def test_missing_named_secret(server: LoopbackModal, launcher: Make) -> None:
     assert (error.field, error.value) == ("secrets", "absent")
     assert "modal secret create absent" in error.remedy
     assert nothing_was_created(server)
+
+
+def test_optional_named_secret(server: LoopbackModal, launcher: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    """An optional secret that Modal does not have is left out with a message, and one that it has is used."""
+    server.secret("stored", {"STORED_KEY": "stored-value"})
+    secrets = [SecretSpec("stored", keys=["STORED_KEY"], optional=True), SecretSpec("absent", optional=True)]
+
+    launcher(secrets=secrets).run('test "${#STORED_KEY}" = 12 && echo "<$STORED_KEY>"', output=(output := io.BytesIO()))
+
+    assert output.getvalue() == b"<********>\n"
+    assert "optional secret absent is left out" in capfd.readouterr().err
 
 
 def test_secret_without_a_required_key(server: LoopbackModal, launcher: Make) -> None:
