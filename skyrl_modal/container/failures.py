@@ -58,6 +58,12 @@ class StartError(Exception):
         self.failure = failure
 
 
+def raise_if(failure: Failure | None) -> None:
+    """Raise StartError if there is a failure."""
+    if failure is not None:
+        raise StartError(failure)
+
+
 class RunStopped(Exception):
     """The run was asked to stop before its command started."""
 

@@ -33,7 +33,7 @@ from skyrl_modal.container.events import (
     ReadinessProbeFailed,
     StopRequested,
 )
-from skyrl_modal.container.failures import Failure, Report, RunStopped, StartError
+from skyrl_modal.container.failures import Failure, Report, RunStopped, StartError, raise_if
 from skyrl_modal.container.masking import SecretMask
 from skyrl_modal.container.ports import MASTER_PORT, claim_port
 from skyrl_modal.container.rank_connections import RankServer, listen
@@ -185,7 +185,7 @@ class RayCluster:
             StartError: Something is missing, or did not start in time.
             RunStopped: The run was asked to stop.
         """
-        _raise_if(missing_gpus(self._job, self._config, 0, self._config.gpus))
+        raise_if(missing_gpus(self._job, self._config, 0, self._config.gpus))
         timeout = start_timeout(self._job)
         deadline = time.monotonic() + timeout
         with contextlib.ExitStack() as slots:
@@ -254,14 +254,14 @@ class RayCluster:
                         )
                     )
                 case RankJoined(rank, hello):
-                    _raise_if(missing_gpus(job, config, rank, hello.gpus))
+                    raise_if(missing_gpus(job, config, rank, hello.gpus))
                     if rank not in self._started_ranks:
                         self._start_worker(rank)
                 case ClusterChanged(_, cluster):
                     self._cluster = cluster
-                    _raise_if(incomplete_cluster(job, config, cluster.nodes))
+                    raise_if(incomplete_cluster(job, config, cluster.nodes))
                 case event:
-                    _raise_if(self._failure_during_start(event))
+                    raise_if(self._failure_during_start(event))
 
     def _failure_during_start(self, event: Event) -> Failure | None:
         """Return the failure that an event means while the cluster starts; None if it means none."""
@@ -398,8 +398,3 @@ class RayCluster:
                     ranks.discard(rank)
                 case RankMessageReceived(rank, RayStopped()) if is_stop:
                     ranks.discard(rank)
-
-
-def _raise_if(failure: Failure | None) -> None:
-    if failure is not None:
-        raise StartError(failure)
