@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,12 +18,13 @@ from skyrl_modal.protocol.exit_codes import BROKEN_PIPE, INTERRUPTED, LAUNCHER_F
 from skyrl_modal.protocol.state import RunState
 from skyrl_modal.run.cleanup import clean_up
 from skyrl_modal.run.handle import Run, runs
-from skyrl_modal.run.output_sink import discard_standard_output, open_sink
+from skyrl_modal.run.output_sink import open_sink
 from skyrl_modal.spec.fields import OPTION_HELP
 from skyrl_modal.spec.mount import MountSpec
 from skyrl_modal.spec.ray import RaySpec
 from skyrl_modal.spec.secret import SecretSpec
 from skyrl_modal.spec.volume import VolumeSpec
+from skyrl_modal.views.standard_streams import accept_any_text, discard_standard_output, open_missing_descriptors
 from skyrl_modal.views.text import StderrReporter, escape_controls, format_columns
 
 #: Number of runs that ``ps`` lists without ``--all``.
@@ -354,25 +353,9 @@ def doctor() -> None:
 
 def main() -> None:
     """Run the command line. Print an error of the launcher as a message and exit with 125."""
-    _open_missing_descriptors()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # Names of files and the output of commands may contain characters that the encoding does not have.
-            stream.reconfigure(errors="backslashreplace")
+    open_missing_descriptors()
+    accept_any_text()
     sys.exit(_flush_output(_run_command_line()))
-
-
-def _open_missing_descriptors() -> None:
-    """Open the null device for each standard stream that is closed, as with ``>&-``.
-
-    Otherwise the next file to be opened, such as a lock or a record, would have its number, and child processes would
-    write their output to that file.
-    """
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # has the lowest free number
 
 
 def _run_command_line() -> int:

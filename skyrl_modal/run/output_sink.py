@@ -10,6 +10,7 @@ from typing import IO
 
 from skyrl_modal.errors import SpecError
 from skyrl_modal.reporting import NullReporter, Reporter
+from skyrl_modal.views.standard_streams import discard_standard_output
 from skyrl_modal.views.text import write_text
 
 #: A callable that accepts bytes, a binary file, or None for standard output.
@@ -81,14 +82,3 @@ class _StandardOutput:
             self._reporter.warn(
                 f"standard output cannot be written to ({reason}). The run continues, and its complete output is stored"
             )
-
-
-def discard_standard_output() -> None:
-    """Redirect standard output to the null device. What Python could not write yet would fail again when it exits."""
-    try:
-        descriptor = sys.stdout.fileno()
-    except (AttributeError, OSError, ValueError):  # there is none, or it is not a file
-        return
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, descriptor)
-    os.close(null)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from skyrl_modal import SpecError
-from skyrl_modal.run.output_sink import discard_standard_output, open_sink
+from skyrl_modal.run.output_sink import open_sink
+from skyrl_modal.views.standard_streams import discard_standard_output
 
 
 class SlowFile(io.RawIOBase):
