@@ -162,9 +162,12 @@ def test_output_of_git_is_parsed_or_refused(output: bytes) -> None:
 @fuzz_settings
 @given(any_bytes | changed_bytes(IGNORE), st.booleans())
 def test_patterns_are_compiled_or_listed(content: bytes, ignore_case: bool) -> None:
-    """Each line of an ignore file is a rule, or is listed as one that matches nothing."""
+    """Each line of an ignore file is compiled, or is listed with its number as one that matches nothing."""
     file = parse_ignore_file(content, ".gitignore", ignore_case)
-    assert len(file.rules) + len(file.unmatchable) <= content.count(b"\n") + 1
+    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    for number, line, reason in file.unmatchable:
+        assert lines[number - 1].startswith(line)
+        assert reason
 
 
 PROJECTS = [
