@@ -131,7 +131,7 @@ def commands(run_id: str, checkout: Path) -> dict[str, tuple[list[str], set[int]
         "cancel": (["cancel", run_id], {0}),
         "ls": (["ls"], {0}),
         "push": (["push", str(checkout / "train.py"), "/root/data/train.py"], {0}),
-        "pull": (["pull", "/root/data/train.py", str(checkout / "copied.txt")], {0}),
+        "pull": (["pull", f"/root/data/.skyrl_modal/runs/{run_id}/output.log", str(checkout / "copied.txt")], {0}),
         "doctor": (["doctor"], {0, 1}),
         "clean": (["clean", "--dry-run"], {0}),
         "--help": (["--help"], {0}),
