@@ -97,5 +97,5 @@ _CLASSES = {
 def _named_class(name: bytes, ignore_case: bool) -> frozenset[int]:
     members = _CLASSES.get(name)
     if members is None:
-        raise PatternNeverMatches(f"[:{name.decode('utf-8', 'backslashreplace')}:] is not a class")
+        raise PatternNeverMatches(f"[:{name[:20].decode('utf-8', 'backslashreplace')}:] is not a class")
     return members | _LOWER if ignore_case and name == b"upper" else members

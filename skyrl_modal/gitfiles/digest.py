@@ -42,7 +42,11 @@ def file_digest(path: str) -> tuple[int, bytes]:
     if stat.S_ISLNK(mode):
         return LINK_MODE, link_digest(os.readlink(path))
     # O_NONBLOCK: a named pipe that has replaced the file must not block the call.
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", path)
-        return normalized_mode(mode), hashlib.file_digest(file, "sha256").digest()
+        with open(descriptor, "rb", closefd=False) as file:
+            return normalized_mode(mode), hashlib.file_digest(file, "sha256").digest()
+    finally:
+        os.close(descriptor)

@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from skyrl_modal.gitfiles.character_class import PatternNeverMatches
 from skyrl_modal.gitfiles.pattern import Rule, compile_rule, is_plain_name
+from skyrl_modal.gitfiles.pattern_regex import PatternRegex
 from skyrl_modal.gitfiles.regex_index import IndexedRegex, RegexIndex
 from skyrl_modal.gitfiles.rule_group import RuleGroup
 
@@ -51,20 +52,18 @@ class IgnoreFile:
         self._rules = {rule.lineno: rule for rule in rules}
         self.unmatchable = tuple(unmatchable)
         for_names: list[Rule] = []
-        by_folder: dict[tuple[bytes, bool], list[Rule]] = defaultdict(list)
+        by_folder: dict[bytes | str, list[Rule]] = defaultdict(list)
         for rule in rules:
-            if rule.folder is None:
-                for_names.append(rule)
-            else:
-                by_folder[rule.folder, rule.folder_is_literal].append(rule)
+            folder = rule.folder_pattern if rule.folder is None else rule.folder
+            (for_names if folder is None else by_folder[folder]).append(rule)
         self.groups = (RuleGroup(for_names, names), *map(RuleGroup, by_folder.values()))
         self._folder_numbers: dict[bytes, int] = {}
         regexes = []
-        for number, ((folder, is_literal), group) in enumerate(by_folder.items(), 1):
-            if is_literal:
+        for number, (folder, group) in enumerate(by_folder.items(), 1):
+            if isinstance(folder, bytes):
                 self._folder_numbers[folder] = number
             else:
-                regexes.append(IndexedRegex(folder.decode("latin-1"), group[0].folder_prefix, b"", number))
+                regexes.append(IndexedRegex(PatternRegex(folder), group[0].folder_prefix, b"", number))
         self._folder_regexes = RegexIndex(regexes)
 
     def __bool__(self) -> bool:

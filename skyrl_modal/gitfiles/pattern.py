@@ -17,9 +17,9 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from attrs import frozen
-from gitignore_parser import rule_from_pattern
 
 from skyrl_modal.gitfiles.character_class import PatternNeverMatches, parse_bracket
+from skyrl_modal.gitfiles.pattern_regex import PatternRegex, shielded
 
 #: Length of a path above which no system call accepts it (PATH_MAX of Linux; the one of macOS is 1024).
 MAX_PATH_BYTES = 4096
@@ -29,14 +29,6 @@ _PLAIN_NAME = rb"[^\0-\x20\\*?\[/!#][^\0-\x20\\*?\[/]*"
 _PLAIN_LINE = re.compile(rb"(!?)(/?(?:%b/)*)(%b)(/?)" % (_PLAIN_NAME, _PLAIN_NAME))
 _PLAIN_SUFFIX = re.compile(rb"(!?)\*([^\0-\x20\\*?\[/]*)(/?)")
 is_plain_name = re.compile(_PLAIN_NAME).fullmatch
-# Code points above every byte. The library treats them as letters, inside and outside of a class.
-_SHIELD = 0xE000
-_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
-_UNSHIELD = {_SHIELD + byte: re.escape(chr(byte)) for byte in range(256)}
-# The name of a folder that is put before every pattern, and of the last part where only folders are compiled.
-_ANCHOR = chr(_SHIELD + 256)
-
-
 # Reports and warnings show this much of a line.
 _SHOWN_BYTES = 500
 
@@ -68,9 +60,9 @@ _STAR, _STARSTAR = _Token(_TokenKind.STAR), _Token(_TokenKind.STARSTAR)
 class Rule(NamedTuple):
     """One line of an ignore file, ready to be matched.
 
-    A rule has one of three forms. A *name rule* (``folder`` and ``whole`` are None) matches a name alone. A *path rule*
-    has ``folder``, a regex for the folder below the one of the ignore file, with a slash after each part; it matches
-    names in the folders that match. A rule with ``whole`` matches the whole path below the folder of the ignore file:
+    A rule has one of three forms. A *name rule* matches a name alone. A *path rule* has ``folder`` or
+    ``folder_pattern``, the folder below the one of the ignore file, with a slash after each part; it matches names in
+    the folders that match. A rule with ``whole`` matches the whole path below the folder of the ignore file:
     git compares the literal beginning of ``foo**/bar`` first, so that it matches ``foobar``.
 
     Attributes:
@@ -81,12 +73,12 @@ class Rule(NamedTuple):
         only_folders: Whether the line ends with ``/``.
         literal: The only name that the rule matches, if it has no wildcard.
         suffix: The end of the names that match, if the pattern is ``*`` and a literal.
-        regex: The regex of the name, latin-1, in all other cases.
+        regex: The regex of the name in all other cases.
         prefix: The bytes with which a name or path begins that matches ``regex`` or ``whole``.
         ending: The bytes with which it ends.
-        folder: The regex of the folder, or the folder itself if ``folder_is_literal``.
-        folder_is_literal: Whether ``folder`` is compared and not matched.
-        folder_prefix: The bytes with which a folder begins that matches ``folder``.
+        folder: The folder, if it has no wildcard.
+        folder_pattern: The canonical pattern of the folder (see ``PatternRegex``) in all other cases.
+        folder_prefix: The bytes with which a folder begins that matches ``folder_pattern``.
         whole: The regex of the whole path.
     """
 
@@ -97,13 +89,13 @@ class Rule(NamedTuple):
     only_folders: bool
     literal: bytes | None = None
     suffix: bytes | None = None
-    regex: str | None = None
+    regex: PatternRegex | None = None
     prefix: bytes = b""
     ending: bytes = b""
     folder: bytes | None = None
-    folder_is_literal: bool = True
+    folder_pattern: str | None = None
     folder_prefix: bytes = b""
-    whole: str | None = None
+    whole: PatternRegex | None = None
 
     def __str__(self) -> str:
         place = f"{self.source}:{self.lineno}" if self.lineno else self.source
@@ -116,13 +108,13 @@ class _Form(NamedTuple):
 
     literal: bytes | None = None
     suffix: bytes | None = None
-    regex: str | None = None
+    regex: PatternRegex | None = None
     prefix: bytes = b""
     ending: bytes = b""
     folder: bytes | None = None
-    folder_is_literal: bool = True
+    folder_pattern: str | None = None
     folder_prefix: bytes = b""
-    whole: str | None = None
+    whole: PatternRegex | None = None
 
 
 def compile_rule(line: bytes, source: str, lineno: int, ignore_case: bool) -> Rule:
@@ -191,7 +183,8 @@ def _path_form(pattern: bytes, ignore_case: bool) -> _Form:
     if not tokens or tokens[0] is _SLASH or tokens[-1] is _SLASH:
         raise PatternNeverMatches("no path begins or ends with a slash")
     if deep_at:
-        return _Form(whole=_glued_form(tokens, glued), prefix=_literal(tokens[:glued]), ending=_ending(tokens))
+        prefix = _literal(tokens[:glued])
+        return _Form(whole=PatternRegex(_canonical(tokens[glued:]), prefix), prefix=prefix, ending=_ending(tokens))
     if tokens[-1] is _STARSTAR:
         folder, name = [*tokens, _SLASH], [_STAR]
     else:
@@ -202,8 +195,7 @@ def _path_form(pattern: bytes, ignore_case: bool) -> _Form:
         return form
     if all(token.kind in _LITERAL for token in folder):
         return form._replace(folder=_literal(folder))
-    regex = _compile(folder).encode("latin-1")
-    return form._replace(folder=regex, folder_is_literal=False, folder_prefix=_prefix(folder))
+    return form._replace(folder_pattern=_canonical(folder), folder_prefix=_prefix(folder))
 
 
 def _name_form(tokens: list[_Token]) -> _Form:
@@ -212,12 +204,7 @@ def _name_form(tokens: list[_Token]) -> _Form:
         return _Form(literal=_literal(tokens))
     if tokens[0] is _STAR and all(token.kind is _TokenKind.BYTE for token in tokens[1:]):
         return _Form(suffix=_literal(tokens[1:]))
-    return _Form(regex=_compile(tokens), prefix=_prefix(tokens), ending=_ending(tokens))
-
-
-def _glued_form(tokens: list[_Token], prefix: int) -> str:
-    literal = "".join(_UNSHIELD[_SHIELD + byte] for byte in _literal(tokens[:prefix]))
-    return literal + _compile(tokens[prefix:])
+    return _Form(regex=PatternRegex(_canonical(tokens)), prefix=_prefix(tokens), ending=_ending(tokens))
 
 
 def _literal(tokens: Sequence[_Token]) -> bytes:
@@ -236,56 +223,15 @@ def _ending(tokens: Sequence[_Token]) -> bytes:
     return _literal(tokens[len(tokens) - length :])
 
 
-def _compile(tokens: list[_Token]) -> str:
-    """Return gitignore-parser's regex of the tokens, to be matched in full against latin-1 text.
-
-    The pattern is put below a folder, because the library treats the first part (and a leading ``**``) differently; a
-    pattern that ends in a slash gets a last part for the same reason.
-    """
-    canonical = "".join(map(_canonical, tokens))
-    folders_only = canonical.endswith("/")
-    rule = rule_from_pattern(f"/{_ANCHOR}/{canonical}{_ANCHOR if folders_only else ''}")
-    regex: str = rule.regex
-    head, tail = f"^{_ANCHOR}[/]", f"{_ANCHOR}$" if folders_only else "$"
-    return _without_backtracking(regex.removeprefix(head).removesuffix(tail)).translate(_UNSHIELD)
+def _canonical(tokens: Sequence[_Token]) -> str:
+    """Return the tokens as a pattern in which the library misreads nothing."""
+    return "".join([_canonical_token(token) for token in tokens])
 
 
-# What gitignore-parser writes for `**/`, for `/` and for `*`. Nothing else results in these texts, because all special
-# bytes are replaced before.
-_ANY_FOLDERS, _ONE_SLASH, _ANY_BYTES = "(.*[/])?", "[/]", "[^/]*"
-
-
-def _without_backtracking(regex: str) -> str:
-    """Return a regex for the same texts that is matched in a time proportional to pattern length times text length.
-
-    As the library writes it, ``*a*a*a`` tries every combination of positions. The first position of each part but the
-    last is enough: what is between two stars has a fixed length, and what is between two ``**/`` matches a fixed number
-    of folders, so that a later position leaves less for the rest. An atomic group, ``(?>...)``, discards the others.
-    """
-    first, *others = regex.split(_ANY_FOLDERS)
-    result = _without_backtracking_of_stars(first)
-    for number, part in enumerate(map(_without_backtracking_of_stars, others), 1):
-        if number == len(others):
-            result += f"(?:.*[/])?{part}"
-        else:
-            # No folder, or the first folders after which the part matches.
-            result += f"(?>{part}|.*?(?<=[/]){part})"
-    return result
-
-
-def _without_backtracking_of_stars(regex: str) -> str:
-    parts = []
-    for part in regex.split(_ONE_SLASH):
-        first, *others = part.split(_ANY_BYTES)
-        middle = "".join(f"(?>{_ANY_BYTES}?{between})" for between in others[:-1])
-        parts.append(first + middle + (_ANY_BYTES + others[-1] if others else ""))
-    return _ONE_SLASH.join(parts)
-
-
-def _canonical(token: _Token) -> str:
+def _canonical_token(token: _Token) -> str:
     match token.kind:
         case _TokenKind.BYTE:
-            return _shielded(token.byte)
+            return shielded(token.byte)
         case _TokenKind.ANY:
             return "?"
         case _TokenKind.STAR:
@@ -300,12 +246,8 @@ def _canonical(token: _Token) -> str:
             ranges[-1] = (ranges[-1][0], byte)
         else:
             ranges.append((byte, byte))
-    body = "".join(_shielded(low) if low == high else f"{_shielded(low)}-{_shielded(high)}" for low, high in ranges)
+    body = "".join(shielded(low) if low == high else f"{shielded(low)}-{shielded(high)}" for low, high in ranges)
     return f"[{body}]"
-
-
-def _shielded(byte: int) -> str:
-    return chr(byte) if byte in _PLAIN else chr(_SHIELD + byte)
 
 
 def _bounded_tokens(pattern: bytes, has_slash: bool, start: int, ignore_case: bool) -> list[_Token]:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
+from skyrl_modal.gitfiles.pattern_regex import PatternRegex
+
 #: Regexes that are compiled to one. Python compiles an alternation of this size in a few milliseconds.
 MAX_ALTERNATIVES = 100
 
@@ -16,13 +18,13 @@ class IndexedRegex(NamedTuple):
     """A regex, and what a text must have to match it.
 
     Attributes:
-        regex: The regex, latin-1, to be matched in full. It has no capturing group.
+        regex: The regex.
         prefix: The bytes with which every match begins.
         suffix: The bytes with which every match ends.
         place: The number that a search returns.
     """
 
-    regex: str
+    regex: PatternRegex
     prefix: bytes
     suffix: bytes
     place: int
@@ -36,12 +38,12 @@ class _Alternation:
 
     @cached_property
     def _combined(self) -> re.Pattern[bytes]:
-        text = "|".join(f"({item.regex})" for item in self._items)
+        text = "|".join(f"({item.regex.text})" for item in self._items)
         return re.compile(text.encode("latin-1"), re.DOTALL)
 
     @cached_property
     def _single(self) -> list[re.Pattern[bytes]]:
-        return [re.compile(item.regex.encode("latin-1"), re.DOTALL) for item in self._items]
+        return [re.compile(item.regex.text.encode("latin-1"), re.DOTALL) for item in self._items]
 
     def find_last(self, text: bytes) -> int:
         # The first alternative that matches is the one with the highest place.
@@ -71,7 +73,7 @@ class RegexIndex:
     @property
     def regexes(self) -> list[str]:
         """The regexes in descending order of their places."""
-        return [item.regex for item in reversed(self._items)]
+        return [item.regex.text for item in reversed(self._items)]
 
     @cached_property
     def _groups(self) -> tuple[list[_Alternation], list[_BySlice], list[_BySlice]]:

@@ -9,15 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from attrs import frozen
 
 from skyrl_modal.gitfiles.config import is_true, list_config, system_file
-from skyrl_modal.gitfiles.files import MAX_SMALL_FILE_BYTES, read_regular_file
+from skyrl_modal.gitfiles.files import MAX_SMALL_FILE_BYTES, find_unsuitable, read_regular_file
 from skyrl_modal.gitfiles.git_command import GitCommandError, GitProcess, filter_overrides, git_deadline
+from skyrl_modal.gitfiles.index import MAX_INDEX_BYTES
 from skyrl_modal.gitfiles.repository import Repository, find_worktree, git_dir_of
 
 _OBJECT_ID = re.compile(rb"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -138,39 +138,38 @@ class _Comparison:
         )
 
     def _find_blocking_file(self) -> str:
-        path = find_blocking_file(self.top, self.git_dir)
-        return f"{path} is a named pipe" if path else ""
+        return find_blocking_file(self.top, self.git_dir)
 
 
-def find_blocking_file(top: Path, git_dir: Path) -> str | None:
-    """Return a named pipe for which a git command would wait; None if none is found among the first entries.
+def find_blocking_file(top: Path, git_dir: Path) -> str:
+    """Return a file for which a git command would wait, or that it would read for long, with the reason.
 
-    These are all files of the repository, and the ignore and attribute files in the worktree. A large folder of the
-    worktree may be ignored, so that git does not read it; a named pipe there is still found, but only after git was
-    slow.
+    These are the files of the repository without its objects, and the ignore and attribute files in the worktree. Only
+    the first entries are examined; empty if there is no such file among them.
     """
     left = _MAX_SCANNED_ENTRIES
-    pending = [os.fspath(git_dir), os.fspath(top)]
+    inside = os.path.join(git_dir, "")
+    pending = [os.fspath(top), os.fspath(git_dir)]
     while pending:
         folder = pending.pop()
-        inside_git = folder == os.fspath(git_dir) or folder.startswith(os.path.join(git_dir, ""))
+        of_git = f"{folder}/".startswith(inside)
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
                 left -= 1
                 if left < 0:
-                    return None
+                    return ""
                 if entry.is_dir(follow_symlinks=False):
-                    pending.append(entry.path)
-                elif (inside_git or entry.name in _TREE_FILES) and _is_named_pipe(entry.path):
-                    return entry.path
-    return None
+                    if entry.path != inside + "objects":
+                        pending.append(entry.path)
+                elif (of_git or entry.name in _TREE_FILES) and (problem := _blocking_problem(entry.path)):
+                    return f"{entry.path} is {problem}"
+    return ""
 
 
-def _is_named_pipe(path: str) -> bool:
-    try:
-        return stat.S_ISFIFO(os.stat(path).st_mode)
-    except OSError:
-        return False
+def _blocking_problem(path: str) -> str:
+    """Return why git would need long for a file. A socket, such as the one of git's file system monitor, is none."""
+    problem = find_unsuitable(path, MAX_INDEX_BYTES)
+    return "" if problem.startswith("a socket") else problem
 
 
 def read_head(git_dir: Path, common_dir: Path) -> str | None:
