@@ -88,7 +88,7 @@ def count_gpus() -> int:
     """Return the number of GPUs that ``nvidia-smi`` lists; without it, the number that the driver lists."""
     command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=_NVIDIA_SMI_TIMEOUT)
+        done = subprocess.run(command, check=True, capture_output=True, timeout=_NVIDIA_SMI_TIMEOUT)
     except (OSError, subprocess.SubprocessError):
         return visible_gpu_count()
     return sum(line.strip().isdigit() for line in done.stdout.splitlines())

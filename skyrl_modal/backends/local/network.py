@@ -200,7 +200,9 @@ def _ip(lines: Sequence[str], *, inside: int | None = None, pass_fds: Sequence[i
 
 
 def _run(command: Sequence[str], text: str = "", pass_fds: Sequence[int] = ()) -> str:
-    done = subprocess.run(command, input=text, capture_output=True, text=True, pass_fds=pass_fds, check=False)
+    done = subprocess.run(
+        command, input=text, capture_output=True, text=True, errors="replace", pass_fds=pass_fds, check=False
+    )
     if done.returncode != 0:
         raise OSError(done.stderr.strip() or f"{command[0]}: exit code {done.returncode}")
     return done.stdout

@@ -220,5 +220,7 @@ def _run_true(sandbox: Sandbox, folder: Path) -> str | None:
     mode = LayerMode.OVERLAY if sandbox.overlays else LayerMode.READ_ONLY
     layer = Layer(folder / "lower", "/root/SkyRL", mode, folder)
     argv = sandbox.argv([layer], tmp=folder / "tmp", env={}, extra=())
-    done = subprocess.run([*argv, "true"], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    done = subprocess.run(
+        [*argv, "true"], capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False
+    )
     return None if done.returncode == 0 else (done.stderr.strip() or f"exit code {done.returncode}")
