@@ -121,6 +121,31 @@ def filter_overrides(keys: Iterable[str]) -> list[str]:
     return [f"filter.{name}.{value}" for name in names for value in values]
 
 
+def find_git(worktree: Path) -> str | None:
+    """Return the program git of PATH; None if there is none.
+
+    Entries of PATH that are relative or lead into the checkout are ignored, such as the one of an environment in it: a
+    program there belongs to the checkout.
+
+    Args:
+        worktree: A worktree. The repositories that contain it count as the same checkout, up to the home folder.
+    """
+    home = os.path.realpath(os.path.expanduser("~"))
+    inside = Path(os.path.realpath(worktree))
+    folders = {f"{inside}/"}
+    for parent in inside.parents:
+        if f"{home}/".startswith(f"{parent}/"):
+            break
+        if os.path.lexists(parent / ".git"):
+            folders.add(f"{parent}/")
+    prefixes = tuple(folders - {"//"})
+    for entry in os.environ.get("PATH", os.defpath).split(os.pathsep):
+        program = shutil.which("git", path=entry) if os.path.isabs(entry) else None
+        if program and not any(f"{os.path.realpath(path)}/".startswith(prefixes) for path in (entry, program)):
+            return program
+    return None
+
+
 def git_deadline() -> float:
     """Return the time (of ``time.monotonic``) at which a git process that starts now is killed."""
     return time.monotonic() + GIT_TIMEOUT_SECONDS
@@ -160,9 +185,7 @@ class GitProcess:
         deadline: float | None = None,
         find_cause: Callable[[], str] | None = None,
     ) -> None:
-        # A relative entry of PATH could lead to a program in the checkout.
-        path = os.environ.get("PATH", os.defpath).split(os.pathsep)
-        program = shutil.which("git", path=os.pathsep.join(filter(os.path.isabs, path)))
+        program = find_git(worktree)
         if program is None:
             raise GitCommandError("git is not installed")
         overrides = [argument for setting in settings for argument in ("-c", setting)]
