@@ -52,7 +52,7 @@ class Launcher(RunSpec):
         should_retry: Exit codes to retry after, or a predicate on the exit code; None retries after any failure.
         grace: Time between the first stop signal and SIGKILL. Stored as seconds.
         secrets: Names of variables that are read from the environment or a .env file, or ``SecretSpec`` for secrets
-            that Modal stores.
+            that Modal stores and for optional secrets.
         env: Variables for the command.
         cpu: CPU cores (Modal).
         memory: Memory in MiB (Modal).

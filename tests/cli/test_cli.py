@@ -125,6 +125,8 @@ def test_unknown_run_is_an_error(skyrl: Command, command: str) -> None:
         (("run", "--workdir", "nowhere", "true"), 125),
         (("run", "--checkout", "/", "true"), 125),
         (("run", "--secret", "NO_SUCH_VARIABLE", "true"), 125),
+        (("run", "--secret", "PATH", "--secret-if-set", "NO_SUCH_VARIABLE", "exit 5"), 5),
+        (("run", "--secret-if-set", "not a name", "true"), 125),
         (("run", "--backend", "modal", "true"), 125),
         (("plan", ""), 125),
         (("push", "/no/such/file", "/root/data/x"), 125),

@@ -59,7 +59,11 @@ launcher = Launcher(
     timeout=timedelta(hours=24),
     retries=1,
     should_retry=[137],
-    secrets=["WANDB_API_KEY", SecretSpec("huggingface", keys=["HF_TOKEN"])],
+    secrets=[
+        "WANDB_API_KEY",
+        SecretSpec("huggingface", keys=["HF_TOKEN"], optional=True),
+        SecretSpec("HF_TOKEN", source="environment", optional=True),
+    ],
     env={"HF_HOME": "/root/models/hf", "N": 3},
     cpu=0.5,
     memory=2048,
