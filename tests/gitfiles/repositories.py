@@ -177,6 +177,9 @@ class Builder:
                     line += random.choice([b"/", b"/**/", b"/*/", b"**/", b"*", b"**\\/"]) + part
                 line = random.choice([b"", b"", b"/", b"**/", b"*"]) + line
                 line += random.choice([b"", b"", b"/", b"/**", b"*"])
+            if lines and self.chance(5):
+                # Equal patterns on several lines: the last one decides.
+                line = random.choice(lines).removeprefix(b"!")
             if self.chance(5):
                 line = b"!" + line
             lines.append(line)
