@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,8 +12,12 @@ from typing import Any
 from skyrl_modal.checkout import Checkout
 from skyrl_modal.errors import SpecError
 from skyrl_modal.findings import Finding, Severity
+from skyrl_modal.gitfiles.files import read_regular_file
 from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.spec.stored import encode_spec
+
+#: Size of a .env file.
+MAX_ENV_FILE_BYTES = 1 << 20
 
 #: A value of at least this length is refused in a command or a variable. A shorter one may be there by accident.
 MIN_REFUSED_LENGTH = 8
@@ -50,7 +55,9 @@ def read_secret_values(
             contains no value.
     """
     values: dict[str, str] = {}
-    files = [folder / ".env" for folder in dict.fromkeys(folders) if (folder / ".env").is_file()] if names else []
+    places = [folder / ".env" for folder in dict.fromkeys(folders)] if names else []
+    # A folder of this name is a virtual environment.
+    files = [place for place in places if place.exists() and not place.is_dir()]
     for name in names:
         value = os.environ.get(name)
         for file in files:
@@ -68,7 +75,8 @@ def _read_env_file(file: Path, name: str) -> str | None:
     from dotenv import dotenv_values  # imported here, since few runs name secrets
 
     try:
-        return dotenv_values(file, interpolate=True).get(name)
+        text = read_regular_file(file, max_bytes=MAX_ENV_FILE_BYTES).decode()
+        return dotenv_values(stream=io.StringIO(text, newline=None), interpolate=True).get(name)
     except (OSError, UnicodeDecodeError) as error:
         # The text of a UnicodeDecodeError contains bytes of the file, and this file contains secrets.
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"

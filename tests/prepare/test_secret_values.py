@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +159,20 @@ def test_sources_of_secrets() -> None:
     assert launcher.secret_variables == ("A", "B", "A")
     assert launcher.optional_variables == ("B",)
     assert [secret.name for secret in launcher.named_secrets] == ["stored"]
+
+
+@pytest.mark.parametrize("kind", ["named pipe", "sparse file", "device"])
+def test_env_file_of_another_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """A .env file that is no regular file, or is too large, is an error that names it; a set variable needs no file."""
+    path = tmp_path / ".env"
+    if kind == "named pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with path.open("wb") as file:
+            file.truncate(10_000_000_000)
+    with pytest.raises(SpecError, match=r"\.env cannot be read"):
+        read_secret_values(["NO_SUCH_KEY"], [tmp_path])
+    monkeypatch.setenv("NO_SUCH_KEY", "value")
+    assert read_secret_values(["NO_SUCH_KEY"], [tmp_path]) == {"NO_SUCH_KEY": "value"}
