@@ -248,7 +248,7 @@ def select(
     overrides = Overrides(_check_patterns("exclude", exclude), _check_patterns("include", include))
     result = TreeWalker(resolved, overrides, skip_caches).walk()
     # One call decodes all names. A name contains no NUL, so the names remain separate.
-    files = b"\0".join(result.files).decode("utf-8", "surrogateescape").split("\0") if result.files else []
+    files = os.fsdecode(b"\0".join(result.files)).split("\0") if result.files else []
     files.sort()
     result.files.clear()
     return Selection(resolved, tuple(files), overrides, skip_caches, result, search_cache)

@@ -60,14 +60,14 @@ class FileStamps:
         digest, count, width = _HEADER.unpack_from(body, len(_MAGIC))
         start = len(_MAGIC) + _HEADER.size
         middle = start + count * _RECORD.size
-        names = body[middle : middle + width].decode("utf-8", "surrogateescape").split("\0")
+        names = os.fsdecode(body[middle : middle + width]).split("\0")
         records = _RECORD.iter_unpack(body[start:middle])
         return cls(digest, {name: (record[:5], record[5]) for name, record in zip(names, records, strict=False)})
 
     def save(self, path: Path) -> None:
         """Save the stamps in one step."""
         records = b"".join(_RECORD.pack(*stamp, sha) for stamp, sha in self.entries.values())
-        names = "\0".join(self.entries).encode("utf-8", "surrogateescape")
+        names = os.fsencode("\0".join(self.entries))
         body = _MAGIC + _HEADER.pack(self.digest, len(self.entries), len(names)) + records + names
         # The name is unique, because several threads of a process may save the stamps of one folder.
         handle, name = tempfile.mkstemp(prefix=UNFINISHED_PREFIX, dir=path.parent)

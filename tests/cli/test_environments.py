@@ -147,7 +147,7 @@ def check_commands(case: Case, run_id: str, checkout: Path) -> dict[str, int]:
     def call(item: tuple[str, tuple[list[str], set[int]]]) -> tuple[str, int]:
         name, (arguments, expected) = item
         done = case.call(["-m", "skyrl_modal", *arguments], checkout)
-        text = done.stderr.decode()
+        text = done.stderr.decode(errors="replace")
         assert "Traceback" not in text, (name, text)
         assert "Exception ignored" not in text, (name, text)
         assert done.returncode in {*expected, LAUNCHER_ERROR}, (name, done.returncode, text)
