@@ -18,7 +18,6 @@ from skyrl_modal.prepare.plan import Plan, make_plan
 from skyrl_modal.prepare.restore import changes_since
 from skyrl_modal.prepare.staging import check_with_backend, take_snapshots
 from skyrl_modal.reporting import NullReporter, NullRunTable, Reporter
-from skyrl_modal.run.batch import Batch
 from skyrl_modal.run.cleanup import remove_half_written
 from skyrl_modal.run.foreground import stream_to_end
 from skyrl_modal.run.handle import Run
@@ -191,6 +190,8 @@ class Launcher(RunSpec):
             return self._start(command, owned=True, reporter=reporter)
 
         with NullRunTable() if quiet else LiveRunTable(labels) as table:
+            from skyrl_modal.run.batch import Batch  # imported here, since one run does not need it
+
             return Batch(texts, start, max_parallel=max_parallel, table=table, backend=backend).run()
 
     async def arun(

@@ -55,7 +55,10 @@ def secret_values(job: Job, config: RankConfig, env: Mapping[str, str]) -> list[
         env: The command's environment.
     """
     names = (*job.secret_names, "RAY_AUTH_TOKEN")
-    return [*(env[name] for name in names if name in env), config.tokens.ranks, config.tokens.ray]
+    # Without Ray, and on one node, the tokens are used nowhere, and searching for them would only take time.
+    tokens = [config.tokens.ranks] if config.nodes > 1 else []
+    tokens += [] if job.ray is None else [config.tokens.ray]
+    return [*(env[name] for name in names if name in env), *tokens]
 
 
 def gpus_per_node(job: Job, config: RankConfig) -> int | None:

@@ -12,9 +12,6 @@ from collections import Counter
 from collections.abc import Iterator
 from math import log2
 
-#: Changes with the patterns, so that results of other patterns are not used.
-PATTERNS_VERSION = 1
-
 # Every format that has a prefix, with its service. Each has at least 20 characters.
 _FORMATS = [
     ("a GitHub token", rb"gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{30,}"),

@@ -16,7 +16,9 @@ from pathlib import Path
 from attrs import field, frozen
 
 from skyrl_modal.gitfiles.files import read_regular_file
-from skyrl_modal.gitfiles.secret_patterns import PATTERNS_VERSION, find_secrets
+
+#: To be increased when the patterns of ``secret_patterns`` change, so that cached results are not used.
+PATTERNS_VERSION = 1
 
 #: Larger files are not searched. Scripts and configurations with keys are far smaller.
 MAX_SEARCHED_BYTES = 1 << 20
@@ -138,6 +140,8 @@ def _search_file(root: Path, path: str) -> FoundSecret | None:
         return None
     if text.find(b"\0", 0, _BINARY_TEST_BYTES) >= 0:
         return None
+    from skyrl_modal.gitfiles.secret_patterns import find_secrets  # imported here: most files are in the cache
+
     found = list(find_secrets(text[:MAX_SEARCHED_BYTES]))
     if not found:
         return None

@@ -185,7 +185,7 @@ def send_with_token(address: tuple[str, int], data: bytes) -> bytes:
             connected.sendall(data)
             connected.shutdown(socket.SHUT_WR)
             return connected.recv(100)
-        except ConnectionError:
+        except OSError:  # ConnectionError, or ENOTCONN of shutdown()
             # Rank 0 closed the connection before it had read all data.
             return b""
 

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 
@@ -17,7 +18,6 @@ from skyrl_modal.backends.local.checks import check_ray, run_checks
 from skyrl_modal.backends.local.descriptors import DescriptorSet
 from skyrl_modal.backends.local.event_stream import CHUNK_SIZE, EventStream
 from skyrl_modal.backends.local.execution import LocalExecution
-from skyrl_modal.backends.local.network import ClusterNetwork, shared_network_reason
 from skyrl_modal.backends.local.node_resources import assign_resources
 from skyrl_modal.backends.local.rank_process import RankProcess, RankStarter, RankStreams
 from skyrl_modal.backends.local.run_folder import host_run_folder
@@ -32,6 +32,9 @@ from skyrl_modal.protocol.rank_config import ClusterTokens, RankConfig
 from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.spec.volume import VolumeSpec
 from skyrl_modal.user_folders import create_user_folder
+
+if TYPE_CHECKING:
+    from skyrl_modal.backends.local.network import ClusterNetwork
 
 _LOOPBACK_ADDRESS = "127.0.0.1"
 
@@ -94,6 +97,8 @@ class LocalBackend:
         volumes = [("volume", f"{volume.mount_path} is {volume_folder(volume.name)}") for volume in job.volumes]
         if job.nodes == 1:
             return [("where", where), *volumes]
+        from skyrl_modal.backends.local.network import shared_network_reason  # imported here: most runs have one node
+
         reason = shared_network_reason(sandbox)
         network = f"on this machine's network ({reason})" if reason else "each with an address of its own"
         return [("where", where), ("nodes", f"{job.nodes} on this machine, {network}"), *volumes]
@@ -221,7 +226,11 @@ def _open_streams(job: Job, network: ClusterNetwork | None, fds: DescriptorSet, 
 
 def _create_network(job: Job, sandbox: Sandbox | None, stack: contextlib.ExitStack) -> ClusterNetwork | None:
     """Create the network of a run on several nodes; None if the ranks share this machine's."""
-    if job.nodes == 1 or shared_network_reason(sandbox) is not None:
+    if job.nodes == 1:
+        return None
+    from skyrl_modal.backends.local.network import ClusterNetwork, shared_network_reason
+
+    if shared_network_reason(sandbox) is not None:
         return None
     network = ClusterNetwork.create(job.nodes)
     stack.callback(network.close)  # rank 0 has a duplicate of its descriptor

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 from skyrl_modal.backends.base import CheckResult
 from skyrl_modal.backends.local.environment import search_path
-from skyrl_modal.backends.local.network import shared_network_reason
 from skyrl_modal.backends.local.sandbox import SandboxSearch, find_sandbox
 from skyrl_modal.backends.local.scratch import scratch_root
 from skyrl_modal.errors import SpecError, StorageError
@@ -44,6 +43,8 @@ def run_checks() -> Iterator[CheckResult]:
         yield CheckResult("disk", False, str(error))
         return
     yield _check_namespaces(search)
+    from skyrl_modal.backends.local.network import shared_network_reason  # imported here: most runs have one node
+
     reason = shared_network_reason(search.sandbox)
     nodes = f"they share this machine's network: {reason}" if reason else "each has an address of its own"
     yield CheckResult("nodes", True, nodes, optional=True)

@@ -31,8 +31,8 @@ def event_loop() -> asyncio.AbstractEventLoop:
 def _ignore_open_streams() -> None:
     """Suppress what Python reports about log streams that are open when the process exits.
 
-    Modal's client cannot close a log stream that waits (modal 1.6.4). asyncio logs an error for it, or, where the loop of
-    the client has ended before, synchronicity 0.12 logs one and Python warns about the coroutine ``_aclose``.
+    Modal's client cannot close a log stream that waits (modal 1.6.4). asyncio logs an error for it. If the loop of the
+    client has ended before, synchronicity 0.12 logs one, and Python warns about the coroutine ``_aclose``.
     """
     logging.getLogger("asyncio").addFilter(_is_unexpected_error)
     logging.getLogger("synchronicity.synchronizer").addFilter(lambda record: False)
