@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,21 @@ from tests.gitfiles.trees import make
 from tests.support.git_settings import no_settings
 
 __all__ = ["no_settings"]
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Path:
+    """The file that an executed program creates."""
+    return tmp_path / "executed"
+
+
+@pytest.fixture
+def program(tmp_path: Path, marker: Path) -> Path:
+    """A program that creates the marker."""
+    path = tmp_path / "program"
+    path.write_text(f'#!/bin/sh\necho "$0 $*" >> {shlex.quote(str(marker))}\n')
+    path.chmod(0o755)
+    return path
 
 
 @pytest.fixture(scope="session")

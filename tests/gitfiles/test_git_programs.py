@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
 from pathlib import Path
 
@@ -36,18 +35,10 @@ PROGRAM_VARIABLES = [
 
 
 @pytest.fixture
-def marker(tmp_path: Path) -> Path:
-    """The file that an executed program creates."""
-    return tmp_path / "executed"
-
-
-@pytest.fixture
-def program(tmp_path: Path, marker: Path) -> Path:
-    """A program that creates the marker."""
-    path = tmp_path / "program"
-    path.write_text(f'#!/bin/sh\necho "$0 $*" >> {shlex.quote(str(marker))}\ncat\n')
-    path.chmod(0o755)
-    return path
+def program(program: Path) -> Path:
+    """A program that creates the marker and copies its input, as a filter does."""
+    program.write_text(f"{program.read_text()}cat\n")
+    return program
 
 
 @pytest.fixture

@@ -38,21 +38,6 @@ HOOKS = [
 
 
 @pytest.fixture
-def marker(tmp_path: Path) -> Path:
-    """The file that an executed program creates."""
-    return tmp_path / "executed"
-
-
-@pytest.fixture
-def program(tmp_path: Path, marker: Path) -> Path:
-    """A program that creates the marker."""
-    path = tmp_path / "program"
-    path.write_text(f'#!/bin/sh\necho "$0 $*" >> {shlex.quote(str(marker))}\n')
-    path.chmod(0o755)
-    return path
-
-
-@pytest.fixture
 def hostile(tree: Path, program: Path) -> Path:
     """A repository that names the program at every place from which git could execute it."""
     make(tree, {".gitattributes": "* diff=marker merge=marker\n*.py filter=marker\n*.tsx filter=included\n"})
