@@ -36,6 +36,9 @@ TEST_INPUTS = [
 ]
 #: Arguments of pytest in CI. The durations of tests differ by a factor of a thousand: an idle worker takes tests over.
 PYTEST_ARGUMENTS = ["-n", "2", "--dist", "worksteal", "--durations", "10"]
+#: Which tests the sessions run; tests with the mark ``live`` need an account.
+NOT_SLOW = ["-m", "not live and not slow"]
+SLOW = ["-m", "slow and not live"]
 
 
 def install(session: nox.Session, *packages: str, groups: tuple[str, ...] = ()) -> None:
@@ -100,9 +103,8 @@ def docs(session: nox.Session) -> None:
     session.log(f"open {out / 'index.html'}")
 
 
-@nox.session(python=PYTHONS)
-def tests(session: nox.Session) -> None:
-    """Run the tests against the built wheel, on each Python that is installed."""
+def run_tests(session: nox.Session, arguments: list[str]) -> None:
+    """Run pytest against the built wheel."""
     wheel = build_wheel(session)
     install(session, f"{wheel}[local]", groups=("test",))
     # A reused environment has the same version already, from an older wheel.
@@ -110,7 +112,19 @@ def tests(session: nox.Session) -> None:
     session.chdir(copy_without_package(session))
     check = "import skyrl_modal; assert 'site-packages' in skyrl_modal.__file__, skyrl_modal.__file__"
     session.run("python", "-c", check, silent=True)
-    session.run("pytest", *(session.posargs or PYTEST_ARGUMENTS))
+    session.run("pytest", *arguments)
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run the tests, except for slow ones, on each Python that is installed."""
+    run_tests(session, session.posargs or [*PYTEST_ARGUMENTS, *NOT_SLOW])
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """Run the slow tests, such as planted faults, and every command in broken environments."""
+    run_tests(session, session.posargs or [*PYTEST_ARGUMENTS, *SLOW])
 
 
 @nox.session

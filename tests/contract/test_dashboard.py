@@ -18,7 +18,7 @@ import pytest
 from skyrl_modal import Launcher, RaySpec, Run, RunState, VolumeSpec
 from tests.support.loopback import LoopbackModal
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(290)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(290)]
 
 #: Seconds until the dashboard answers. Ray starts it after a driver can connect, and does not report it.
 DASHBOARD_TIMEOUT = 120

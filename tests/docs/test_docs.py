@@ -59,7 +59,6 @@ def test_docstring_examples_are_correct(name: str) -> None:
     assert result.failed == 0
 
 
-@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page.name not in EXCERPTS and blocks(page, "python")], ids=lambda page: page.name

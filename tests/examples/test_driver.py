@@ -14,7 +14,7 @@ from tests.support.loopback import LoopbackModal
 DRIVER = Path(__file__).resolve().parents[2] / "examples" / "driver.py"
 
 
-@pytest.mark.parametrize("backend", ["local", pytest.param("modal", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["local", "modal"])
 def test_driver_reads_output_and_maps_commands(backend: str, tmp_path: Path) -> None:
     """The driver prints the metrics of its run, and the results of parallel runs, one of which fails."""
     checkout = tmp_path / "SkyRL"

@@ -46,7 +46,6 @@ def modal_run(environment: dict[str, str], *arguments: str) -> subprocess.Comple
     )
 
 
-@pytest.mark.slow
 @pytest.mark.ray
 def test_modal_run_exits_with_the_commands_exit_code(server: LoopbackModal, environment: dict[str, str]) -> None:
     """The command runs in the checkout with Ray and GPUs, and `modal run` exits with its exit code."""
@@ -67,7 +66,6 @@ def test_modal_run_exits_with_the_commands_exit_code(server: LoopbackModal, envi
     assert listed.stdout.startswith("training\n")
 
 
-@pytest.mark.slow
 @pytest.mark.ray
 def test_default_command_is_nvidia_smi(server: LoopbackModal, environment: dict[str, str]) -> None:
     """Without --command, nvidia-smi runs."""
@@ -77,7 +75,6 @@ def test_default_command_is_nvidia_smi(server: LoopbackModal, environment: dict[
     assert re.search(r"^GPU 0: loopback$", done.stdout, re.MULTILINE)
 
 
-@pytest.mark.slow
 @pytest.mark.ray
 def test_command_saves_after_ctrl_c(server: LoopbackModal, environment: dict[str, str]) -> None:
     """After Ctrl-C the command saves, and its exit code is reported."""

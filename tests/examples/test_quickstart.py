@@ -28,7 +28,6 @@ def quickstart(*arguments: str, **environment: str) -> subprocess.CompletedProce
     )
 
 
-@pytest.mark.slow
 @pytest.mark.ray
 def test_reward_rises_and_second_run_resumes(tmp_path: Path, checkout: Path) -> None:
     """The mean reward rises, and the second run continues from the checkpoint of the first."""
@@ -49,7 +48,6 @@ def test_reward_rises_and_second_run_resumes(tmp_path: Path, checkout: Path) -> 
         assert "validation reward at step" in Path(log).read_text()
 
 
-@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(290)
 @pytest.mark.parametrize("backend", ["local", "modal"])
@@ -71,7 +69,6 @@ def test_quickstart_on_two_nodes(tmp_path: Path, checkout: Path, backend: str) -
     assert "run 2: resumed from global_step_10, steps 11-20" in done.stdout
 
 
-@pytest.mark.slow
 def test_parallel_processes_make_one_complete_checkout(tmp_path: Path) -> None:
     """Two processes that make the checkout at the same time leave one complete checkout."""
     both = [
