@@ -144,7 +144,7 @@ def test_scratch_is_removed_if_the_caller_is_killed(checkout: Path, tmp_path: Pa
     script = (
         "from skyrl_modal import Launcher, VolumeSpec\n"
         f"Launcher(backend='local', checkout={str(checkout)!r}, volumes=[VolumeSpec(name={tmp_path.name!r})],"
-        " ray=None, grace=1).run(\"mkdir -m 000 /root/SkyRL/locked; echo up; trap '' INT TERM; sleep 600\")"
+        " ray=None, grace=1).run(\"mkdir -m 000 /root/SkyRL/locked; trap '' INT TERM; echo up; sleep 600\")"
     )
     caller = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert caller.stdout is not None
