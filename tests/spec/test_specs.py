@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from skyrl_modal.spec.stored import decode_spec, encode_spec
         ({"gpu": "A100:0"}, "gpu='A100:0'"),
         ({"gpu": ""}, "gpu=''"),
         ({"gpu": []}, "gpu=\\[\\]"),
-        ({"gpu": "A1000"}, "gpu='A1000'.*A100"),
+        ({"gpu": "H100:8,"}, "gpu='H100:8,'"),
         ({"gpu": ["H100:8", 8]}, "gpu="),
         ({"nodes": 0}, "nodes=0"),
         ({"nodes": 2.0}, "nodes=2.0"),
@@ -120,12 +121,26 @@ def test_secret_value_is_not_repeated() -> None:
     assert "hunter2" not in str(caught.value) + repr(caught.value)
 
 
-def test_unknown_gpu_is_a_warning() -> None:
-    """A GPU type that is not known is accepted with a warning."""
-    with pytest.warns(UserWarning, match="Z900"):
-        launcher = Launcher(gpu="Z900:2")
+@pytest.mark.parametrize(
+    ("name", "suggested"),
+    [("Z900", ""), ("A1000", "A100"), ("H100-SXM", "H100"), ("RTX-6000", "RTX-PRO-6000"), ("MI300X", ""), ("4090", "")],
+)
+def test_unknown_gpu_is_a_warning(name: str, suggested: str) -> None:
+    """A GPU type that is not known is accepted with a warning, also if its name resembles a known one."""
+    with pytest.warns(UserWarning, match=f"{name} is not a known GPU type.*{suggested}"):
+        launcher = Launcher(gpu=f"{name}:2")
 
-    assert launcher.gpu_requests == (GpuRequest("Z900", 2),)
+    assert launcher.gpu_requests == (GpuRequest(name, 2),)
+
+
+@pytest.mark.parametrize(
+    "name", ["GB200", "gb300", "L40", "GH200", "B300", "B200+", "H100!", "A10", "RTX-PRO-6000", "any"]
+)
+def test_known_gpus_need_no_warning(name: str) -> None:
+    """The types that Modal documents, or that users have recorded, are accepted in upper and lower case."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Launcher(gpu=name).gpu_requests == (GpuRequest(name.upper(), 1),)
 
 
 @given(st.integers(0, 100), st.integers(0, 100), st.integers(0, 100), st.integers(1, 100))

@@ -44,16 +44,15 @@ class ModalBackend:
         """
         checks.check_token()
         check_timeout(spec.timeout)
-        if spec.nodes > 1:
-            check_cluster(spec)
+        warnings = check_cluster(spec) if spec.nodes > 1 else []
         checks.check_dashboard(job, spec.image)
         limit = total_time_limit(job.limits)
-        if limit is None:
-            return []
-        return [
-            f"Modal stops a container after 24 h. If the run has not ended after {limit:.0f} s, it is stopped with its "
-            "grace period"
-        ]
+        if limit is not None:
+            warnings.append(
+                f"Modal stops a container after 24 h. If the run has not ended after {limit:.0f} s, it is stopped with "
+                "its grace period"
+            )
+        return warnings
 
     def describe(self, job: Job, spec: RunSpec) -> Sequence[tuple[str, str]]:
         """Return label and value pairs that describe where the run executes."""

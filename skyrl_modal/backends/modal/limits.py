@@ -10,10 +10,9 @@ from skyrl_modal.spec.run_spec import RunSpec
 MAX_FUNCTION_SECONDS = 24 * 3600
 #: Time beyond the attempts until Modal stops the container: for the start of Ray, saving and committing.
 CONTAINER_MARGIN_SECONDS = 300
-#: GPUs of a whole host on Modal (https://modal.com/docs/guide/gpu).
-GPUS_PER_HOST = 8
-#: The GPU types whose hosts have another number.
-GPUS_PER_HOST_BY_TYPE = {"A10": 4, "A10G": 4}
+#: GPUs of a whole host, by type. Modal accepts clusters of these types with whole hosts only
+#: (https://modal.com/docs/guide/multi-node-clusters).
+GPUS_PER_HOST = {"H100": 8, "H100!": 8, "H200": 8, "B200": 8, "B200+": 8}
 #: Nodes of Modal's largest cluster (https://modal.com/docs/guide/multi-node-clusters).
 MAX_CLUSTER_NODES = 32
 
@@ -55,8 +54,11 @@ def check_timeout(timeout: float) -> None:
         raise SpecError("timeout", timeout, remedy)
 
 
-def check_cluster(spec: RunSpec) -> None:
+def check_cluster(spec: RunSpec) -> list[str]:
     """Check the GPUs and the number of nodes of a cluster.
+
+    Returns:
+        Warnings about GPU types for which it is not known how many GPUs each node of a cluster must have.
 
     Raises:
         SpecError: Modal has no such clusters.
@@ -67,9 +69,15 @@ def check_cluster(spec: RunSpec) -> None:
             'gpu="H100:8", or use backend="local", where nodes may have no GPU'
         )
         raise SpecError("gpu", None, remedy)
+    warnings = []
     for request in spec.gpu_requests:
-        required = GPUS_PER_HOST_BY_TYPE.get(request.name, GPUS_PER_HOST)
-        if request.count != required:
+        required = GPUS_PER_HOST.get(request.name)
+        if required is None:
+            warnings.append(
+                f"it is not known how many GPUs of type {request.name} each node of a cluster must have on Modal, so "
+                f"that Modal may refuse {request} with nodes={spec.nodes}"
+            )
+        elif request.count != required:
             remedy = (
                 f"with nodes={spec.nodes}, each node uses all GPUs of its host. Request "
                 f'"{request.name}:{required}", or set nodes=1'
@@ -77,3 +85,4 @@ def check_cluster(spec: RunSpec) -> None:
             raise SpecError("gpu", str(request), remedy)
     if spec.nodes > MAX_CLUSTER_NODES:
         raise SpecError("nodes", spec.nodes, f"Modal's clusters have up to {MAX_CLUSTER_NODES} nodes")
+    return warnings

@@ -50,7 +50,8 @@ def with_ray(folder: Path) -> dict[str, list[Path]]:
     [
         ({"gpu": None}, "gpu", None, '"H100:8"'),
         ({"gpu": "H100:4"}, "gpu", "H100:4", '"H100:8", or set nodes=1'),
-        ({"gpu": ["H100:8", "A100-80GB:2"]}, "gpu", "A100-80GB:2", '"A100-80GB:8"'),
+        ({"gpu": ["H100:8", "B200:2"]}, "gpu", "B200:2", '"B200:8"'),
+        ({"gpu": "h200:7"}, "gpu", "H200:7", '"H200:8"'),
         ({"nodes": 33}, "nodes", 33, "up to 32"),
     ],
 )
@@ -66,13 +67,12 @@ def test_impossible_cluster_is_refused(
     assert server.names() == []
 
 
-def test_modals_refusal_is_reported(server: LoopbackModal, cluster: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If Modal refuses a cluster that the checks accept, the error contains Modal's reason."""
-    monkeypatch.setattr("skyrl_modal.backends.modal.limits.GPUS_PER_HOST", 4)
-
+def test_modals_refusal_is_reported(server: LoopbackModal, cluster: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    """A number of GPUs that is not known to be wrong is warned about, and Modal's reason is in the error."""
     with pytest.raises(SpecError) as caught:
-        cluster(gpu="H100:4").run("true", quiet=True)
+        cluster(gpu="A10:3").run("true")
 
+    assert "how many GPUs of type A10 each node" in " ".join(capfd.readouterr().err.split())
     assert "must request all GPUs of their hosts" in caught.value.remedy
 
 
