@@ -14,6 +14,7 @@ from skyrl_modal.findings import Finding, Severity
 from skyrl_modal.gitfiles.report import format_size
 from skyrl_modal.mount import Selection, select
 from skyrl_modal.prepare.findings import checkout_finding, find_problems, image_finding
+from skyrl_modal.prepare.hidden_files import check_hidden_files
 from skyrl_modal.prepare.job_builder import build_job
 from skyrl_modal.prepare.secret_values import find_repeated_values, read_secret_values, secret_folders
 from skyrl_modal.protocol.job import Job
@@ -112,6 +113,7 @@ def make_plan(spec: RunSpec, command: str, backend: str) -> Plan:
         image, image_warning = spec.image.resolved_base(checkout.ray_version if checkout else None)
     job = build_job(spec, command, checkout=checkout, selections=selections, image=image, counts_gpus=backend == _LOCAL)
     _check_workdir(job, spec.workdir, selections)
+    check_hidden_files(job, selections)
     findings = list(find_repeated_values(spec, command, _read_available_values(spec, checkout)))
     if image_warning:
         findings.append(image_finding(image_warning))

@@ -8,11 +8,12 @@ from pathlib import Path
 from attrs import field, frozen
 
 from skyrl_modal.errors import SpecError
-from skyrl_modal.spec.fields import check_strings, container_path, to_strings
+from skyrl_modal.spec.container_paths import mount_point
+from skyrl_modal.spec.fields import check_strings, to_strings
 
 
 def _to_remote_path(value: str | Path) -> str:
-    return container_path(value, "remote_path")
+    return mount_point(value, "remote_path")
 
 
 def _to_local_folder(value: object) -> Path | None:
@@ -32,7 +33,7 @@ class MountSpec:
 
     Attributes:
         local_path: The folder; None for the checkout.
-        remote_path: Its path in the container.
+        remote_path: Its path in the container, where nothing is that the run needs.
         exclude: Patterns of files to exclude, in the syntax of .gitignore. They take precedence over git's rules.
         include: Patterns of files to include. They take precedence over git's rules and over ``exclude``.
         skip_caches: Whether to exclude untracked environments and caches that no .gitignore names.

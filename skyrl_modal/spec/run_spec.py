@@ -12,6 +12,7 @@ from attrs import Attribute, field, frozen
 
 from skyrl_modal.checkout import find_checkout
 from skyrl_modal.errors import SpecError
+from skyrl_modal.spec.container_paths import RECORDS_FOLDER, find_nested
 from skyrl_modal.spec.duration import parse_duration
 from skyrl_modal.spec.fields import (
     OPTION_HELP,
@@ -167,7 +168,14 @@ class RunSpec:
     def __attrs_post_init__(self) -> None:
         volume_paths = [volume.mount_path for volume in self.volumes]
         _check_unique("volumes", volume_paths)
-        _check_unique("mounts", [mount.remote_path for mount in self.mounts])
+        mount_paths = [mount.remote_path for mount in self.mounts]
+        _check_unique("mounts", mount_paths)
+        nested = find_nested(mount_paths)
+        if nested is not None:
+            inner, outer = nested
+            remedy = f"the mount at {outer} contains this path; pass a path outside of it"
+            raise SpecError("mounts", inner, remedy)
+        _check_records_visible(self.volumes)
         for mount in self.mounts:
             for volume in self.volumes:
                 if is_below(mount.remote_path, volume.mount_path):
@@ -201,6 +209,16 @@ class RunSpec:
     def named_secrets(self) -> tuple[SecretSpec, ...]:
         """Secrets that Modal stores."""
         return tuple(item for item in self.secrets if isinstance(item, SecretSpec) and item.source == "modal")
+
+
+def _check_records_visible(volumes: Sequence[VolumeSpec]) -> None:
+    """Check that no volume hides the folder in which another volume has the records of runs."""
+    for volume in volumes:
+        for other in volumes:
+            records = f"{other.mount_path}/{RECORDS_FOLDER}"
+            if is_below(volume.mount_path, records):
+                remedy = f"the volume {other.name} has the records of runs in {records}; pass a path outside of it"
+                raise SpecError("volumes", volume.mount_path, remedy)
 
 
 def _check_unique(name: str, paths: Sequence[str]) -> None:

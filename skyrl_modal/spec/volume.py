@@ -7,11 +7,12 @@ from pathlib import Path
 from attrs import Attribute, field, frozen
 
 from skyrl_modal.errors import SpecError
-from skyrl_modal.spec.fields import check_name, container_path
+from skyrl_modal.spec.container_paths import mount_point
+from skyrl_modal.spec.fields import check_name
 
 
 def _to_mount_path(value: str | Path) -> str:
-    return container_path(value, "mount_path")
+    return mount_point(value, "mount_path")
 
 
 @frozen(kw_only=True)
@@ -20,7 +21,7 @@ class VolumeSpec:
 
     Attributes:
         name: Its name.
-        mount_path: Its path in the container.
+        mount_path: Its path in the container, where nothing is that the run needs.
         create_if_missing: Whether to create it on first use.
         read_only: Whether writes are refused.
         version: Modal's volume version, 1 or 2; None for Modal's default.

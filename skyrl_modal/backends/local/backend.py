@@ -18,6 +18,7 @@ from skyrl_modal.backends.local.checks import check_ray, run_checks
 from skyrl_modal.backends.local.descriptors import DescriptorSet
 from skyrl_modal.backends.local.event_stream import CHUNK_SIZE, EventStream
 from skyrl_modal.backends.local.execution import LocalExecution
+from skyrl_modal.backends.local.mount_points import check_mount_points
 from skyrl_modal.backends.local.node_resources import assign_resources
 from skyrl_modal.backends.local.rank_process import RankProcess, RankStarter, RankStreams
 from skyrl_modal.backends.local.run_folder import host_run_folder
@@ -88,6 +89,8 @@ class LocalBackend:
                 "This machine does not allow namespaces, so /root/SkyRL and /root/data do not exist. Use "
                 f"$SKYRL_REPO_ROOT and $SKYRL_DATA instead ({'; '.join(search.reasons)})."
             )
+        else:
+            check_mount_points(job)
         return warnings
 
     def describe(self, job: Job, spec: RunSpec) -> Sequence[tuple[str, str]]:
