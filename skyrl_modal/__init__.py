@@ -29,6 +29,13 @@ if TYPE_CHECKING:
     from skyrl_modal.run.handle import runs as runs
     from skyrl_modal.run.result import RunResult as RunResult
     from skyrl_modal.spec.image import ImageSpec as ImageSpec
+    from skyrl_modal.spec.image_steps import AptInstall as AptInstall
+    from skyrl_modal.spec.image_steps import CopyFiles as CopyFiles
+    from skyrl_modal.spec.image_steps import PipInstall as PipInstall
+    from skyrl_modal.spec.image_steps import RunCommands as RunCommands
+    from skyrl_modal.spec.image_steps import SetEnv as SetEnv
+    from skyrl_modal.spec.image_steps import SetWorkdir as SetWorkdir
+    from skyrl_modal.spec.image_steps import UvSync as UvSync
     from skyrl_modal.spec.mount import MountSpec as MountSpec
     from skyrl_modal.spec.ray import RaySpec as RaySpec
     from skyrl_modal.spec.secret import SecretSpec as SecretSpec
@@ -36,24 +43,31 @@ if TYPE_CHECKING:
 
 #: The module that defines each public name.
 _MODULE_OF_NAME = {
+    "AptInstall": "spec.image_steps",
     "BackendUnavailable": "errors",
     "CheckoutNotFound": "errors",
     "CommandFailed": "errors",
+    "CopyFiles": "spec.image_steps",
     "ImageSpec": "spec.image",
     "Launcher": "launcher",
     "MountSpec": "spec.mount",
+    "PipInstall": "spec.image_steps",
     "Plan": "prepare.plan",
     "RaySpec": "spec.ray",
     "Run": "run.handle",
     "RunCancelled": "errors",
+    "RunCommands": "spec.image_steps",
     "RunLost": "errors",
     "RunNotFound": "errors",
     "RunResult": "run.result",
     "RunState": "protocol.state",
     "RunTimeout": "errors",
     "SecretSpec": "spec.secret",
+    "SetEnv": "spec.image_steps",
+    "SetWorkdir": "spec.image_steps",
     "SkyRLModalError": "errors",
     "SpecError": "errors",
+    "UvSync": "spec.image_steps",
     "VolumeSpec": "spec.volume",
     "runs": "run.handle",
 }

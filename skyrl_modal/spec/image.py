@@ -9,6 +9,7 @@ from attrs import Attribute, field, frozen
 
 from skyrl_modal.errors import SpecError
 from skyrl_modal.spec.fields import check_strings, to_env, to_strings
+from skyrl_modal.spec.image_steps import ImageStep, check_steps, to_steps
 
 #: The image for a checkout that pins no version of Ray, or one that no published image contains.
 DEFAULT_IMAGE = "novaskyai/skyrl-train-ray-2.51.1-py3.12-cu12.8"
@@ -31,6 +32,8 @@ class ImageSpec:
         apt: Debian packages to install.
         pip: Python packages to install, in pip's notation.
         commands: Shell commands to run while the image is built, one layer each.
+        steps: Further steps, in their order, after ``apt``, ``pip`` and ``commands``: ``AptInstall``, ``PipInstall``,
+            ``RunCommands``, ``SetEnv``, ``SetWorkdir``, ``CopyFiles`` and ``UvSync``.
         env: Environment variables of the image. ``SKYRL_REPO_ROOT=/root/SkyRL`` is always set.
         python: Python version to add to a base image that has none, for example ``"3.12"``.
         registry_secret: Name of a Modal secret with ``REGISTRY_USERNAME`` and ``REGISTRY_PASSWORD``.
@@ -44,6 +47,7 @@ class ImageSpec:
     apt: Sequence[str] = field(default=(), converter=to_strings, validator=check_strings)
     pip: Sequence[str] = field(default=(), converter=to_strings, validator=check_strings)
     commands: Sequence[str] = field(default=(), converter=to_strings, validator=check_strings)
+    steps: Sequence[ImageStep] = field(default=(), converter=to_steps, validator=check_steps)
     env: Mapping[str, str] = field(factory=dict, converter=to_env)
     python: str | None = field(default=None)
     registry_secret: str | None = None

@@ -74,7 +74,11 @@ class RunApp:
     def define(self) -> tuple[modal.App, modal.Function[..., Any, Any]]:
         """Return the app and its function, which is called with ``arguments``. No request is sent to Modal."""
         job, spec = self.job, self.spec
-        image = build_image(job.image, spec.image, job.repo_root, self._registry)
+        copies = zip(job.mounts, self._snapshots, strict=True)
+        checkout = next((snapshot.path for mount, snapshot in copies if mount.is_checkout), None)
+        image = build_image(
+            job.image, spec.image, job.repo_root, self._registry, checkout=checkout, rdma=spec.rdma and spec.nodes > 1
+        )
         for mount, snapshot in zip(job.mounts, self._snapshots, strict=True):
             links, undecodable = find_links_and_undecodable_names(snapshot.path)
             self._links[mount.remote_path] = links

@@ -13,6 +13,7 @@ from skyrl_modal.errors import BackendUnavailable, SpecError
 from skyrl_modal.machine import RAY_TOKEN_VERSION
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.spec.image import IMAGE_BY_RAY_VERSION, ImageSpec
+from skyrl_modal.spec.image_steps import PipInstall, RunCommands
 
 #: A requirement of pip that names Ray, such as ``ray[default]==2.60``.
 _RAY_REQUIREMENT = re.compile(r"\s*ray\s*($|[\[=<>!~@;,])", re.IGNORECASE)
@@ -67,7 +68,9 @@ def ray_version_of_image(base: str, image: ImageSpec) -> str | None:
         >>> ray_version_of_image("novaskyai/skyrl-train-ray-2.57.0-py3.12-cu13.0", ImageSpec(pip=["ray==2.60"])) is None
         True
     """
-    if image.commands or any(_RAY_REQUIREMENT.match(requirement) for requirement in image.pip):
+    packages = [*image.pip, *(name for step in image.steps if isinstance(step, PipInstall) for name in step.packages)]
+    runs_commands = image.commands or any(isinstance(step, RunCommands) for step in image.steps)
+    if runs_commands or any(_RAY_REQUIREMENT.match(requirement) for requirement in packages):
         return None
     return next((version for version, name in IMAGE_BY_RAY_VERSION.items() if name == base), None)
 

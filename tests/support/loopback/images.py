@@ -102,7 +102,7 @@ class Images(Service):
         self, request: api_pb2.ImageGetOrCreateRequest, context: Context
     ) -> api_pb2.ImageGetOrCreateResponse:
         definition = request.image
-        blob = definition.SerializeToString(deterministic=True) + request.builder_version.encode()
+        blob = self._identity(definition) + request.builder_version.encode()
         image_id = f"im-{hashlib.sha256(blob).hexdigest()[:22]}"
         image = self.images.get(image_id)
         if image is None or (request.force_build and image.result is not None) or self._failed(image):
@@ -112,6 +112,16 @@ class Images(Service):
         if image.result is None:
             return api_pb2.ImageGetOrCreateResponse(image_id=image_id)
         return api_pb2.ImageGetOrCreateResponse(image_id=image_id, result=image.result, metadata=self.metadata(image))
+
+    def _identity(self, definition: api_pb2.Image) -> bytes:
+        """Return what an image depends on: its definition, and the content of copied files instead of their mount."""
+        if not definition.context_mount_id:
+            return definition.SerializeToString(deterministic=True)
+        entries = self.plane.mounts.mounts[definition.context_mount_id]
+        content = api_pb2.Image()
+        content.CopyFrom(definition)
+        content.context_mount_id = repr(sorted((entry.filename, entry.sha256_hex, entry.mode) for entry in entries))
+        return content.SerializeToString(deterministic=True)
 
     @staticmethod
     def _failed(image: Image) -> bool:
