@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import modal
@@ -29,6 +28,7 @@ from skyrl_modal.container.rank_connections import RankServer, listen
 from skyrl_modal.container.rank_worker import RankWorker
 from skyrl_modal.container.stop_signals import run_with_stop_requests, wait_for_stop
 from skyrl_modal.container.supervisor import Supervisor, SupervisorServices
+from skyrl_modal.container.unpack import unpack_mounts
 from skyrl_modal.event_queue import EventQueue
 from skyrl_modal.protocol.codec import decode, encode, from_json
 from skyrl_modal.protocol.events import MessageEvent, StateEvent
@@ -51,7 +51,7 @@ RELEASE_RANKS_TIMEOUT = 15.0
 
 def run_job(
     job: str,
-    links: Mapping[str, Mapping[str, str]] | None = None,
+    archives: Mapping[str, str] | None = None,
     tokens: Mapping[str, str] | None = None,
 ) -> dict[str, Any] | None:
     """Run one rank of a job to its end.
@@ -60,7 +60,7 @@ def run_job(
 
     Args:
         job: The run as JSON.
-        links: For each mount path, the symbolic links in it with their targets. Modal's upload does not include links.
+        archives: For each path of a mount, the name of the archive of its files.
         tokens: The run's ClusterTokens as a JSON object.
 
     Returns:
@@ -75,14 +75,13 @@ def run_job(
     if config.rank:
         # If the run has already ended, rank 0 only reports the result and there is no cluster to join.
         if not PreviousContainer(record, _report).is_finished:
-            _create_links(links)
-            _run_worker(record, config, volumes)
+            _run_worker(record, config, volumes, archives or {})
         return None
-    return encode(_run_rank_zero(record, config, links, volumes))
+    return encode(_run_rank_zero(record, config, volumes, archives or {}))
 
 
 def _run_rank_zero(
-    job: Job, config: RankConfig, links: Mapping[str, Mapping[str, str]] | None, volumes: _Volumes
+    job: Job, config: RankConfig, volumes: _Volumes, archives: Mapping[str, str]
 ) -> RunResultRecord:
     folder, text = RunFolder(job.run_folder), CountedText()
     previous = PreviousContainer(job, _report)
@@ -101,7 +100,6 @@ def _run_rank_zero(
             return result
         case Continue():
             previous.remove_result()
-    _create_links(links)
     if job.gpus_per_node is None:
         job = replace(job, gpus_per_node=count_gpus() if config.gpus is None else config.gpus)
     with contextlib.ExitStack() as tunnels:
@@ -110,6 +108,7 @@ def _run_rank_zero(
             emit=lambda event: _handle_event(event, volumes),
             # Ray listens on 127.0.0.1 and requires its token, so the public URL gives no access by itself.
             open_url=lambda port: tunnels.enter_context(modal.forward(port)).url,
+            create_files=lambda: unpack_mounts(archives, volumes.paths),
         )
         supervisor = Supervisor(job, config, services, attempts=decision.attempts, first_message=decision.message)
         result, stopped_by = run_with_stop_requests(supervisor.run, supervisor.request_stop)
@@ -164,9 +163,14 @@ def _handle_event(event: MessageEvent | StateEvent, volumes: _Volumes) -> None:
         volumes.commit_run_folder_in_background()
 
 
-def _run_worker(job: Job, config: RankConfig, volumes: _Volumes) -> None:
+def _run_worker(job: Job, config: RankConfig, volumes: _Volumes, archives: Mapping[str, str]) -> None:
     """Run a rank other than 0 to its end. Rank 0 waits until its volumes are committed."""
-    worker = RankWorker(job, config, report_locally=lambda text: _report(f"rank {config.rank}: {text}"))
+    worker = RankWorker(
+        job,
+        config,
+        report_locally=lambda text: _report(f"rank {config.rank}: {text}"),
+        create_files=lambda: unpack_mounts(archives, volumes.paths),
+    )
 
     def request_stop(reason: StopReason) -> None:
         # Modal may raise repeatedly. Rank 0, which is notified too, decides how long its command may save files.
@@ -217,16 +221,6 @@ def _rank_config(job: Job, tokens: ClusterTokens) -> RankConfig:
     )
 
 
-def _create_links(links: Mapping[str, Mapping[str, str]] | None) -> None:
-    """Create the symbolic links in the mounted folders."""
-    for folder, targets in (links or {}).items():
-        for name, target in targets.items():
-            path = Path(folder) / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.unlink(missing_ok=True)
-            path.symlink_to(target)
-
-
 def _report(text: str, cause: FailureCause | None = None) -> None:
     """Print a message to standard error; standard output is the command's."""
     sys.stderr.write(prefixed(text, cause))
@@ -234,9 +228,14 @@ def _report(text: str, cause: FailureCause | None = None) -> None:
 
 
 class _Volumes:
-    """The run's volumes, as the latest commit left them."""
+    """The run's volumes, as the latest commit left them.
+
+    Attributes:
+        paths: Their mount paths.
+    """
 
     def __init__(self, job: Job) -> None:
+        self.paths = [volume.mount_path for volume in job.volumes]
         volumes = {volume.name: modal.Volume.from_name(volume.name) for volume in job.volumes}
         for volume in volumes.values():
             volume.reload()

@@ -57,17 +57,24 @@ class RankWorker:
         job: The run.
         config: This rank.
         report_locally: Receives the messages while rank 0 is not connected.
+        create_files: Creates the mounted files, and returns a message about it; None if they exist already.
     """
 
-    def __init__(self, job: Job, config: RankConfig, *, report_locally: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        config: RankConfig,
+        *,
+        report_locally: Callable[[str], None],
+        create_files: Callable[[], str | None] | None = None,
+    ) -> None:
         self._job = job
         self._config = config
         self._report_locally = report_locally
+        self._create_files = create_files
         self._secrets = SecretMask(secret_values(job, config, run_environment(job, config)))
         self._events: EventQueue[Event] = EventQueue()
-        self._folders = RayFolders(
-            Path(os.environ.get("TMPDIR", "/tmp")) / "ray", RunFolder(job.run_folder).rank_logs(config.rank)
-        )
+        self._folders = RayFolders(ray_session_folder(config), RunFolder(job.run_folder).rank_logs(config.rank))
         self._node: RayNode | None = None
         self._starts = 0
         self._head: Connection | None = None
@@ -129,9 +136,10 @@ class RankWorker:
             self.report("stopped before rank 0 could be reached")
             return False
         self._log(f"joined {config.rank_label(0)} as {config.rank_label(config.rank)}")
-        message = prepare_workdir(self._job)
-        if message is not None:
-            self._log(message)
+        messages = [None if self._create_files is None else self._create_files()]
+        for message in [*messages, prepare_workdir(self._job)]:
+            if message is not None:
+                self._log(message)
         return True
 
     def _follow_head(self) -> None:

@@ -41,14 +41,16 @@ class SupervisorServices:
     """How a supervisor reaches the run's caller.
 
     Attributes:
-        show: Writes the command's output to the live view. It may raise OSError if the view was closed.
+        live: Receives the command's output.
         emit: Receives messages and states.
         open_url: Returns a URL by which a port of this machine's 127.0.0.1 can be reached.
+        create_files: Creates the mounted files, and returns a message about it; None if they exist already.
     """
 
-    show: Callable[[bytes], None]
+    live: LiveView
     emit: Callable[[MessageEvent | StateEvent], None]
     open_url: Callable[[int], str] = "http://127.0.0.1:{}".format
+    create_files: Callable[[], str | None] | None = None
 
 
 class Supervisor:
@@ -139,9 +141,10 @@ class Supervisor:
         job, limits = self._job, self._job.limits
         self._folder.create()
         self._folder.write_job(_mask_job(job, self._secrets))
-        message = prepare_workdir(job)
-        if message is not None:
-            self._report(message)
+        messages = [None if self._services.create_files is None else self._services.create_files()]
+        for message in [*messages, prepare_workdir(job)]:
+            if message is not None:
+                self._report(message)
         if self._first_message is not None:
             self._output.write_message(self._first_message)
         self._cluster = cluster = self._make_cluster()

@@ -57,6 +57,8 @@ class FailureCause(TolerantStrEnum):
     COMMAND_NOT_STARTED = "command_not_started"
     #: The folder that the command was to run in does not exist.
     WORKDIR_MISSING = "workdir_missing"
+    #: The mounted files could not be created in the container: an archive is damaged, or the disk is full.
+    FILES_NOT_UNPACKED = "files_not_unpacked"
     #: An attempt ran longer than ``timeout``.
     ATTEMPT_TIMEOUT = "attempt_timeout"
     #: All attempts together ran longer than the backend allows.

@@ -86,7 +86,9 @@ class Capture:
             except BaseException:
                 lock.close()
                 raise
-        return Snapshot(path, digest, len(read), self._bytes, tuple(self._warnings), lock=lock)
+        return Snapshot(
+            path, digest, len(read), self._bytes, tuple(self._warnings), lock=lock, stamps=self._stamps_path
+        )
 
     def _read(self, known: FileStamps) -> dict[str, tuple[Stamp, bytes]]:
         """Return stamps and digests of the selected files; the known ones themselves if nothing has changed."""

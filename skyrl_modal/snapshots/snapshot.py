@@ -10,6 +10,8 @@ from types import TracebackType
 from attrs import field, frozen
 
 from skyrl_modal.errors import SnapshotError
+from skyrl_modal.gitfiles.digest import file_digest, normalized_mode
+from skyrl_modal.snapshots.file_stamps import FileStamps
 
 
 class SharedLock:
@@ -46,6 +48,21 @@ class Snapshot:
     bytes: int
     warnings: tuple[str, ...] = ()
     _lock: SharedLock = field(kw_only=True, repr=False, eq=False)
+    _stamps: Path | None = field(default=None, kw_only=True, repr=False, eq=False)
+
+    def entries(self) -> dict[str, tuple[int, bytes]]:
+        """Return normalized mode and SHA-256 of each file and link, by its path below the folder.
+
+        The SHA-256 of a link is the one of its target's path. Files are only read if a later snapshot of the same
+        folder was taken meanwhile.
+        """
+        known = FileStamps() if self._stamps is None else FileStamps.load(self._stamps)
+        if known.digest.hex() == self.digest:
+            return {path: (normalized_mode(stamp[4]), sha) for path, (stamp, sha) in known.entries.items()}
+        top = os.fspath(self.path)
+        paths = [os.path.join(folder, name) for folder, subfolders, names in os.walk(top) for name in [*names, *subfolders]]
+        files = [path for path in paths if os.path.islink(path) or not os.path.isdir(path)]
+        return {path[len(top) + 1 :]: file_digest(path) for path in files}
 
     def duplicate_lock(self) -> int:
         """Return a descriptor that also prevents the removal of the snapshot, until it and its copies are closed.

@@ -11,14 +11,16 @@ from typing import Any
 import modal
 
 from skyrl_modal.backends.base import Handle, PreparedRun
+from skyrl_modal.backends.modal.archive import files_to_send
 from skyrl_modal.backends.modal.image import build_image
 from skyrl_modal.backends.modal.limits import container_timeout, total_time_limit
 from skyrl_modal.backends.modal.preflight import RequiredObject
-from skyrl_modal.backends.modal.upload import find_links_and_undecodable_names, ignore_paths
 from skyrl_modal.container import modal_entrypoint
 from skyrl_modal.protocol.codec import encode, to_json
+from skyrl_modal.protocol.file_archive import ARCHIVE_FOLDER
 from skyrl_modal.protocol.job import Job, Volume
 from skyrl_modal.protocol.rank_config import ClusterTokens
+from skyrl_modal.snapshots.archive_cache import Sending
 
 
 class RunApp:
@@ -31,7 +33,7 @@ class RunApp:
         job: The run, with the limit on its total time that Modal requires.
         spec: What the user declared.
         tokens: Random tokens of the run's ranks and of its Ray.
-        warnings: Files that cannot be uploaded; known after ``define``.
+        warnings: What the user should know; known after ``define``.
     """
 
     def __init__(self, run: PreparedRun) -> None:
@@ -41,7 +43,8 @@ class RunApp:
         self.tokens = ClusterTokens.generate()
         self.warnings: list[str] = []
         self._snapshots = run.snapshots
-        self._links: dict[str, dict[str, str]] = {}
+        self._sending: Sending | None = None
+        self._archives: dict[str, str] = {}
         self._volumes = {volume.mount_path: _volume_reference(volume) for volume in self.job.volumes}
         self._named_secrets = {
             item.name: modal.Secret.from_name(item.name, required_keys=list(item.keys))
@@ -72,21 +75,21 @@ class RunApp:
             self.warnings.append(f"the optional secret {item.name} is left out: Modal has no secret of this name")
 
     def define(self) -> tuple[modal.App, modal.Function[..., Any, Any]]:
-        """Return the app and its function, which is called with ``arguments``. No request is sent to Modal."""
+        """Return the app and its function, which is called with ``arguments``. No request is sent to Modal.
+
+        Raises:
+            SnapshotError: The archives of the files cannot be written.
+        """
         job, spec = self.job, self.spec
         copies = zip(job.mounts, self._snapshots, strict=True)
         checkout = next((snapshot.path for mount, snapshot in copies if mount.is_checkout), None)
         image = build_image(
             job.image, spec.image, job.repo_root, self._registry, checkout=checkout, rdma=spec.rdma and spec.nodes > 1
         )
-        for mount, snapshot in zip(job.mounts, self._snapshots, strict=True):
-            links, undecodable = find_links_and_undecodable_names(snapshot.path)
-            self._links[mount.remote_path] = links
-            self.warnings += [
-                f"{name!r} is not included: its name is not UTF-8, which Modal's upload requires"
-                for name in undecodable
-            ]
-            image = image.add_local_dir(snapshot.path, mount.remote_path, ignore=ignore_paths({*links, *undecodable}))
+        remote_paths = [mount.remote_path for mount in job.mounts]
+        self._sending, self._archives = files_to_send(zip(remote_paths, self._snapshots, strict=True))
+        if self._sending is not None:
+            image = image.add_local_dir(self._sending.path, ARCHIVE_FOLDER)
         app = modal.App(spec.app_name, tags={"skyrl_run": job.run_id})
         run_job: Any = modal_entrypoint.run_job
         if job.nodes > 1:
@@ -107,9 +110,9 @@ class RunApp:
         )(run_job)
         return app, function
 
-    def arguments(self, job: Job) -> tuple[str, dict[str, dict[str, str]], dict[str, Any]]:
-        """Return the arguments of the function: the job, the links that the container creates, and the tokens."""
-        return to_json(job), self._links, encode(self.tokens)
+    def arguments(self, job: Job) -> tuple[str, dict[str, str], dict[str, Any]]:
+        """Return the arguments of the function: the job, the archive of each mount, and the tokens."""
+        return to_json(job), self._archives, encode(self.tokens)
 
     def handle(self, call_id: str) -> Handle:
         """Return what ``ModalBackend.attach`` finds the run by, with the token of its dashboard if it has one."""
@@ -118,7 +121,9 @@ class RunApp:
         return {"call_id": call_id}
 
     def release(self) -> None:
-        """Release the snapshots."""
+        """Release the snapshots and their archives, which have been uploaded or are not needed any more."""
+        if self._sending is not None:
+            self._sending.release()
         for snapshot in self._snapshots:
             snapshot.release()
 
