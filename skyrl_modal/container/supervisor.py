@@ -41,13 +41,13 @@ class SupervisorServices:
     """How a supervisor reaches the run's caller.
 
     Attributes:
-        live: Receives the command's output.
+        show: Writes the command's output to the live view. It may raise OSError if the view was closed.
         emit: Receives messages and states.
         open_url: Returns a URL by which a port of this machine's 127.0.0.1 can be reached.
         create_files: Creates the mounted files, and returns a message about it; None if they exist already.
     """
 
-    live: LiveView
+    show: Callable[[bytes], None]
     emit: Callable[[MessageEvent | StateEvent], None]
     open_url: Callable[[int], str] = "http://127.0.0.1:{}".format
     create_files: Callable[[], str | None] | None = None
