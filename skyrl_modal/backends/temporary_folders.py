@@ -27,18 +27,42 @@ def locked_temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
     """
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        try:
-            descriptor = os.open(folder, _OPEN_FOLDER)
-        except FileNotFoundError:
+        descriptor = lock_folder(folder)
+        if descriptor is None:
             continue  # another process removed it before it was locked
         try:
-            with contextlib.suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_SH)
-            if _is_folder_at(descriptor, folder):
-                yield folder
-                return
+            yield folder
+            return
         finally:
             os.close(descriptor)
+
+
+def lock_folder(folder: Path) -> int | None:
+    """Lock a folder, so that ``abandoned_folder`` considers it in use.
+
+    On a file system without locks it is not locked; ``abandoned_folder`` cannot lock it there either.
+
+    Returns:
+        A descriptor. The lock is released when this descriptor and its duplicates in other processes are closed. None
+        if the folder does not exist any more.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    try:
+        descriptor = os.open(folder, _OPEN_FOLDER)
+    except FileNotFoundError:
+        return None
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if _is_folder_at(descriptor, folder):
+            return descriptor
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
 
 
 @contextlib.contextmanager

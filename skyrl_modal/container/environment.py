@@ -72,7 +72,17 @@ def ray_environment(env: Mapping[str, str], options: RayOptions, config: RankCon
     No variable that the command's environment contains is replaced by a default.
     """
     offline = {"UV_OFFLINE": "1"} if config.has_no_internet else {}
-    return {**UV_DEFAULTS, **offline, **env, **options.env}
+    return {**UV_DEFAULTS, **offline, **_spill_folder(config), **env, **options.env}
+
+
+def _spill_folder(config: RankConfig) -> dict[str, str]:
+    """Return where Ray writes objects for which there is no memory, if it is not in Ray's temporary folder.
+
+    A temporary folder that was chosen for its sockets can be in memory. A link leads to the run's folder anyway.
+    """
+    if config.ray_folder is None or os.path.islink(config.ray_folder):
+        return {}
+    return {"RAY_object_spilling_directory": os.path.join(os.environ.get("TMPDIR", "/tmp"), "ray-objects")}
 
 
 def with_ray_token(env: Mapping[str, str], ray: RayInstallation, tokens: ClusterTokens) -> dict[str, str]:

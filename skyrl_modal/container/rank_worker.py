@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from skyrl_modal.container.cluster_readiness import start_timeout
 from skyrl_modal.container.environment import run_environment, secret_values
@@ -25,7 +23,7 @@ from skyrl_modal.container.masked_logs import append_private, make_private_folde
 from skyrl_modal.container.masking import SecretMask
 from skyrl_modal.container.process_tree import ProcessScope, reap_orphans
 from skyrl_modal.container.rank_connections import Connection, connect_to_rank_zero
-from skyrl_modal.container.ray_node import RayFolders, RayNode, require_ray
+from skyrl_modal.container.ray_node import RayFolders, RayNode, ray_session_folder, require_ray
 from skyrl_modal.container.workdir import prepare_workdir
 from skyrl_modal.event_queue import EventQueue
 from skyrl_modal.protocol.job import Job, RayOptions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import threading
@@ -55,6 +56,11 @@ class RayFolders:
     def start_log(self) -> Path:
         """The file that receives what ``ray start`` prints."""
         return self.logs / RAY_START_LOG
+
+
+def ray_session_folder(config: RankConfig) -> Path:
+    """Return Ray's temporary folder on this rank."""
+    return Path(config.ray_folder or Path(os.environ.get("TMPDIR", "/tmp")) / "ray")
 
 
 def require_ray(options: RayOptions, env: Mapping[str, str]) -> RayInstallation:
@@ -147,6 +153,7 @@ class RayNode:
     ) -> None:
         self._options = options = job.ray or RayOptions()
         self._config = config
+        self._workdir = job.workdir
         self._ray = ray
         self._gpus = gpus_per_node(job, config)
         # The token replaces what RaySpec(env=...) may contain: every process of the cluster must have the same one.
@@ -238,9 +245,11 @@ class RayNode:
         ):
             if value is not None:
                 argv.append(f"--{option}={value}")
+        # Ray's workers have the working directory of `ray start`. SkyRL's own Modal script changes to the checkout
+        # before it starts Ray, so relative paths of a config lead there.
         self._child = ChildProcess(
             argv,
-            cwd=None,
+            cwd=self._workdir,
             env=self._env,
             output=output,
             on_exit=lambda status: self._put(RayNodeExited(self.start, exit_code_of(status))),

@@ -8,12 +8,10 @@ therefore not delay a timeout.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from skyrl_modal.container.command_attempt import AttemptServices, CommandAttempt, Outcome
 from skyrl_modal.container.environment import run_environment, secret_values
@@ -25,6 +23,7 @@ from skyrl_modal.container.masking import SecretMask
 from skyrl_modal.container.output import OutputRecorder
 from skyrl_modal.container.process_tree import ProcessScope, reap_orphans
 from skyrl_modal.container.ray_cluster import ClusterServices, RayCluster
+from skyrl_modal.container.ray_node import ray_session_folder
 from skyrl_modal.container.workdir import prepare_workdir
 from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.events import MessageEvent, StateEvent
@@ -171,7 +170,7 @@ class Supervisor:
             report=self._report,
             open_url=self._services.open_url,
             folder=self._folder,
-            session=Path(os.environ.get("TMPDIR", "/tmp")) / "ray",
+            session=ray_session_folder(self._config),
             secrets=self._secrets,
         )
         return RayCluster(self._job, self._config, dict(self._env), services)

@@ -43,6 +43,8 @@ class RankConfig:
             time; None if no other run starts on this machine.
         cpus: CPUs that this node's Ray may use; None for all that it finds.
         gpus: GPUs of this node; None if they have not been counted.
+        ray_folder: The folder for the files of Ray's head, whose sockets need a short path; None for ``ray`` in
+            $TMPDIR.
         object_store_memory: Size of this node's object store in bytes; None for Ray's default.
         env: Variables of this node only.
         has_no_internet: Whether this node can reach the other ranks only.
@@ -57,6 +59,7 @@ class RankConfig:
     cpus: int | None = None
     gpus: int | None = None
     object_store_memory: int | None = None
+    ray_folder: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     has_no_internet: bool = False
 

@@ -21,12 +21,17 @@ from skyrl_modal.backends.local.execution import LocalExecution
 from skyrl_modal.backends.local.mount_points import check_mount_points
 from skyrl_modal.backends.local.node_resources import assign_resources
 from skyrl_modal.backends.local.rank_process import RankProcess, RankStarter, RankStreams
+from skyrl_modal.backends.local.ray_folder import find_ray_place
 from skyrl_modal.backends.local.run_folder import host_run_folder
 from skyrl_modal.backends.local.run_lock import lock_file, remove_state, start_slots_folder, state_folder
 from skyrl_modal.backends.local.sandbox import Sandbox, find_sandbox
-from skyrl_modal.backends.local.scratch import abandoned_folders, create_scratch_folder, scratch_root
+from skyrl_modal.backends.local.scratch import (
+    abandoned_folders,
+    create_scratch_folder,
+    scratch_parent,
+    scratch_root,
+)
 from skyrl_modal.backends.local.volumes import copy_from_volume, copy_to_volume, list_folder, volume_folder
-from skyrl_modal.backends.temporary_folders import remove_tree
 from skyrl_modal.errors import BackendUnavailable, SpecError, StorageError
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.rank_config import ClusterTokens, RankConfig
@@ -57,7 +62,8 @@ class LocalBackend:
             Warnings for the user.
 
         Raises:
-            BackendUnavailable: This is not a POSIX system, or a folder cannot be created.
+            BackendUnavailable: This is not a POSIX system, a folder cannot be created, or no folder is suitable for
+                Ray's sockets.
             SpecError: The run uses a secret that Modal stores, a volume that does not exist and may not be created, or
                 a Ray that is too old.
         """
@@ -78,12 +84,14 @@ class LocalBackend:
         check_ray(job)
         try:
             create_user_folder(scratch_root())
+            search = find_sandbox(scratch_root())
         except StorageError as error:
             raise BackendUnavailable(self.name, str(error)) from error
+        if job.ray is not None:
+            find_ray_place(scratch_parent(search.sandbox), search.sandbox)
         warnings = [
             f"the optional secret {secret.name} is left out: it is stored on Modal" for secret in spec.named_secrets
         ]
-        search = find_sandbox(scratch_root())
         if search.sandbox is None:
             warnings.append(
                 "This machine does not allow namespaces, so /root/SkyRL and /root/data do not exist. Use "
@@ -95,9 +103,18 @@ class LocalBackend:
 
     def describe(self, job: Job, spec: RunSpec) -> Sequence[tuple[str, str]]:
         """Return label and value pairs that describe where the run executes."""
-        sandbox = find_sandbox(scratch_root()).sandbox
-        where = "this machine, in separate namespaces" if sandbox else "this machine, without isolation"
+        search = find_sandbox(scratch_root())
+        sandbox = search.sandbox
+        where = (
+            f"this machine, in separate namespaces, with {search.layers}"
+            if sandbox
+            else "this machine, without isolation"
+        )
         volumes = [("volume", f"{volume.mount_path} is {volume_folder(volume.name)}") for volume in job.volumes]
+        if job.ray is not None:
+            place = find_ray_place(scratch_parent(sandbox), sandbox)
+            if place.parent is not None:
+                volumes.append(("ray's files", place.description))
         if job.nodes == 1:
             return [("where", where), *volumes]
         from skyrl_modal.backends.local.network import shared_network_reason  # imported here: most runs have one node
@@ -126,7 +143,6 @@ class LocalBackend:
             # On any failure, also Ctrl-C in `submit`, the ranks are killed: no record of the run exists yet.
             on_failure = stack.enter_context(contextlib.ExitStack())
             on_failure.callback(shutil.rmtree, create_user_folder(state_folder(job.run_id)), ignore_errors=True)
-            # Locked before there is a scratch folder: a scratch folder without this lock counts as abandoned.
             lock_fd = fds.lock(lock_file(job.run_id))
             network = _create_network(job, sandbox, stack)
             streams = _open_streams(job, network, fds, owned=owned)
@@ -270,10 +286,11 @@ def _start_ranks(
     ranks = []
     for config in configs:
         is_head = config.rank == 0
-        scratch = create_scratch_folder(starter.job.run_id, config.rank, starter.sandbox)
-        on_failure.callback(remove_tree, scratch)
+        has_ray = is_head and starter.job.ray is not None
+        scratch = create_scratch_folder(starter.job.run_id, config.rank, starter.sandbox, fds, has_ray=has_ray)
+        on_failure.callback(scratch.remove)
         rank = starter.start(
-            config,
+            replace(config, ray_folder=scratch.ray_folder),
             scratch,
             fds,
             streams.head if is_head else streams.others,

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 from skyrl_modal.backends.base import CheckResult
 from skyrl_modal.backends.local.environment import search_path
+from skyrl_modal.backends.local.ray_folder import find_ray_place
 from skyrl_modal.backends.local.sandbox import SandboxSearch, find_sandbox
-from skyrl_modal.backends.local.scratch import scratch_root
-from skyrl_modal.errors import SpecError, StorageError
+from skyrl_modal.backends.local.scratch import scratch_parent, scratch_root
+from skyrl_modal.errors import BackendUnavailable, SpecError, StorageError
 from skyrl_modal.machine import RAY_TOKEN_VERSION, RayInstallation, find_ray
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.user_folders import create_user_folder
@@ -39,8 +40,8 @@ def run_checks() -> Iterator[CheckResult]:
     root = scratch_root()
     try:
         search = find_sandbox(create_user_folder(root))
-    except StorageError as error:
-        yield CheckResult("disk", False, str(error))
+    except (BackendUnavailable, StorageError) as error:
+        yield CheckResult("disk" if isinstance(error, StorageError) else "namespaces", False, str(error))
         return
     yield _check_namespaces(search)
     from skyrl_modal.backends.local.network import shared_network_reason  # imported here: most runs have one node
@@ -49,6 +50,7 @@ def run_checks() -> Iterator[CheckResult]:
     nodes = f"they share this machine's network: {reason}" if reason else "each has an address of its own"
     yield CheckResult("nodes", True, nodes, optional=True)
     yield _check_ray_installation()
+    yield _check_ray_folder(search)
     free = shutil.disk_usage(root).free
     yield CheckResult("disk", free > _MIN_FREE_BYTES, f"{free / 1e9:,.0f} GB free at {root}", optional=True)
 
@@ -58,8 +60,15 @@ def _check_namespaces(search: SandboxSearch) -> CheckResult:
         reasons = "; ".join(search.reasons)
         detail = f'not available: pip install "skyrl-modal[local]" ({reasons})'
         return CheckResult("namespaces", False, detail, optional=True)
-    layers = "with overlays" if search.sandbox.overlays else "without overlays: each run copies its mounts"
-    return CheckResult("namespaces", True, f"{search.sandbox.binary}, {layers}", optional=True)
+    return CheckResult("namespaces", True, f"{search.sandbox.binary}, with {search.layers}", optional=True)
+
+
+def _check_ray_folder(search: SandboxSearch) -> CheckResult:
+    try:
+        place = find_ray_place(scratch_parent(search.sandbox), search.sandbox)
+    except BackendUnavailable as error:
+        return CheckResult("ray's sockets", False, str(error), optional=True)
+    return CheckResult("ray's sockets", True, place.description, optional=True)
 
 
 def _check_ray_installation() -> CheckResult:

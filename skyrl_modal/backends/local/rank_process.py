@@ -24,8 +24,8 @@ from skyrl_modal.backends.local.environment import search_path
 from skyrl_modal.backends.local.run_folder import private_run_folder
 from skyrl_modal.backends.local.run_lock import supervisor_stderr
 from skyrl_modal.backends.local.sandbox import Layer, LayerMode, Sandbox
+from skyrl_modal.backends.local.scratch import ScratchFolder
 from skyrl_modal.backends.local.volumes import volume_folder
-from skyrl_modal.backends.temporary_folders import remove_tree
 from skyrl_modal.errors import BackendUnavailable, StorageError
 from skyrl_modal.protocol.codec import encode
 from skyrl_modal.protocol.job import Job
@@ -34,8 +34,8 @@ from skyrl_modal.snapshots.snapshot import Snapshot
 from skyrl_modal.user_folders import create_user_folder
 
 #: The shell script around a rank: wait for it, then remove the scratch folder, including parts whose permissions were
-#: removed.
-CLEANUP_SCRIPT = '"$@"; code=$?; chmod -R u+rwX "$0" 2>/dev/null; rm -rf "$0"; exit $code'
+#: removed, and the further folder of Ray, if the first argument is not empty.
+CLEANUP_SCRIPT = 'ray=$1; shift; "$@"; code=$?; chmod -R u+rwX "$0" 2>/dev/null; rm -rf "$0" ${ray:+"$ray"}; exit $code'
 #: Characters of the supervisor's stderr that are part of the error if it does not start.
 _STDERR_TAIL = 2000
 
@@ -72,7 +72,7 @@ class RankProcess:
     """
 
     process: subprocess.Popen[bytes]
-    scratch: Path
+    scratch: ScratchFolder
     stderr: Path
     ready_fd: int
     info_fd: int | None
@@ -103,7 +103,7 @@ class RankProcess:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        remove_tree(self.scratch)
+        self.scratch.remove()
 
 
 @frozen(kw_only=True)
@@ -125,7 +125,13 @@ class RankStarter:
     lock_fd: int
 
     def start(
-        self, config: RankConfig, scratch: Path, fds: DescriptorSet, streams: RankStreams, *, private_network: bool
+        self,
+        config: RankConfig,
+        scratch: ScratchFolder,
+        fds: DescriptorSet,
+        streams: RankStreams,
+        *,
+        private_network: bool,
     ) -> RankProcess:
         """Start one rank.
 
@@ -136,11 +142,11 @@ class RankStarter:
             streams: Its streams.
             private_network: Whether it has a network namespace of its own, which is empty at first.
         """
-        tmp = scratch / "tmp"
+        tmp = scratch.tmp
         tmp.mkdir()
         # As in the container, whatever the umask. Without a sandbox no path of the container leads to it.
         tmp.chmod(0o1777)
-        layers = self._layers(scratch)
+        layers = self._layers(scratch.path)
         env = {**self.env, "PATH": search_path(self.env), "TMPDIR": str(tmp) if self.sandbox is None else "/tmp"}
         ready_read, ready_write = fds.pipe()
         argv = self._supervisor_argv(ready_write, streams)
@@ -155,13 +161,13 @@ class RankStarter:
             argv = [bubblewrap, "--args", str(arguments), *argv]
         stderr = supervisor_stderr(self.job.run_id, config.rank)
         process = subprocess.Popen(
-            ["/bin/sh", "-c", CLEANUP_SCRIPT, str(scratch), *argv],
+            ["/bin/sh", "-c", CLEANUP_SCRIPT, str(scratch.path), str(scratch.ray_parent or ""), *argv],
             stdin=fds.file(self._supervisor_input(config, layers)),
             stdout=streams.output,
             stderr=fds.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
             env=env,
             cwd="/",
-            pass_fds=self._passed_descriptors(config, fds, streams, [ready_write, info, arguments]),
+            pass_fds=self._passed_descriptors(config, fds, streams, [ready_write, info, arguments, *scratch.locks]),
             start_new_session=True,
         )
         fds.close(ready_write)

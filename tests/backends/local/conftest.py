@@ -17,9 +17,9 @@ from skyrl_modal.backends.local.volumes import volume_folder
 def no_namespaces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Run the test as on a machine on which bubblewrap is not installed."""
     monkeypatch.setattr(sandbox, "_candidates", list)
-    sandbox.find_sandbox.cache_clear()
+    sandbox.forget_searches()
     yield
-    sandbox.find_sandbox.cache_clear()
+    sandbox.forget_searches()
 
 
 @pytest.fixture

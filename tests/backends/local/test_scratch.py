@@ -10,10 +10,9 @@ import pytest
 
 from skyrl_modal.backends.local import sandbox as sandbox_module
 from skyrl_modal.backends.local.descriptors import DescriptorSet
-from skyrl_modal.backends.local.run_lock import lock_file
 from skyrl_modal.backends.local.sandbox import PROBE_PREFIX, Sandbox
 from skyrl_modal.backends.local.scratch import create_scratch_folder, remove_abandoned_folders, scratch_root
-from skyrl_modal.backends.temporary_folders import locked_temporary_folder, remove_tree
+from skyrl_modal.backends.temporary_folders import locked_temporary_folder
 
 #: Creates a probe folder in a folder, prints its name, and waits.
 PROBE_SCRIPT = """
@@ -32,20 +31,18 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_folder_of_an_active_run_is_not_removed(tmp_path: Path) -> None:
-    """A scratch folder is removed when its run has ended, and not before. The rank does not matter."""
-    run_id = f"20000101-000000-{tmp_path.name}"
-    lock_file(run_id).parent.mkdir(parents=True)
-    for name in (run_id, f"{run_id}.1"):
-        (tmp_path / name / "mount-0").mkdir(parents=True)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_folder_of_an_active_run_is_not_removed(rank: int) -> None:
+    """A scratch folder is removed when its last descriptor is closed, and not before. The rank does not matter."""
+    root = scratch_root()
     with DescriptorSet() as fds:
-        fds.lock(lock_file(run_id))
+        folder = create_scratch_folder("20000101-000000-000000", rank, Sandbox("bwrap"), fds).path
 
-        remove_abandoned_folders(tmp_path)
-        assert names(tmp_path) == {run_id, f"{run_id}.1"}
+        remove_abandoned_folders(root)
+        assert folder.is_dir()
 
-    remove_abandoned_folders(tmp_path)
-    assert names(tmp_path) == set()
+    remove_abandoned_folders(root)
+    assert not folder.exists()
 
 
 def test_folder_of_an_active_probe_is_not_removed(tmp_path: Path) -> None:
@@ -94,8 +91,10 @@ def test_a_start_removes_abandoned_folders() -> None:
     (root / "20000101-000000-000000" / "mount-0").mkdir(parents=True)
     (root / f"{PROBE_PREFIX}left").mkdir()
 
-    folder = create_scratch_folder("20000101-000000-000001", 1, Sandbox("bwrap"))
+    with DescriptorSet() as fds:
+        scratch = create_scratch_folder("20000101-000000-000001", 1, Sandbox("bwrap"), fds)
 
-    assert folder.name == "20000101-000000-000001.1"
+    assert scratch.path.name == "20000101-000000-000001.1"
     assert not {"20000101-000000-000000", f"{PROBE_PREFIX}left"} & names(root)
-    remove_tree(folder)
+    scratch.remove()
+    assert not scratch.path.exists()
