@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -24,8 +23,13 @@ from skyrl_modal.spec.mount import MountSpec
 from skyrl_modal.spec.ray import RaySpec
 from skyrl_modal.spec.secret import SecretSpec
 from skyrl_modal.spec.volume import VolumeSpec
-from skyrl_modal.views.standard_streams import accept_any_text, discard_standard_output, open_missing_descriptors
-from skyrl_modal.views.text import StderrReporter, escape_controls, format_columns
+from skyrl_modal.views.standard_streams import (
+    accept_any_text,
+    discard_standard_output,
+    exit_when_output_is_closed,
+    open_missing_descriptors,
+)
+from skyrl_modal.views.text import StderrReporter, escape_controls, format_columns, warnings_as_messages
 
 #: Number of runs that ``ps`` lists without ``--all``.
 _LISTED_RUNS = 20
@@ -116,19 +120,29 @@ def _to_command(arguments: Sequence[str]) -> str | list[str]:
     return arguments[0] if len(arguments) == 1 else list(arguments)
 
 
-def _print(text: object = "", *, is_output: bool = False) -> None:
+def _print(text: object = "") -> None:
     """Print a line on standard output.
-
-    Args:
-        text: The line.
-        is_output: Whether it is output of a command, of which click must not remove the colors in a pipe.
 
     Raises:
         BrokenPipeError: The reader has closed the pipe.
         StorageError: It cannot be written to, for example since its disk is full.
     """
+    with _output_errors():
+        click.echo(text)
+
+
+def _write_output(data: bytes) -> None:
+    """Write output of a command to standard output, unchanged and immediately. The errors are those of ``_print``."""
+    if sys.stdout is not None:
+        with _output_errors():
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+
+
+@contextlib.contextmanager
+def _output_errors() -> Iterator[None]:
     try:
-        click.echo(text, color=True if is_output else None)
+        yield
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -207,13 +221,17 @@ def submit(command: Sequence[str], **options: Any) -> None:
 
 @cli.command()
 @click.option("--follow", "-f", is_flag=True, help="Continue until the run has ended.")
-@click.option("--tail", type=int, help="Number of existing lines to print.")
+@click.option("--tail", "-n", type=click.IntRange(min=0), help="Number of existing lines to print.")
 @click.option("--rank", type=int, help="Print the logs of this rank's supervisor and Ray instead of the output.")
 @click.argument("run_id")
 def logs(follow: bool, tail: int | None, rank: int | None, run_id: str) -> None:
-    """Print a run's output. Ctrl-C does not stop the run."""
-    for line in Run.attach(run_id).logs(follow=follow, tail=tail, rank=rank):
-        _print(line, is_output=True)
+    """Print a run's output, byte for byte. Ctrl-C does not stop the run."""
+    run = Run.attach(run_id)
+    if follow:
+        exit_when_output_is_closed(BROKEN_PIPE)
+    with warnings_as_messages():
+        for data in run.log_bytes(follow, tail, rank=rank):
+            _write_output(data)
 
 
 @cli.command()
@@ -293,7 +311,7 @@ def ls(path: str, **options: Any) -> None:
 @click.argument("local", default=".")
 def pull(path: str, local: str, **options: Any) -> None:
     """Copy PATH of a volume to LOCAL."""
-    with _warnings_as_messages():
+    with warnings_as_messages():
         _print(_make_launcher(**options).pull(path, local))
 
 
@@ -303,18 +321,8 @@ def pull(path: str, local: str, **options: Any) -> None:
 @click.argument("path")
 def push(local: str, path: str, **options: Any) -> None:
     """Copy LOCAL to PATH on a volume."""
-    with _warnings_as_messages():
+    with warnings_as_messages():
         _make_launcher(**options).push(local, path)
-
-
-@contextlib.contextmanager
-def _warnings_as_messages() -> Iterator[None]:
-    """Print Python's warnings of a ``with`` block as messages of the launcher."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        yield
-    for warning in caught:
-        StderrReporter().warn(str(warning.message))
 
 
 @cli.command()

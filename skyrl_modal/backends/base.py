@@ -72,7 +72,15 @@ class CheckResult:
 
 
 class Execution(Protocol):
-    """One run that a backend has started."""
+    """One run that a backend has started.
+
+    An execution may have further methods:
+
+    * ``events_from(offset: int) -> Iterator[RunEvent]``: like ``events``, without the first bytes of the output, whose
+      number ``log_size`` has returned. Without it, the output is read from its beginning.
+    * ``read_last_lines(count: int) -> bytes | None``: the last lines of the output, without reading the rest of it; None
+      if that is not possible now.
+    """
 
     @property
     def handle(self) -> Handle:
@@ -104,7 +112,10 @@ class Execution(Protocol):
         """
 
     def read_log(self, offset: int) -> bytes:
-        """Return a part of output.log that starts at an offset; empty at the end of the file."""
+        """Return a part of output.log that starts at an offset; empty at the end of the file.
+
+        A part is small compared to the memory, such as 1 MiB: the output is read in parts, also from its end.
+        """
 
     def read_files(self, folder: str) -> Iterator[tuple[str, bytes]]:
         """Yield the path and the content of each file below a folder of the run's folder.

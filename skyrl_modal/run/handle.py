@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import deque
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from skyrl_modal.backends import Execution, get_backend, installed_backends
 from skyrl_modal.errors import (
     BackendUnavailable,
     RecordError,
-    RunLost,
     RunNotFound,
     RunTimeout,
     SkyRLModalError,
     SpecError,
     translate_system_errors,
 )
-from skyrl_modal.protocol.events import OutputEvent, RunEvent
+from skyrl_modal.protocol.events import RunEvent
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.result import RunResultRecord
-from skyrl_modal.protocol.run_folder import RAY_FOLDER, RAY_START_LOG, SUPERVISOR_LOG
 from skyrl_modal.protocol.state import RunState
 from skyrl_modal.run.index import IndexRecord, RunIndex
-from skyrl_modal.run.log_lines import MAX_LINE_LENGTH, TAIL_BYTES, decode_lines, last_lines
+from skyrl_modal.run.log_lines import TAIL_BYTES, decode_lines
+from skyrl_modal.run.output_reader import OutputReader
+from skyrl_modal.run.rank_logs import read_rank_logs
 from skyrl_modal.run.result import RunResult
 from skyrl_modal.run.unavailable import UnavailableExecution
 from skyrl_modal.spec.fields import check_whole_number
-from skyrl_modal.views.text import escape_controls
-
-#: Shown first of a rank's logs: the supervisor's messages, and the output of ``ray start``.
-_FIRST_LOGS = (SUPERVISOR_LOG, RAY_START_LOG)
 
 
 class Run:
@@ -165,13 +160,18 @@ class Run:
         return self._execution.log_path
 
     def logs(self, follow: bool = False, tail: int | None = None, *, rank: int | None = None) -> Iterator[str]:
-        """Yield the lines of the output without their newline. Bytes that are not UTF-8 become U+FFFD.
+        r"""Yield the lines of the output without their newline.
+
+        Only ``\n`` ends a line; ``\r`` and everything else that the command printed is part of it. With ``follow``, a
+        line is yielded when it ends. Bytes that are not UTF-8 become U+FFFD, and a line of more than 128 Mi characters
+        is divided. ``log_bytes`` yields the output unchanged, and also lines that have not ended.
 
         Args:
             follow: Whether to continue until the run has ended.
             tail: Number of existing lines to return; followed lines are always returned. None for all.
             rank: Return the logs of this rank's supervisor and Ray instead of the command's output: the files of the
                 run's folder ``ray/RANK``, each after a line with its name. Ray's logs are stored when the rank ends.
+                Dumps of Ray's internal state are left out.
 
         Raises:
             RunLost: The run has ended, and its output does not exist any more, for example because its volume was
@@ -182,55 +182,29 @@ class Run:
             BackendUnavailable: The backend cannot answer now.
             StorageError: The output cannot be read.
         """
+        yield from decode_lines(self.log_bytes(follow, tail, rank=rank))
+
+    def log_bytes(self, follow: bool = False, tail: int | None = None, *, rank: int | None = None) -> Iterator[bytes]:
+        """Yield the output byte for byte, in pieces that may end anywhere. Arguments and errors are those of ``logs``.
+
+        With ``follow``, the pieces arrive live, also those of a progress bar that prints no newline. While a run on
+        Modal has not ended, its output is read from Modal's log, which is text: bytes that are not UTF-8 become U+FFFD.
+
+        Warns:
+            UserWarning: A part of the output is missing.
+        """
         with translate_system_errors():
-            yield from self._logs(follow, tail, rank)
+            if rank is None:
+                yield from self._output(warnings.warn).read(follow=follow, tail=tail)
+            else:
+                check_whole_number("rank", rank, 0, self.job.nodes - 1)
+                if follow:
+                    message = "a rank's logs are stored when it ends; omit follow, or omit rank"
+                    raise SpecError("follow", follow, message)
+                yield from read_rank_logs(self._execution, rank, tail)
 
-    def _logs(self, follow: bool, tail: int | None, rank: int | None) -> Iterator[str]:
-        if rank is not None:
-            yield from self._rank_logs(rank, follow, tail)
-            return
-        try:
-            size = self._execution.log_size()
-        except FileNotFoundError as error:
-            raise RunLost(run_id=self.id, detail=str(error)) from error
-        if tail is not None:
-            yield from last_lines(self._read_last_lines(size, tail), tail)
-        elif not follow:
-            yield from decode_lines(self._read_output(0, size))
-        if follow:
-            yield from decode_lines(self._follow_output(0 if tail is None else size))
-
-    def _rank_logs(self, rank: int, follow: bool, tail: int | None) -> Iterator[str]:
-        check_whole_number("rank", rank, 0, self.job.nodes - 1)
-        if follow:
-            raise SpecError("follow", follow, "a rank's logs are stored when it ends; omit follow, or omit rank")
-        files = list(self._execution.read_files(f"{RAY_FOLDER}/{rank}"))
-        files.sort(key=lambda item: (item[0] not in _FIRST_LOGS, item[0] != SUPERVISOR_LOG, item[0]))
-        lines = itertools.chain.from_iterable(
-            (f"==> {escape_controls(name)} <==", *decode_lines([content])) for name, content in files if content
-        )
-        yield from lines if tail is None else deque(lines, maxlen=max(0, tail))
-
-    def _follow_output(self, skip: int) -> Iterator[bytes]:
-        """Yield the live output after the first ``skip`` bytes."""
-        for event in self._execution.events():
-            if isinstance(event, OutputEvent):
-                yield event.data[skip:]
-                skip = max(0, skip - len(event.data))
-
-    def _read_output(self, offset: int, end: int) -> Iterator[bytes]:
-        while offset < end and (data := self._execution.read_log(offset)):
-            offset += len(data)
-            yield data
-
-    def _read_last_lines(self, size: int, lines: int) -> bytes:
-        """Return a part of the output's end that contains a number of lines, unless they are extremely long."""
-        length = TAIL_BYTES
-        while True:
-            data = b"".join(self._read_output(max(0, size - length), size))
-            if length >= min(size, MAX_LINE_LENGTH) or data.count(b"\n") > lines:
-                return data
-            length *= 8
+    def _output(self, warn: Callable[[str], object]) -> OutputReader:
+        return OutputReader(self.id, self._execution, warn)
 
     def events(self) -> Iterator[RunEvent]:
         """Yield what happens in the run, from the beginning of its output. See ``skyrl_modal.protocol.events``.
@@ -282,8 +256,7 @@ class Run:
         """Build the result from a record, and from the end of the output (None: as it is stored)."""
         if output_tail is None:
             try:
-                size = self._execution.log_size()
-                output_tail = b"".join(self._read_output(max(0, size - TAIL_BYTES), size))
+                output_tail = self._output(warnings.warn).read_end(TAIL_BYTES)
             except (OSError, RecordError):  # the record describes how the run ended
                 output_tail = b""
         return RunResult.from_record(

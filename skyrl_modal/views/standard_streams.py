@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import select
+import stat
 import sys
+import threading
 
 
 def open_missing_descriptors() -> None:
@@ -39,3 +42,28 @@ def discard_standard_output() -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, descriptor)
     os.close(null)
+
+
+def exit_when_output_is_closed(code: int) -> None:
+    """End this process as soon as the reader of standard output closes its pipe, as ``tail -f`` does.
+
+    Otherwise it would notice only when it has something to write. Nothing happens if standard output is no pipe or
+    socket, or the system has no ``poll``.
+
+    Args:
+        code: The exit code.
+    """
+
+    def watch(descriptor: int) -> None:
+        poll = select.poll()
+        poll.register(descriptor, 0)  # errors and hangups are reported without being requested
+        poll.poll()
+        os._exit(code)  # the main thread may wait for output
+
+    try:
+        descriptor = sys.stdout.fileno()
+        mode = os.fstat(descriptor).st_mode
+    except (AttributeError, OSError, ValueError):  # there is none, or it is not a file
+        return
+    if hasattr(select, "poll") and (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        threading.Thread(target=watch, args=(descriptor,), name="skyrl-modal-reader", daemon=True).start()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 from skyrl_modal.protocol.log_lines import prefixed
@@ -66,6 +67,19 @@ class StderrReporter:
     def warn(self, text: str) -> None:
         """Write a warning."""
         self.info(f"warning: {text}")
+
+
+@contextlib.contextmanager
+def warnings_as_messages() -> Iterator[None]:
+    """Print Python's warnings of a ``with`` block immediately, as messages of the launcher."""
+
+    def show(message: Warning | str, *details: object, **options: object) -> None:
+        StderrReporter().warn(str(message))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield
 
 
 def format_rows(rows: Sequence[tuple[str, str]]) -> str:
