@@ -1,8 +1,8 @@
 """A cache of archives of snapshots, in the folder of their store.
 
 An archive describes the files of one snapshot. It refers to a pack, which has the contents that several archives share.
-Whoever sends an archive uses links of its own to the files, in a folder that it locks, so that removals from the cache
-do not affect it.
+A process that sends an archive creates links to the files in a folder that it locks, so that removals from the cache do
+not affect it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 from attrs import frozen
 
@@ -73,7 +73,7 @@ class ArchiveCache:
         return [path.name for path in reversed(_by_time_of_use(self.folder / "packs"))]
 
     @contextlib.contextmanager
-    def new_file(self, kind: str) -> Iterator[tuple[IO[bytes], list[Path]]]:
+    def new_file(self, kind: str) -> Iterator[tuple[BinaryIO, list[Path]]]:
         """Write a file of the cache. It is stored when the block ends, at the path that the block adds to the list.
 
         Args:
@@ -139,7 +139,7 @@ class ArchiveCache:
         self.index(path.name).unlink(missing_ok=True)
 
     def _remove_abandoned(self) -> None:
-        """Remove the folders of processes that were killed while they sent files, and files that they did not finish."""
+        """Remove the folders of files that killed processes sent, and unfinished files."""
         for folder in (self.folder / "sending").iterdir():
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:

@@ -13,6 +13,9 @@ from skyrl_modal.errors import SnapshotError
 from skyrl_modal.gitfiles.digest import file_digest, normalized_mode
 from skyrl_modal.snapshots.file_stamps import FileStamps
 
+#: Normalized mode and SHA-256 of files, by their paths.
+Entries = dict[str, tuple[int, bytes]]
+
 
 class SharedLock:
     """An open descriptor of a snapshot's folder with a shared lock on it. It is closed with its owner.
@@ -50,7 +53,7 @@ class Snapshot:
     _lock: SharedLock = field(kw_only=True, repr=False, eq=False)
     _stamps: Path | None = field(default=None, kw_only=True, repr=False, eq=False)
 
-    def entries(self) -> dict[str, tuple[int, bytes]]:
+    def entries(self) -> Entries:
         """Return normalized mode and SHA-256 of each file and link, by its path below the folder.
 
         The SHA-256 of a link is the one of its target's path. Files are only read if a later snapshot of the same
@@ -60,7 +63,9 @@ class Snapshot:
         if known.digest.hex() == self.digest:
             return {path: (normalized_mode(stamp[4]), sha) for path, (stamp, sha) in known.entries.items()}
         top = os.fspath(self.path)
-        paths = [os.path.join(folder, name) for folder, subfolders, names in os.walk(top) for name in [*names, *subfolders]]
+        paths = [
+            os.path.join(folder, name) for folder, subfolders, names in os.walk(top) for name in [*names, *subfolders]
+        ]
         files = [path for path in paths if os.path.islink(path) or not os.path.isdir(path)]
         return {path[len(top) + 1 :]: file_digest(path) for path in files}
 

@@ -15,6 +15,7 @@ from attrs import Attribute, field, frozen
 
 from skyrl_modal.errors import SnapshotError, SpecError
 from skyrl_modal.gitfiles.selection import Selection
+from skyrl_modal.snapshots.archive_cache import ArchiveCache
 from skyrl_modal.snapshots.capture import Capture
 from skyrl_modal.snapshots.content_pool import ContentPool
 from skyrl_modal.snapshots.snapshot import Snapshot
@@ -46,7 +47,7 @@ class RemovedSnapshots:
 
     Attributes:
         number: The number of snapshots.
-        bytes: The size of the contents that no other snapshot has.
+        bytes: The size of the contents that no other snapshot has, and of archives.
     """
 
     number: int
@@ -156,10 +157,11 @@ class SnapshotStore:
         with self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB) as is_alone:
             if is_alone:
                 self._remove_unfinished()
+                ArchiveCache(self.folder).remove_unused(math.inf, dry_run=False)
                 UsageRecord(self.folder).write(self._shrink(max_bytes=0, max_trees=0))
 
     def remove_unused(self, *, used_before: float = math.inf, dry_run: bool = False) -> RemovedSnapshots | None:
-        """Remove snapshots that are not in use, and the contents that only they have.
+        """Remove snapshots that are not in use, the contents that only they have, and archives.
 
         Args:
             used_before: Time in seconds since the epoch; snapshots that were used later are kept.
@@ -180,6 +182,7 @@ class SnapshotStore:
             stamps = [path for path in (self.folder / "stamps").iterdir() if path.stat().st_mtime < used_before]
             contents, total = self._pool.find_freed(trees)
             freed = sum(size for _, size in contents)
+            archives = ArchiveCache(self.folder).remove_unused(used_before, dry_run=dry_run)
             if not dry_run:
                 self._remove_unfinished()
                 for path in trees:
@@ -189,7 +192,7 @@ class SnapshotStore:
                 for path in stamps:
                     path.unlink(missing_ok=True)
                 UsageRecord(self.folder).write(total - freed)
-            return RemovedSnapshots(len(trees), freed)
+            return RemovedSnapshots(len(trees), freed + archives)
 
     def _trees(self) -> list[Path]:
         """Return the finished trees, the least recently used first."""

@@ -15,7 +15,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 from skyrl_modal.errors import SnapshotError
 from skyrl_modal.gitfiles.digest import LINK_MODE
@@ -32,7 +32,7 @@ from skyrl_modal.protocol.file_archive import (
     write_manifest,
 )
 from skyrl_modal.snapshots.archive_cache import ArchiveCache, Sending, mark_used
-from skyrl_modal.snapshots.snapshot import Snapshot
+from skyrl_modal.snapshots.snapshot import Entries, Snapshot
 
 #: A new pack is made if more than this part of the contents is not in an existing one ...
 MAX_DIFFERENCES = 0.25
@@ -156,9 +156,7 @@ def _write_archive(snapshot: Snapshot, cache: ArchiveCache) -> None:
             else:
                 files.append(Entry(os.fsencode(path), mode, *places[sha]))
         frames = [*([] if pack is None else pack.frames), *writer.frames]
-        write_manifest(
-            Manifest(None if pack is None else pack.name, frames, [sha.hex() for sha in large], files), file
-        )
+        write_manifest(Manifest(None if pack is None else pack.name, frames, [sha.hex() for sha in large], files), file)
         target.append(cache.tree(snapshot.digest))
     cache.evict()
 
@@ -175,7 +173,7 @@ class _Contents:
         sizes: Size of the other contents.
     """
 
-    def __init__(self, folder: Path, entries: dict[str, tuple[int, bytes]]) -> None:
+    def __init__(self, folder: Path, entries: Entries) -> None:
         self._top = os.fspath(folder) + "/"
         # Sorted by name, so that similar files are in one frame.
         self._paths = {sha: (path, mode) for path, (mode, sha) in sorted(entries.items(), reverse=True)}
@@ -289,7 +287,7 @@ class _FrameWriter:
         sha256: The SHA-256 of the file.
     """
 
-    def __init__(self, file: IO[bytes], *, in_pack: bool, first: int = 0) -> None:
+    def __init__(self, file: BinaryIO, *, in_pack: bool, first: int = 0) -> None:
         self.frames: list[Frame] = []
         self.places: dict[bytes, Place] = {}
         self.sha256 = hashlib.sha256()

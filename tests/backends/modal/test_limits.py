@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import modal.exception
 import pytest
 
@@ -11,7 +9,6 @@ from skyrl_modal import ImageSpec, SpecError
 from skyrl_modal.backends.modal.checks import check_dashboard, ray_version_of_image
 from skyrl_modal.backends.modal.errors import is_cancellation
 from skyrl_modal.backends.modal.limits import container_timeout, total_time_limit
-from skyrl_modal.backends.modal.upload import find_links_and_undecodable_names
 from skyrl_modal.protocol.job import Job, Limits, RayOptions
 from skyrl_modal.spec.image import DEFAULT_IMAGE, IMAGE_BY_RAY_VERSION
 
@@ -85,19 +82,3 @@ def test_dashboard_is_accepted_where_ray_may_check_tokens(base: str, image: Imag
 def test_other_packages_keep_the_known_ray() -> None:
     """Packages whose names only begin with ray do not make the version unknown."""
     assert ray_version_of_image(DEFAULT_IMAGE, ImageSpec(pip=["wandb", "raylib==5"])) == "2.51.1"
-
-
-def test_links_and_undecodable_names_are_found(tmp_path: Path) -> None:
-    """All links are found with their targets, and names that are not UTF-8; other files are not."""
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "file").write_text("")
-    (tmp_path / "folder" / "link").symlink_to("file")
-    (tmp_path / "to-folder").symlink_to("folder")
-    (tmp_path / "broken").symlink_to("missing")
-    (tmp_path / "caf\udce9").write_text("")
-    (tmp_path / "bad-target").symlink_to("caf\udce9")
-
-    links, undecodable = find_links_and_undecodable_names(tmp_path)
-
-    assert links == {"folder/link": "file", "to-folder": "folder", "broken": "missing"}
-    assert undecodable == ["bad-target", "caf\udce9"]
