@@ -6,6 +6,7 @@ standard output. The options name open file descriptors:
 
 - ``--events``: Events for the caller are written to it, as lines of JSON.
 - ``--caller``: It becomes readable, or is closed, when the caller exits (on ranks other than 0: when rank 0 exits).
+- ``--input``: The record is read from it instead of from standard input.
 - ``--ready``: The process id is written to it when signals are handled.
 """
 
@@ -24,35 +25,40 @@ from typing import TYPE_CHECKING
 if __package__ in (None, ""):  # started by its path, by any Python, which may not have the package's dependencies
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from skyrl_modal.container.live_view import PipeWriter
 from skyrl_modal.container.supervisor import Supervisor, SupervisorServices
 from skyrl_modal.protocol.codec import decode, encode_tagged
 from skyrl_modal.protocol.events import ResultEvent, SupervisorEvent
 from skyrl_modal.protocol.exit_codes import LAUNCHER_FAILED
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.rank_config import RankConfig
-from skyrl_modal.protocol.run_folder import write_all
+from skyrl_modal.protocol.run_folder import RunFolder
 from skyrl_modal.protocol.state import StopReason
 
 if TYPE_CHECKING:
     from skyrl_modal.container.rank_worker import RankWorker
 
 
+#: Bytes of events that a caller has not read, above which further events are not kept. Messages are also in the log of
+#: the supervisor, and the result is in result.json.
+MAX_UNREAD_EVENT_BYTES = 1 << 20
+
+
 class _EventWriter:
-    """Writes events to a descriptor, from any thread, until its reader closes it."""
+    """Writes events to a descriptor, from any thread, until its reader closes it. It does not wait for the reader."""
 
     def __init__(self, descriptor: int | None) -> None:
-        self._descriptor = descriptor
-        self._lock = threading.Lock()
+        self._pipe = None if descriptor is None else PipeWriter(descriptor)
 
     def write(self, event: SupervisorEvent) -> None:
         """Write an event as a line of JSON."""
-        line = (json.dumps(encode_tagged(event)) + "\n").encode()
-        with self._lock:
-            if self._descriptor is not None:
-                try:
-                    write_all(self._descriptor, line)
-                except OSError:  # the caller has exited
-                    self._descriptor = None
+        if self._pipe is not None and self._pipe.unstored_bytes < MAX_UNREAD_EVENT_BYTES:
+            self._pipe.write((json.dumps(encode_tagged(event)) + "\n").encode())
+
+    def finish(self) -> None:
+        """Wait, for a limited time, until the caller has read the events."""
+        if self._pipe is not None:
+            self._pipe.finish()
 
 
 def _stop_when_closed(descriptor: int | None, rank: Supervisor | RankWorker, reason: StopReason) -> None:
@@ -97,13 +103,14 @@ def _run_worker(job: Job, config: RankConfig, ready: int | None, caller: int | N
 
 def _run_supervisor(job: Job, config: RankConfig, ready: int | None, caller: int | None, events: int | None) -> int:
     writer = _EventWriter(events)
-    services = SupervisorServices(show=lambda data: write_all(1, data), emit=writer.write)
+    services = SupervisorServices(live=PipeWriter(1, RunFolder(job.run_folder).output), emit=writer.write)
     supervisor = Supervisor(job, config, services)
     if not _install_signal_handlers(supervisor, ready):
         return LAUNCHER_FAILED
     _stop_when_closed(caller, supervisor, StopReason.CALLER_EXITED)
     result = supervisor.run()
     writer.write(ResultEvent(result))
+    writer.finish()
     return result.returncode
 
 
@@ -116,7 +123,9 @@ def main() -> int:
     """Run one rank of a job to its end. Return the run's exit code on rank 0, else 0."""
     descriptors = _read_descriptors(sys.argv[1:])
     ready, caller = descriptors.get("--ready"), descriptors.get("--caller")
-    record = json.loads(sys.stdin.read())
+    source = descriptors.get("--input", sys.stdin.fileno())
+    with open(source, "rb", closefd="--input" in descriptors) as file:
+        record = json.loads(file.read())
     job, config = decode(Job, record["job"]), decode(RankConfig, record["rank"])
     if config.rank:
         return _run_worker(job, config, ready, caller)

@@ -14,7 +14,7 @@ from skyrl_modal.container.event_router import EventRouter
 from skyrl_modal.container.events import CommandExited, DeadlineReached, Event, StopRequested
 from skyrl_modal.container.failures import Failure, Report, StartError, cause_of_stop, describe_error, describe_stop
 from skyrl_modal.container.output import CHUNK_SIZE, OutputRecorder
-from skyrl_modal.container.process import ChildProcess, shell_argv
+from skyrl_modal.container.process import ChildProcess, open_shell_command
 from skyrl_modal.container.process_tree import terminate_all
 from skyrl_modal.machine import enlarge_pipe
 from skyrl_modal.protocol.dataclass import dataclass
@@ -151,13 +151,15 @@ class CommandAttempt:
         reader, writer = os.pipe()
         enlarge_pipe(writer, CHUNK_SIZE)
         try:
-            child = ChildProcess(
-                shell_argv(self._job.command),
-                cwd=self._job.workdir,
-                env=self._env,
-                output=writer,
-                on_exit=lambda status: self._services.events.put(CommandExited(status)),
-            )
+            with open_shell_command(self._job.command) as (argv, stdin):
+                child = ChildProcess(
+                    argv,
+                    cwd=self._job.workdir,
+                    env=self._env,
+                    stdin=stdin,
+                    output=writer,
+                    on_exit=lambda status: self._services.events.put(CommandExited(status)),
+                )
         except OSError as error:
             os.close(reader)
             text = f"the command could not be started: {describe_error(error)}"
@@ -171,6 +173,7 @@ class CommandAttempt:
         status = self._watch(child)
         # End the command's background processes now: the output ends only when all of its writers have exited.
         terminate_all(services.processes, grace=BACKGROUND_GRACE)
+        services.output.end_command()
         copier.join()
         return self._outcome(exit_code_of(status))
 

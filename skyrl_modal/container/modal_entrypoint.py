@@ -20,9 +20,15 @@ from typing import Any
 import modal
 
 from skyrl_modal.container.counted_text import CountedText
-from skyrl_modal.container.environment import count_gpus
+from skyrl_modal.container.environment import (
+    count_gpus,
+    remove_runtime_folders,
+    replaced_variables,
+    run_environment,
+)
 from skyrl_modal.container.events import RankDisconnected, RankEvent, RankJoined
 from skyrl_modal.container.failures import describe_error
+from skyrl_modal.container.live_view import FunctionView
 from skyrl_modal.container.previous_container import Continue, Finished, Lost, PreviousContainer
 from skyrl_modal.container.rank_connections import RankServer, listen
 from skyrl_modal.container.rank_worker import RankWorker
@@ -41,6 +47,8 @@ from skyrl_modal.protocol.result import RunResultRecord
 from skyrl_modal.protocol.run_folder import RunFolder
 from skyrl_modal.protocol.state import FailureCause, NextStart, RunState, StopReason
 
+#: Programs of SkyRL's images, such as uv. They are installed for the user ray, and a container runs as root.
+IMAGE_PROGRAMS = ("/home/ray/.local/bin",)
 #: The port on which rank 0 of a cluster listens for the other ranks; one lower if Ray uses it.
 CONTROL_PORT = 6378
 #: Seconds to wait until Modal stops a cluster that it is to start again.
@@ -72,6 +80,7 @@ def run_job(
     label = f", rank {config.rank} of {config.nodes}" if config.nodes > 1 else ""
     task = os.environ.get("MODAL_TASK_ID", "unknown task")
     _report(f"the container has started: Python {platform.python_version()}, {task}{label}")
+    _prepare_environment(record, config)
     if config.rank:
         # If the run has already ended, rank 0 only reports the result and there is no cluster to join.
         if not PreviousContainer(record, _report).is_finished:
@@ -104,7 +113,7 @@ def _run_rank_zero(
         job = replace(job, gpus_per_node=count_gpus() if config.gpus is None else config.gpus)
     with contextlib.ExitStack() as tunnels:
         services = SupervisorServices(
-            show=text.write,
+            live=FunctionView(text.write),
             emit=lambda event: _handle_event(event, volumes),
             # Ray listens on 127.0.0.1 and requires its token, so the public URL gives no access by itself.
             open_url=lambda port: tunnels.enter_context(modal.forward(port)).url,
@@ -133,6 +142,8 @@ def _finish(folder: RunFolder, result: RunResultRecord, volumes: _Volumes) -> Ru
         folder.write_result(result)
     except OSError as error:
         _report(f"result.json could not be written: {describe_error(error)}")
+    with contextlib.suppress(OSError):  # the caller then reads output.log itself
+        folder.write_output_end()
     volumes.join_background_commits()
     failure = volumes.commit()
     if failure is None:
@@ -209,7 +220,7 @@ def _rank_config(job: Job, tokens: ClusterTokens) -> RankConfig:
     """Return the rank of this container."""
     gpus = count_gpus() if job.ray is not None and job.gpus_per_node != 0 else None
     if job.nodes == 1:
-        return RankConfig(tokens=tokens, gpus=gpus)
+        return RankConfig(tokens=tokens, gpus=gpus, programs=IMAGE_PROGRAMS)
     cluster = modal.Cluster.from_context()
     is_port_used = job.ray is not None and job.ray.port == CONTROL_PORT
     return RankConfig(
@@ -218,7 +229,21 @@ def _rank_config(job: Job, tokens: ClusterTokens) -> RankConfig:
         port=CONTROL_PORT - 1 if is_port_used else CONTROL_PORT,
         tokens=tokens,
         gpus=gpus,
+        programs=IMAGE_PROGRAMS,
     )
+
+
+def _prepare_environment(job: Job, config: RankConfig) -> None:
+    """Remove Modal's runtime from this process's environment, which the command inherits; report what the run replaces.
+
+    The variables that Modal documents (MODAL_TASK_ID and others) are kept: the command may use Modal itself.
+    """
+    value = os.environ.pop("PYTHONPATH", None)
+    if value is not None and (kept := remove_runtime_folders(value)):
+        os.environ["PYTHONPATH"] = kept
+    replaced = replaced_variables(job, run_environment(job, config))
+    if replaced:
+        _report(f"the image or a stored secret defines {', '.join(replaced)}; the command has the run's own values")
 
 
 def _report(text: str, cause: FailureCause | None = None) -> None:

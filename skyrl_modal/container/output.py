@@ -7,6 +7,7 @@ from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 
+from skyrl_modal.container.live_view import LiveView
 from skyrl_modal.container.masking import SecretMask
 from skyrl_modal.protocol.log_lines import prefixed
 from skyrl_modal.protocol.result import OutputRecord
@@ -20,36 +21,49 @@ class OutputRecorder:
 
     Args:
         path: The log. Output is appended to it.
-        show: Writes bytes to the live view. It may raise OSError if the view was closed.
+        live: The live view.
         report: Receives a message if the log cannot be written.
         secrets: The values to mask.
     """
 
-    def __init__(
-        self, path: Path, show: Callable[[bytes], None], report: Callable[[str], None], secrets: SecretMask
-    ) -> None:
+    def __init__(self, path: Path, live: LiveView, report: Callable[[str], None], secrets: SecretMask) -> None:
         self._path = path
         self._secrets = secrets
-        self._show: Callable[[bytes], None] | None = show
+        self._live = live
         self._report = report
         self._log: FileIO | None = None
         self._log_bytes = 0
         self._log_error: str | None = None
+        self._total = 0
+        self._stored = 0
+        self._missing = 0
+        # Whether the log has the same bytes at the same positions as the output.
+        self._is_log_exact = True
 
     @property
     def record(self) -> OutputRecord:
         """What was written to the log."""
-        return OutputRecord(bytes=self._log_bytes, error=self._log_error)
+        return OutputRecord(bytes=self._log_bytes, error=self._log_error, total=self._total, stored=self._stored)
 
     def copy_from(self, descriptor: int) -> None:
         """Copy everything from a pipe until all of its writers have closed it, and close the descriptor."""
         masker = self._secrets.new_masker()
+        self._live.begin()
         self._open()
         with open(descriptor, "rb", buffering=0) as source:
             while chunk := source.read(CHUNK_SIZE):
                 self._write(masker.feed(chunk))
+                self._live.wait_for_space()
             self._write(masker.flush())
         self._close()
+
+    def end_command(self) -> None:
+        """Let ``copy_from`` wait for the reader of the live view only for a limited time from now on."""
+        self._live.end()
+
+    def finish(self) -> None:
+        """Wait, for a limited time, until the reader of the live view has received what the log does not contain."""
+        self._live.finish()
 
     def write_message(self, text: str) -> None:
         """Write a launcher message into the output."""
@@ -63,6 +77,13 @@ class OutputRecorder:
             self._log_bytes = os.fstat(self._log.fileno()).st_size
         except OSError as error:
             self._give_up_log(error)
+            return
+        # An earlier container may have begun the log, and the command may have changed it.
+        self._is_log_exact = self._is_log_exact and self._log_bytes == self._total
+        if self._missing:
+            text = prefixed(f"{self._missing} bytes of output are missing here ({self._log_error})")
+            if self._write_log(b"\n" + text.encode()):
+                self._missing = 0
 
     def _close(self) -> None:
         if self._log is not None:
@@ -72,10 +93,22 @@ class OutputRecorder:
     def _give_up_log(self, error: OSError) -> None:
         # The command continues without the log: a full disk must not end a training run that writes nothing more.
         self._close()
+        self._is_log_exact = False
         self._log_error = f"output.log ends after {self._log_bytes} bytes: {error.strerror or error}"
         self._report(f"{self._log_error}; the command continues")
 
     def _write(self, data: bytes) -> None:
+        if not data:
+            return
+        is_exact = self._is_log_exact
+        written = self._write_log(data)
+        self._missing += len(data) - written
+        self._stored += written if is_exact else 0
+        self._total += len(data)
+        self._live.write(data, self._stored)
+
+    def _write_log(self, data: bytes) -> int:
+        """Append to the log, and return the number of bytes that were written."""
         view = memoryview(data)
         while self._log is not None and view:
             try:
@@ -85,8 +118,4 @@ class OutputRecorder:
                 break
             self._log_bytes += written
             view = view[written:]
-        if self._show is not None and data:
-            try:
-                self._show(data)
-            except OSError:  # the live view was closed; the log remains
-                self._show = None
+        return len(data) - len(view)

@@ -18,6 +18,7 @@ from skyrl_modal.container.environment import run_environment, secret_values
 from skyrl_modal.container.event_router import EventRouter
 from skyrl_modal.container.events import ChildExited, Event, StopRequested
 from skyrl_modal.container.failures import Failure, RunStopped, StartError, describe_error
+from skyrl_modal.container.live_view import LiveView
 from skyrl_modal.container.masked_logs import append_private, make_private_folder
 from skyrl_modal.container.masking import SecretMask
 from skyrl_modal.container.output import OutputRecorder
@@ -40,13 +41,13 @@ class SupervisorServices:
     """How a supervisor reaches the run's caller.
 
     Attributes:
-        show: Writes the command's output to the live view. It may raise OSError if the view was closed.
+        live: Receives the command's output.
         emit: Receives messages and states.
         open_url: Returns a URL by which a port of this machine's 127.0.0.1 can be reached.
         create_files: Creates the mounted files, and returns a message about it; None if they exist already.
     """
 
-    show: Callable[[bytes], None]
+    live: LiveView
     emit: Callable[[MessageEvent | StateEvent], None]
     open_url: Callable[[int], str] = "http://127.0.0.1:{}".format
     create_files: Callable[[], str | None] | None = None
@@ -81,7 +82,7 @@ class Supervisor:
         self._events = EventRouter(reap=self._reap, is_outdated=self._is_outdated)
         self._env = run_environment(job, config)
         self._secrets = SecretMask(secret_values(job, config, self._env))
-        self._output = OutputRecorder(self._folder.output, services.show, self._report, self._secrets)
+        self._output = OutputRecorder(self._folder.output, services.live, self._report, self._secrets)
         self._scope: ProcessScope | None = None
         self._cluster: RayCluster | None = None
         self._attempt: CommandAttempt | None = None
@@ -114,6 +115,7 @@ class Supervisor:
             self._report(describe_error(error), FailureCause.SYSTEM_ERROR)
         finally:
             self._tear_down(self._scope)
+        self._output.finish()
         result = RunResultRecord(
             run_id=self._job.run_id,
             state=outcome.state,

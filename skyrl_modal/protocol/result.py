@@ -34,11 +34,16 @@ class OutputRecord:
         bytes: Size of output.log.
         error: Why output.log is incomplete; None if it is complete.
         live: What was written to the live view; None on a backend that does not count it.
+        total: Number of bytes of output of the container that wrote this record; None if it is not known.
+        stored: Number of bytes, from the beginning of that output, that output.log has at the same positions; None if
+            it is not known.
     """
 
     bytes: int = 0
     error: str | None = None
     live: StreamDigest | None = None
+    total: int | None = None
+    stored: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

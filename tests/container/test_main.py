@@ -28,6 +28,7 @@ SUPERVISOR = [sys.executable, "-I", "-S", str(PACKAGE / "container" / "__main__.
 PREEMPTED_SUPERVISOR = f"""
 import json, os, sys
 sys.path.insert(0, {str(PACKAGE.parent)!r})
+from skyrl_modal.container.live_view import FunctionView
 from skyrl_modal.container.supervisor import Supervisor, SupervisorServices
 from skyrl_modal.protocol.codec import decode
 from skyrl_modal.protocol.job import Job
@@ -36,7 +37,7 @@ from skyrl_modal.protocol.state import StopReason
 
 record = json.loads(sys.stdin.read())
 services = SupervisorServices(
-    show=lambda data: supervisor.request_stop(StopReason.CONTAINER_ENDING), emit=lambda event: None
+    live=FunctionView(lambda data: supervisor.request_stop(StopReason.CONTAINER_ENDING)), emit=lambda event: None
 )
 supervisor = Supervisor(decode(Job, record["job"]), decode(RankConfig, record["rank"]), services)
 supervisor.run()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from skyrl_modal.container.counted_text import CountedText
+from skyrl_modal.container.live_view import FunctionView
 from skyrl_modal.container.masking import SecretMask
 from skyrl_modal.container.output import OutputRecorder
 from skyrl_modal.protocol.result import OutputRecord
@@ -26,18 +27,20 @@ def test_output_is_masked_and_appended(tmp_path: Path) -> None:
     """Log and live view get the same masked bytes, after those of an earlier attempt."""
     path, shown = tmp_path / "output.log", bytearray()
     path.write_bytes(b"first\n")
-    recorder = OutputRecorder(path, shown.extend, pytest.fail, SecretMask(["s3cret"]))
+    recorder = OutputRecorder(path, FunctionView(shown.extend), pytest.fail, SecretMask(["s3cret"]))
 
     recorder.copy_from(pipe_with(b"key=s3cret\n"))
 
     assert bytes(shown) == b"key=********\n"
     assert path.read_bytes() == b"first\nkey=********\n"
-    assert recorder.record == OutputRecord(bytes=19)
+    assert recorder.record == OutputRecord(bytes=19, total=13, stored=0)
 
 
 def test_messages_have_a_prefix(tmp_path: Path) -> None:
     """Each line of a message has the launcher's prefix, and is masked."""
-    recorder = OutputRecorder(tmp_path / "output.log", lambda data: None, pytest.fail, SecretMask(["s3cret"]))
+    recorder = OutputRecorder(
+        tmp_path / "output.log", FunctionView(lambda data: None), pytest.fail, SecretMask(["s3cret"])
+    )
 
     recorder.write_message("one\ns3cret")
 
@@ -50,7 +53,7 @@ def test_full_disk_does_not_end_the_command(tmp_path: Path) -> None:
     shown = bytearray()
     path = tmp_path / "output.log"
     path.symlink_to("/dev/full")
-    recorder = OutputRecorder(path, shown.extend, messages.append, SecretMask())
+    recorder = OutputRecorder(path, FunctionView(shown.extend), messages.append, SecretMask())
 
     recorder.copy_from(pipe_with(b"text"))
 
@@ -65,7 +68,7 @@ def test_closed_live_view_does_not_end_the_log(tmp_path: Path) -> None:
     def show(data: bytes) -> None:
         raise BrokenPipeError
 
-    recorder = OutputRecorder(tmp_path / "output.log", show, pytest.fail, SecretMask())
+    recorder = OutputRecorder(tmp_path / "output.log", FunctionView(show), pytest.fail, SecretMask())
 
     recorder.write_message("one")
     recorder.copy_from(pipe_with(b"two\n"))

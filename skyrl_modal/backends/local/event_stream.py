@@ -12,7 +12,7 @@ from skyrl_modal.protocol.codec import ProtocolError, decode_tagged
 from skyrl_modal.protocol.events import OutputEvent, ResultEvent, RunEvent, SupervisorEvent
 
 #: Chunks of output that are read before the reader of the events has received them: they limit the memory of a run
-#: whose output is not read. The command then waits, as it would at a full pipe.
+#: whose output is not read. The command does not wait; the supervisor continues from output.log when the pipe is read.
 MAX_QUEUED_CHUNKS = 16
 #: Bytes of a chunk, and of the output's pipe.
 CHUNK_SIZE = 1 << 20
@@ -29,8 +29,9 @@ class EventStream:
 
     def __init__(self, output: int, events: int, caller: int | None) -> None:
         self._queue: EventQueue[RunEvent | None] = EventQueue()
-        self._queued_chunks = threading.BoundedSemaphore(MAX_QUEUED_CHUNKS)
+        self._queued_chunks = threading.Semaphore(MAX_QUEUED_CHUNKS)
         self._caller = caller
+        self._is_closed = False
         self._threads = [
             threading.Thread(target=self._read_output, args=(output,), name="run-output", daemon=True),
             threading.Thread(target=self._read_events, args=(events,), name="run-events", daemon=True),
@@ -42,6 +43,8 @@ class EventStream:
         with open(descriptor, "rb", buffering=0) as stream:
             while chunk := stream.read(CHUNK_SIZE):
                 self._queued_chunks.acquire()
+                if self._is_closed:
+                    return
                 self._queue.put(OutputEvent(chunk))
         self._queue.put(None)
 
@@ -60,16 +63,21 @@ class EventStream:
         """
         result: ResultEvent | None = None
         open_streams = len(self._threads)
-        while open_streams:
-            event = self._queue.get()
-            if event is None:
-                open_streams -= 1
-            elif isinstance(event, ResultEvent):
-                result = event  # kept until the end of the output, which has a stream of its own
-            else:
-                yield event
-                if isinstance(event, OutputEvent):
-                    self._queued_chunks.release()
+        try:
+            while open_streams:
+                event = self._queue.get()
+                if event is None:
+                    open_streams -= 1
+                elif isinstance(event, ResultEvent):
+                    result = event  # kept until the end of the output, which has a stream of its own
+                else:
+                    yield event
+                    if isinstance(event, OutputEvent):
+                        self._queued_chunks.release()
+        finally:
+            # If the caller does not want further events, the thread that waits for space closes its pipe.
+            self._is_closed = True
+            self._queued_chunks.release()
         if self._caller is not None:
             os.close(self._caller)
             self._caller = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -16,10 +17,11 @@ from skyrl_modal.backends.local.run_folder import read_result, read_status
 from skyrl_modal.backends.local.run_lock import is_run_alive, supervisor_stderr, wait_for_run_end
 from skyrl_modal.errors import RecordError
 from skyrl_modal.event_queue import wait_interruptibly
-from skyrl_modal.protocol.events import OutputEvent, ResultEvent, RunEvent
+from skyrl_modal.machine import open_pidfd
+from skyrl_modal.protocol.events import MessageEvent, MessageLevel, OutputEvent, ResultEvent, RunEvent
 from skyrl_modal.protocol.exit_codes import LAUNCHER_FAILED
 from skyrl_modal.protocol.job import Job
-from skyrl_modal.protocol.result import RunResultRecord
+from skyrl_modal.protocol.result import OutputRecord, RunResultRecord
 from skyrl_modal.protocol.run_folder import NotRegularFileError, RunFolder, open_regular_file
 from skyrl_modal.protocol.state import FailureCause, RunState
 
@@ -82,7 +84,7 @@ class LocalExecution:
 
     def events(self) -> Iterator[RunEvent]:
         """Yield the events of the run: from its own streams if this process owns it, else from output.log."""
-        return self._followed_log() if self._stream is None else self._streamed(self._stream)
+        return self.events_from(0) if self._stream is None else self._streamed(self._stream)
 
     def _streamed(self, stream: EventStream) -> Iterator[RunEvent]:
         received = 0
@@ -95,22 +97,60 @@ class LocalExecution:
                 received += len(event.data)
             yield event
         self._wait_removed(None)
-        if result is None:
-            # A supervisor that is killed may have written output to output.log that it could not forward any more.
-            for data in self._log_from(received):
-                yield OutputEvent(data)
-        yield result or ResultEvent(self._final_result())
+        record = self._final_result() if result is None else result.record
+        yield from self._rest_of_output(received, record.output)
+        yield ResultEvent(record)
 
-    def _followed_log(self) -> Iterator[RunEvent]:
-        offset = 0
+    def _rest_of_output(self, received: int, output: OutputRecord) -> Iterator[RunEvent]:
+        """Yield the output that the supervisor could not forward, since it was killed or the pipe was full.
+
+        Args:
+            received: Number of bytes that were received.
+            output: What the run has recorded about its output.
+        """
+        if received == output.total:
+            return
+        end = math.inf if output.stored is None else output.stored
+        reason = output.error or "output.log was changed or removed"
+        try:
+            for chunk in self._log_from(received):
+                data = chunk[: int(min(max(0, end - received), len(chunk)))]
+                if not data:
+                    break
+                received += len(data)
+                yield OutputEvent(data)
+        except (OSError, RecordError) as error:
+            reason = str(error)
+        if output.total is not None and received < output.total:
+            missing = output.total - received
+            text = f"{missing} bytes of output are missing here, since they were not read in time ({reason})"
+            yield MessageEvent(text, MessageLevel.WARNING)
+
+    def events_from(self, offset: int) -> Iterator[RunEvent]:
+        """Like ``events``, without the first bytes of the output. It can be called repeatedly."""
         while True:
             has_ended = self._wait_ended(_POLL_INTERVAL)
             for data in self._log_from(offset):
                 offset += len(data)
                 yield OutputEvent(data)
-            if has_ended:
+            size = self._available_bytes()
+            if size < offset:
+                yield MessageEvent(
+                    f"output.log was changed by another program: it had {offset:,} bytes, and has {size:,} now. What "
+                    "follows begins with its present content",
+                    MessageLevel.WARNING,
+                )
+                offset = 0
+            elif has_ended:
                 break
         yield ResultEvent(self._final_result())
+
+    def _available_bytes(self) -> int:
+        """Return the size of output.log; 0 if there is none."""
+        try:
+            return self.log_size()
+        except FileNotFoundError:
+            return 0
 
     def _log_from(self, offset: int) -> Iterator[bytes]:
         while data := self.read_log(offset):
@@ -200,13 +240,13 @@ class LocalExecution:
     def cancel(self, *, now: bool = False) -> None:
         """Send the supervisor a signal to stop the run, with its grace period or immediately."""
         number = signal.SIGQUIT if now else signal.SIGINT
-        if not hasattr(os, "pidfd_open"):
+        try:
+            pidfd = open_pidfd(self._pid)
+        except ProcessLookupError:
+            return
+        if pidfd is None:
             if self._is_alive():
                 os.kill(self._pid, number)
-            return
-        try:
-            pidfd = os.pidfd_open(self._pid)
-        except ProcessLookupError:
             return
         try:
             # The pid is the supervisor's only while the run's lock is held. The lock is checked after pidfd_open, from
