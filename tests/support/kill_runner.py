@@ -80,9 +80,7 @@ class KillEnvironment:
             "command": _COMMANDS[cell.phase],
         }
         (work / "parameters.json").write_text(json.dumps(parameters))
-        caller = CallerProcess(
-            work / "parameters.json", work / "result.json", {**self._env, MARK: mark}, self._folder
-        )
+        caller = CallerProcess(work / "parameters.json", work / "result.json", {**self._env, MARK: mark}, self._folder)
         try:
             return self._kill_and_check(cell, caller, mark, work, self._volume(volume))
         finally:
@@ -195,9 +193,7 @@ class KillEnvironment:
             return Ending(RunState.UNKNOWN), observed
         return ending, observed["detail"]
 
-    def _caller_violations(
-        self, cell: Cell, caller: CallerProcess, work: Path, ending: Ending
-    ) -> Iterator[str]:
+    def _caller_violations(self, cell: Cell, caller: CallerProcess, work: Path, ending: Ending) -> Iterator[str]:
         """Compare what the caller returned."""
         if cell.target is Target.CALLER:
             return

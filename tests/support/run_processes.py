@@ -53,8 +53,10 @@ def run_processes(mark: str) -> dict[tuple[Target, int], int]:
                     found[target, rank] = child
         elif "skyrl-cleanup" in arguments:
             found[Target.CLEANER, 0] = pid
-    shells = {pid for (target, _), pid in found.items() if target is Target.SHELL}
-    found |= {(Target.COMMAND, 0): pid for pid, parent in table.items() if parent in shells}
+    shell = found.get((Target.SHELL, 0))
+    for pid, parent in table.items():
+        if parent == shell:
+            found[Target.COMMAND, 0] = pid
     return found
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import socket
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from attrs import frozen
 
 from skyrl_modal.backends.base import CheckResult, Handle, PreparedRun, VolumeEntry
 from skyrl_modal.backends.local.checks import check_ray, run_checks
+from skyrl_modal.backends.local.cleanup import start_cleanup
 from skyrl_modal.backends.local.descriptors import DescriptorSet
 from skyrl_modal.backends.local.event_stream import CHUNK_SIZE, EventStream
 from skyrl_modal.backends.local.execution import LocalExecution
@@ -157,12 +159,13 @@ class LocalBackend:
             ranks = _start_ranks(starter, configs, streams, fds, on_failure, private_networks=network is not None)
             pids = [rank.wait_ready() for rank in ranks]
             _connect_ranks(network, pids)
+            cleanup = _start_cleanup(starter, ranks, streams, fds, on_failure)
             stream = streams.event_stream(fds)
             on_failure.pop_all()
         handle: dict[str, str | int] = {"pid": pids[0], "run_folder": str(host_run_folder(job))}
         if job.ray is not None and job.ray.dashboard:
             handle["ray_token"] = tokens.ray
-        return LocalExecution(job, handle, processes=[rank.process for rank in ranks], stream=stream)
+        return LocalExecution(job, handle, processes=[*(rank.process for rank in ranks), cleanup], stream=stream)
 
     def attach(self, job: Job, handle: Handle) -> LocalExecution:
         """Return a run that was started before, possibly by another process.
@@ -206,6 +209,7 @@ class _RunStreams:
         others: Those of the other ranks.
         output_fd: The end of the output's pipe to read from; None for a run that this process does not own.
         events_fd: The end of the events' pipe to read from; None for a run that this process does not own.
+        alive_fds: Both ends of a pipe. The ranks keep the one to write to.
         caller_fd: What must stay open in this process until the run has ended; None if there is nothing.
     """
 
@@ -213,6 +217,7 @@ class _RunStreams:
     others: RankStreams
     output_fd: int | None = None
     events_fd: int | None = None
+    alive_fds: tuple[int, int]
     caller_fd: int | None = None
 
     def event_stream(self, fds: DescriptorSet) -> EventStream | None:
@@ -226,21 +231,24 @@ class _RunStreams:
 def _open_streams(job: Job, network: ClusterNetwork | None, fds: DescriptorSet, *, owned: bool) -> _RunStreams:
     """Open the streams between this process and the ranks."""
     null = fds.open(os.devnull, os.O_WRONLY)
-    head_keeps = [] if network is None else [network.descriptor]  # the network exists as long as rank 0
-    others = RankStreams(null)
+    alive = fds.pipe()
+    head_keeps = [alive[1]]
+    if network is not None:
+        head_keeps.append(network.descriptor)  # the network exists as long as rank 0
+    others = RankStreams(null, keep_open=[alive[1]])
     if job.nodes > 1:
         # Rank 0 alone has the end to write to. The pipe is closed with rank 0, also for a rank that has not connected
         # to it yet.
         head_read, head_write = fds.pipe()
         head_keeps.append(head_write)
-        others = RankStreams(null, caller=head_read)
+        others = RankStreams(null, caller=head_read, keep_open=[alive[1]])
     if not owned:
-        return _RunStreams(RankStreams(null, keep_open=head_keeps), others)
+        return _RunStreams(RankStreams(null, keep_open=head_keeps), others, alive)
     output_read, output_write = fds.pipe(CHUNK_SIZE)
     events_read, events_write = fds.pipe()
     caller_read, caller_write = fds.caller_alive_pipe()
     head = RankStreams(output_write, events_write, caller_read, head_keeps)
-    return _RunStreams(head, others, output_read, events_read, caller_write)
+    return _RunStreams(head, others, alive, output_read, events_read, caller_write)
 
 
 def _create_network(job: Job, sandbox: Sandbox | None, stack: contextlib.ExitStack) -> ClusterNetwork | None:
@@ -304,6 +312,23 @@ def _start_ranks(
 def _connect_ranks(network: ClusterNetwork | None, pids: Sequence[int]) -> None:
     """Connect the network namespaces of the ranks other than 0, which exist by now."""
     if network is None:
+def _start_cleanup(
+    starter: RankStarter,
+    ranks: Sequence[RankProcess],
+    streams: _RunStreams,
+    fds: DescriptorSet,
+    on_failure: contextlib.ExitStack,
+) -> subprocess.Popen[bytes]:
+    """Start the shell that removes the scratch folders if their own shells cannot."""
+    alive_read, alive_write = streams.alive_fds
+    folders = [folder for rank in ranks for folder in rank.scratch.folders]
+    process = start_cleanup(folders, alive=alive_read, env=starter.env, pass_fds=[starter.lock_fd])
+    on_failure.callback(process.wait)
+    on_failure.callback(process.kill)
+    fds.close(alive_write)
+    return process
+
+
         return
     for number, pid in enumerate(pids[1:], start=1):
         network.connect(number, pid)

@@ -1,8 +1,8 @@
 """The ranks of a run on this machine, each of which is a chain of processes.
 
-The first process of a rank is a shell in a session of its own, which removes the rank's scratch folder at the end,
-however the rank ends. It starts bubblewrap, which starts the supervisor as process 1 of a new process namespace: when
-the supervisor exits, the kernel ends everything that the rank has started.
+The first process of a rank is a shell in a session of its own, which removes the rank's scratch folder at the end. It
+starts bubblewrap, which starts the supervisor as process 1 of a new process namespace: when the supervisor exits, the
+kernel ends everything that the rank has started. If the shell or bubblewrap is killed, the kernel kills the supervisor.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from attrs import field, frozen
 
+from skyrl_modal.backends.local.cleanup import wrapper_argv
 from skyrl_modal.backends.local.descriptors import DescriptorSet
 from skyrl_modal.backends.local.environment import search_path
 from skyrl_modal.backends.local.run_folder import private_run_folder
@@ -33,9 +35,6 @@ from skyrl_modal.protocol.rank_config import RankConfig
 from skyrl_modal.snapshots.snapshot import Snapshot
 from skyrl_modal.user_folders import create_user_folder
 
-#: The shell script around a rank: wait for it, then remove the scratch folder, including parts whose permissions were
-#: removed, and the further folder of Ray, if the first argument is not empty.
-CLEANUP_SCRIPT = 'ray=$1; shift; "$@"; code=$?; chmod -R u+rwX "$0" 2>/dev/null; rm -rf "$0" ${ray:+"$ray"}; exit $code'
 #: Characters of the supervisor's stderr that are part of the error if it does not start.
 _STDERR_TAIL = 2000
 
@@ -67,6 +66,7 @@ class RankProcess:
         scratch: Its scratch folder, which the shell removes.
         stderr: The file that receives its stderr.
         ready_fd: The supervisor writes its pid to the other end of this pipe when it handles signals.
+        alive_fd: The end of a pipe whose other end the processes of the rank have, except for the command's and Ray's.
         info_fd: The file to which bubblewrap writes the pid that the supervisor has outside of its namespace; None
             without a sandbox.
     """
@@ -75,6 +75,7 @@ class RankProcess:
     scratch: ScratchFolder
     stderr: Path
     ready_fd: int
+    alive_fd: int
     info_fd: int | None
 
     def wait_ready(self) -> int:
@@ -100,10 +101,18 @@ class RankProcess:
 
     def kill(self) -> None:
         """Kill all processes of the rank, and remove its scratch folder."""
-        if self.process.poll() is None:
+        # The process group exists as long as one of its processes, also if the shell was killed.
+        if self.process.poll() is None or not self._has_exited:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        os.read(self.alive_fd, 1)  # nothing is written to it: this waits until the supervisor has exited
         self.scratch.remove()
+
+    @property
+    def _has_exited(self) -> bool:
+        poller = select.poll()
+        poller.register(self.alive_fd, select.POLLHUP)
+        return bool(poller.poll(0))
 
 
 @frozen(kw_only=True)
@@ -149,34 +158,39 @@ class RankStarter:
         layers = self._layers(scratch.path)
         env = {**self.env, "PATH": search_path(self.env), "TMPDIR": str(tmp) if self.sandbox is None else "/tmp"}
         ready_read, ready_write = fds.pipe()
-        argv = self._supervisor_argv(ready_write, streams)
+        alive_read, alive_write = fds.pipe()
+        record = fds.file(self._supervisor_input(config, layers))
+        argv = self._supervisor_argv(record, ready_write, streams)
         info = arguments = None
         if self.sandbox is not None:
             # A file, not a pipe: if the caller exits, a pipe would end bubblewrap, but not the process it waits for.
             info = fds.file(b"")
-            extra = ["--info-fd", str(info), *(["--unshare-net"] if private_network else [])]
+            extra = ["--die-with-parent", "--info-fd", str(info), *(["--unshare-net"] if private_network else [])]
             bubblewrap, *options = self.sandbox.argv(layers, tmp=tmp, env=env, extra=extra)
             # Every user can read the arguments of a process, and the paths may be values of secret variables.
             arguments = fds.file(b"".join(os.fsencode(option) + b"\0" for option in options))
             argv = [bubblewrap, "--args", str(arguments), *argv]
         stderr = supervisor_stderr(self.job.run_id, config.rank)
         process = subprocess.Popen(
-            ["/bin/sh", "-c", CLEANUP_SCRIPT, str(scratch.path), str(scratch.ray_parent or ""), *argv],
-            stdin=fds.file(self._supervisor_input(config, layers)),
+            wrapper_argv(argv, alive=alive_read, scratch=scratch.path, further=scratch.ray_parent),
+            stdin=alive_write,
             stdout=streams.output,
             stderr=fds.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
             env=env,
             cwd="/",
-            pass_fds=self._passed_descriptors(config, fds, streams, [ready_write, info, arguments, *scratch.locks]),
+            pass_fds=self._passed_descriptors(
+                config, fds, streams, [record, ready_write, alive_read, info, arguments, *scratch.locks]
+            ),
             start_new_session=True,
         )
         fds.close(ready_write)
-        return RankProcess(process, scratch, stderr, ready_read, info)
+        fds.close(alive_write)
+        return RankProcess(process, scratch, stderr, ready_read, alive_read, info)
 
-    def _supervisor_argv(self, ready: int, streams: RankStreams) -> list[str]:
+    def _supervisor_argv(self, record: int, ready: int, streams: RankStreams) -> list[str]:
         # Started by its path: the package does not have to be importable in the sandbox.
         supervisor = Path(__file__).resolve().parents[2] / "container" / "__main__.py"
-        argv = [sys.executable, "-I", "-S", str(supervisor), "--ready", str(ready)]
+        argv = [sys.executable, "-I", "-S", str(supervisor), "--input", str(record), "--ready", str(ready)]
         for option, descriptor in (("--events", streams.events), ("--caller", streams.caller)):
             if descriptor is not None:
                 argv += [option, str(descriptor)]
