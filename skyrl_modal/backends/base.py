@@ -78,8 +78,8 @@ class Execution(Protocol):
 
     * ``events_from(offset: int) -> Iterator[RunEvent]``: like ``events``, without the first bytes of the output, whose
       number ``log_size`` has returned. Without it, the output is read from its beginning.
-    * ``read_last_lines(count: int) -> bytes | None``: the last lines of the output, without reading the rest of it; None
-      if that is not possible now.
+    * ``read_last_lines(count: int) -> bytes | None``: the last lines of the output, without reading the rest of it;
+      None if that is not possible now.
     """
 
     @property

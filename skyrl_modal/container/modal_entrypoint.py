@@ -40,7 +40,7 @@ from skyrl_modal.protocol.codec import decode, encode, from_json
 from skyrl_modal.protocol.events import MessageEvent, StateEvent
 from skyrl_modal.protocol.exit_codes import LAUNCHER_FAILED
 from skyrl_modal.protocol.job import Job
-from skyrl_modal.protocol.log_lines import prefixed
+from skyrl_modal.protocol.log_lines import prefixed, state_line
 from skyrl_modal.protocol.messages import Shutdown
 from skyrl_modal.protocol.rank_config import ClusterTokens, RankConfig
 from skyrl_modal.protocol.result import RunResultRecord
@@ -144,6 +144,8 @@ def _finish(folder: RunFolder, result: RunResultRecord, volumes: _Volumes) -> Ru
         _report(f"result.json could not be written: {describe_error(error)}")
     with contextlib.suppress(OSError):  # the caller then reads output.log itself
         folder.write_output_end()
+    with contextlib.suppress(OSError):  # the caller then reads output.log itself
+        folder.write_output_end()
     volumes.join_background_commits()
     failure = volumes.commit()
     if failure is None:
@@ -164,10 +166,13 @@ def _finish(folder: RunFolder, result: RunResultRecord, volumes: _Volumes) -> Ru
 
 
 def _handle_event(event: MessageEvent | StateEvent, volumes: _Volumes) -> None:
-    """Print a message. Make a new state visible on the volume, for readers in other processes."""
+    """Print a message or a new state. Make a state visible on the volume too, for readers in other processes."""
     if isinstance(event, MessageEvent):
         _report(event.text, event.cause)
-    elif event.state is RunState.RUNNING:
+        return
+    sys.stderr.write(state_line(event.state))
+    sys.stderr.flush()
+    if event.state is RunState.RUNNING:
         # The command starts after the commit: if the container dies before, the attempt was not started.
         volumes.commit_run_folder()
     else:

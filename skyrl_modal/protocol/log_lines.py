@@ -1,16 +1,18 @@
 """The prefix of the launcher's messages, which separates them from other text on the same stream.
 
 A message that reports why a run failed names the cause in its prefix: ``skyrl-modal (ray_exited) | ...``. On Modal,
-text is the only way from the container to its caller.
+text is the only way from the container to its caller. A new state of the run is a line too:
+``skyrl-modal state | running``.
 """
 
 from __future__ import annotations
 
 import re
 
-from skyrl_modal.protocol.state import FailureCause
+from skyrl_modal.protocol.state import FailureCause, RunState
 
 LINE_PREFIX = "skyrl-modal | "
+STATE_PREFIX = "skyrl-modal state | "
 
 _LINE = re.compile(r"skyrl-modal (?:\(([a-z_]+)\) )?\| (.*)", re.DOTALL)
 
@@ -45,3 +47,23 @@ def parse_line(line: str) -> tuple[str, FailureCause | None]:
     if match is None:
         return line, None
     return match[2], None if match[1] is None else FailureCause(match[1])
+
+
+def state_line(state: RunState) -> str:
+    r"""Return the line that reports a new state of the run.
+
+    Example:
+        >>> state_line(RunState.RUNNING)
+        'skyrl-modal state | running\n'
+    """
+    return f"{STATE_PREFIX}{state}\n"
+
+
+def parse_state_line(line: str) -> RunState | None:
+    """Return the state that a line without its newline reports; None if it reports none.
+
+    Example:
+        >>> parse_state_line("skyrl-modal state | running"), parse_state_line("skyrl-modal | running")
+        (<RunState.RUNNING: 'running'>, None)
+    """
+    return RunState(line.removeprefix(STATE_PREFIX)) if line.startswith(STATE_PREFIX) else None

@@ -21,6 +21,10 @@ JOB_FILE = "job.json"
 STATUS_FILE = "state.json"
 RESULT_FILE = "result.json"
 OUTPUT_FILE = "output.log"
+#: The end of output.log after a line with the size of output.log, for callers that can read only whole files.
+OUTPUT_END_FILE = "output.end"
+#: Number of bytes of output.log in it at most.
+OUTPUT_END_BYTES = 256 << 10
 #: Folder with one folder per rank, which holds the logs of its supervisor and of its Ray.
 RAY_FOLDER = "ray"
 SUPERVISOR_LOG = "supervisor.log"
@@ -106,6 +110,22 @@ class RunFolder:
             ProtocolError: It cannot be read.
         """
         return read_record(RunResultRecord, self.path / RESULT_FILE)
+
+    def write_output_end(self) -> None:
+        """Write the end of output.log to a file of its own; do nothing if there is no output.log.
+
+        Raises:
+            OSError: It cannot be read or written.
+        """
+        try:
+            file = open_regular_file(self.output)
+        except FileNotFoundError:
+            return
+        with file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - OUTPUT_END_BYTES))
+            content = file.read(OUTPUT_END_BYTES)
+        write_atomically(self.path / OUTPUT_END_FILE, b"%d\n" % size + content)
 
     def read_output(self) -> Iterator[bytes]:
         """Yield output.log in pieces; nothing if there is none.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 #: Number of lines of output in an error.
 TAIL_LINES = 30
@@ -57,45 +57,3 @@ def last_lines(data: bytes, count: int) -> list[str]:
     if lines[-1] == "":
         lines.pop()
     return lines[-count:] if count > 0 else []
-
-
-def find_tail(read: Callable[[int, int], bytes], size: int, count: int, block: int) -> int:
-    r"""Return the offset at which the last lines of some output begin. One block is in the memory at a time.
-
-    Args:
-        read: Returns the bytes between two offsets.
-        size: Size of the output.
-        count: Number of lines. A last line may have no newline.
-        block: Number of bytes to read at a time.
-
-    Example:
-        >>> content = b"one\ntwo\nthree\n"
-        >>> find_tail(lambda begin, end: content[begin:end], len(content), 2, block=4)
-        4
-    """
-    if count <= 0 or size <= 0:
-        return size
-    end = size
-    while end > 0:
-        begin = max(0, end - block)
-        data = read(begin, end)
-        # The newline at the very end belongs to the last line, and begins no other one.
-        position = len(data) - 1 if end == size and data.endswith(b"\n") else len(data)
-        newlines = data.count(b"\n", 0, position)
-        if newlines >= count:
-            for _ in range(count):
-                position = data.rindex(b"\n", 0, position)
-            return begin + position + 1
-        count -= newlines
-        end = begin
-    return 0
-
-
-def last_lines_of(content: bytes, count: int) -> bytes:
-    r"""Return the last lines of some output, with their newlines.
-
-    Example:
-        >>> last_lines_of(b"one\ntwo\nthree\n", 2)
-        b'two\nthree\n'
-    """
-    return content[find_tail(lambda begin, end: content[begin:end], len(content), count, max(1, len(content))) :]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from skyrl_modal.backends import Execution
+from skyrl_modal.backends.output_tail import find_tail, skip_output
 from skyrl_modal.errors import RunLost
 from skyrl_modal.protocol.events import MessageEvent, MessageLevel, OutputEvent, RunEvent
-from skyrl_modal.run.log_lines import find_tail
 
 #: Bytes that are searched for newlines at a time, from the end of the output.
 SEARCH_BLOCK = 1 << 20
@@ -86,20 +86,3 @@ class OutputReader:
     def _events_from(self, offset: int) -> Iterator[RunEvent]:
         events_from: Callable[[int], Iterator[RunEvent]] | None = getattr(self._execution, "events_from", None)
         return skip_output(self._execution.events(), offset) if events_from is None else events_from(offset)
-
-
-def skip_output(events: Iterator[RunEvent], skip: int) -> Iterator[RunEvent]:
-    """Yield events without the first bytes of the output.
-
-    Example:
-        >>> list(skip_output(iter([OutputEvent(b"one"), OutputEvent(b"two")]), 4))
-        [OutputEvent(data=b'wo')]
-    """
-    for event in events:
-        if skip and isinstance(event, OutputEvent):
-            skipped = min(skip, len(event.data))
-            skip -= skipped
-            if skipped < len(event.data):
-                yield OutputEvent(event.data[skipped:])
-        else:
-            yield event

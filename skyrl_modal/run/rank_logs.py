@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 
 from skyrl_modal.backends import Execution
+from skyrl_modal.backends.output_tail import last_lines_of
 from skyrl_modal.protocol.run_folder import RAY_FOLDER, RAY_START_LOG, SUPERVISOR_LOG
-from skyrl_modal.run.log_lines import last_lines_of
 from skyrl_modal.views.text import escape_controls
 
 #: Shown first: the supervisor's messages, and the output of ``ray start``.

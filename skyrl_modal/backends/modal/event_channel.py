@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Iterator
 
 from skyrl_modal.event_queue import EventQueue
-from skyrl_modal.protocol.events import MessageEvent, MessageLevel, RunEvent
-from skyrl_modal.protocol.state import FailureCause
+from skyrl_modal.protocol.events import MessageEvent, MessageLevel, RunEvent, StateEvent
+from skyrl_modal.protocol.state import FailureCause, RunState
 
 #: Events that may wait to be read. A piece of Modal's log has up to some 10 kB, so this is a few MB at most.
 MAX_QUEUED_EVENTS = 256
@@ -18,6 +18,7 @@ class EventChannel:
 
     Attributes:
         is_closed: Whether the reader has stopped reading.
+        state: The newest state among the events; None if there was none.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -26,9 +27,12 @@ class EventChannel:
         self._event_read = asyncio.Event()
         self._is_producer_waiting = False
         self.is_closed = False
+        self.state: RunState | None = None
 
     def put(self, event: RunEvent) -> None:
         """Append an event."""
+        if isinstance(event, StateEvent):
+            self.state = event.state
         self._events.put(event)
 
     def message(self, text: str, cause: FailureCause | None = None) -> None:

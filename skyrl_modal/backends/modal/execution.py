@@ -21,9 +21,11 @@ from skyrl_modal.backends.modal.event_loop import event_loop, wait_for_future
 from skyrl_modal.backends.modal.log_follower import LogFollower, output_location
 from skyrl_modal.backends.modal.preflight import check_resources, connect
 from skyrl_modal.backends.modal.run_folder import VolumeRunFolder
+from skyrl_modal.backends.modal.stored_output import LogCopy, StoredOutput
+from skyrl_modal.backends.output_tail import skip_output
 from skyrl_modal.errors import RecordError, SkyRLModalError
 from skyrl_modal.gitfiles.report import format_size
-from skyrl_modal.protocol.events import HandleEvent, RunEvent
+from skyrl_modal.protocol.events import HandleEvent, OutputEvent, ResultEvent, RunEvent
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.result import RunResultRecord
 from skyrl_modal.protocol.state import RunState
@@ -162,7 +164,7 @@ class ModalExecution:
         self._handle: Handle = handle or {}
         self._folder = VolumeRunFolder(job)
         self._result: concurrent.futures.Future[RunResultRecord] | None = None
-        self._output: bytes | None = None
+        self._output: StoredOutput | LogCopy | None = None
 
     @classmethod
     def started(cls, run_app: RunApp, *, owned: bool) -> Self:
@@ -234,17 +236,35 @@ class ModalExecution:
         finally:
             following.cancel()
 
+    def events_from(self, offset: int) -> Iterator[RunEvent]:
+        """Like ``events``, without the first bytes of the output, as ``log_size`` has counted them.
+
+        The output of a run that had ended by then is read from output.log, byte for byte.
+        """
+        if not isinstance(self._output, StoredOutput):
+            yield from skip_output(self.events(), offset)
+            return
+        while data := self.read_log(offset):
+            offset += len(data)
+            yield OutputEvent(data)
+        yield ResultEvent(self.wait())
+
     def log_size(self) -> int:
-        """Return the size of the output that is available now, and keep that output for ``read_log``."""
+        """Return the size of the output that is available now. ``read_log`` reads that output."""
+        return self._find_output().size
+
+    def _find_output(self) -> StoredOutput | LogCopy:
         follower = self._follower(wait_for_future(self._call))
-        self._output = self._wait_for(follower.read_output())
-        return len(self._output)
+        self._output = self._wait_for(follower.find_output())
+        return self._output
 
     def read_log(self, offset: int) -> bytes:
-        """Return the output from an offset on, as it was at the last call of ``log_size``."""
-        if self._output is None:
-            self.log_size()
-        return (self._output or b"")[offset:]
+        """Return a part of the output from an offset on, as it was at the last call of ``log_size``."""
+        return self._wait_for((self._output or self._find_output()).read(offset))
+
+    def read_last_lines(self, count: int) -> bytes | None:
+        """Return the last lines from the end of Modal's log; None if the run has ended, or they are not at its end."""
+        return self._wait_for(self._follower(wait_for_future(self._call)).read_last_lines(count))
 
     def read_files(self, folder: str) -> Iterator[tuple[str, bytes]]:
         """Yield the path and the content of each file below a folder of the run's folder on its volume.
@@ -263,8 +283,8 @@ class ModalExecution:
         if call is None:
             return RunState.PENDING
         if (self._result is None or not self._result.done()) and not self._wait_for(call.has_ended()):
-            status = self._wait_for(self._folder.read_status())
-            return RunState.PENDING if status is None else status.state
+            known = self._start.channel.state if self._start is not None else None
+            return known or self._wait_for(self._follower(call).read_state())
         return self.wait().state
 
     def wait(self, timeout: float | None = None) -> RunResultRecord:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 
 import modal.exception
@@ -11,16 +13,27 @@ from skyrl_modal.backends.modal.call import KILL_TIMEOUT, ModalCall
 from skyrl_modal.backends.modal.errors import TRANSIENT_ERRORS, error_text, translate_error
 from skyrl_modal.backends.modal.event_channel import EventChannel
 from skyrl_modal.backends.modal.log_stream import LogStream, stream_digest
-from skyrl_modal.backends.modal.retry import POLL_INTERVAL, retry_errors
+from skyrl_modal.backends.modal.retry import POLL_INTERVAL, retry_errors, retry_transient
 from skyrl_modal.backends.modal.run_folder import VolumeRunFolder
+from skyrl_modal.backends.modal.stored_output import LogCopy, StoredOutput
+from skyrl_modal.backends.output_tail import last_lines_of
 from skyrl_modal.protocol.events import ResultEvent
 from skyrl_modal.protocol.job import Job
+from skyrl_modal.protocol.log_lines import parse_state_line
 from skyrl_modal.protocol.result import StreamDigest
+from skyrl_modal.protocol.state import RunState
 
 #: Seconds without output after which the rest of the output, which should follow the result, is fetched instead.
 LOG_CATCH_UP_TIMEOUT = 10.0
 #: How long before the job's creation Modal's stored log is read: the clocks of two machines may differ.
 CLOCK_TOLERANCE = timedelta(minutes=5)
+
+#: Number of entries of Modal's log that are fetched for the last lines, at the beginning and at most (the limit of
+#: modal 1.6.4).
+MIN_TAIL_ENTRIES = 100
+MAX_TAIL_ENTRIES = 20_000
+#: Number of entries at the end of Modal's log that are searched for the run's state.
+STATE_ENTRIES = 20
 
 #: Tasks that read a log. Modal's client cannot close a stream that waits (1.6.4), so they are not cancelled: they end
 #: soon after the call, and asyncio itself keeps only weak references to tasks.
@@ -110,24 +123,75 @@ class LogFollower:
         location = output_location(self._job, self._folder)
         channel.warning(f"the output shown above is incomplete. The complete output is in {location}")
 
-    async def read_output(self) -> bytes:
-        """Return the output that is available now."""
-        content = await self._folder.read_output() if await self._call.has_ended() else None
-        if content is None:
-            content = (await self._fetch_stored_log() or "").encode()
-        return content
+    async def read_state(self) -> RunState:
+        """Return the state of a run that has not ended, from its volume, else from its log.
+
+        The log is requested only if the volume does not show that the command runs: a run may have no writable volume,
+        or a commit may be late or have failed. The log of a call that is only known by its id is all there is.
+        """
+        status = await self._folder.read_status()
+        if status is not None and status.state is RunState.RUNNING:
+            return status.state
+        logged = await self._read_logged_state()
+        return logged or (RunState.PENDING if status is None else status.state)
+
+    async def _read_logged_state(self) -> RunState | None:
+        """Return the state that the end of Modal's log shows; None if it shows none."""
+        state = None
+        with contextlib.suppress(*TRANSIENT_ERRORS):
+            async for entry in self._call.logs.tail.aio(entries=STATE_ENTRIES):
+                if entry.source == "stdout":
+                    state = RunState.RUNNING
+                elif entry.source == "stderr":
+                    for line in entry.message.split("\n"):
+                        state = parse_state_line(line) or state
+        return state
+
+    async def find_output(self) -> StoredOutput | LogCopy:
+        """Return the output that is available now: output.log if the run has ended, else Modal's log."""
+        stored = await StoredOutput.find(self._folder) if await self._call.has_ended() else None
+        return await retry_transient(self._copy_stored_log) if stored is None else stored
+
+    async def _copy_stored_log(self) -> LogCopy:
+        return await LogCopy.of(self._stored_log())
+
+    async def read_last_lines(self, count: int) -> bytes | None:
+        """Return the last lines of a run that has not ended; None if it has, or if Modal's log is needed as a whole.
+
+        An entry of Modal's log is a piece of output, of one or more lines or less than one.
+        """
+        if count <= 0:
+            return b""
+        if await self._call.has_ended():
+            return None
+        entries = min(max(count, MIN_TAIL_ENTRIES), MAX_TAIL_ENTRIES)
+        while True:
+            tail = self._call.logs.tail.aio(entries=entries, source="stdout")
+            try:
+                texts = [entry.message async for entry in tail]
+            except TRANSIENT_ERRORS:
+                return None
+            content = "".join(texts).encode("utf-8", "replace")
+            if len(texts) < entries or content.count(b"\n") > count:
+                return last_lines_of(content, count)
+            if entries == MAX_TAIL_ENTRIES:
+                return None
+            entries = min(8 * entries, MAX_TAIL_ENTRIES)
 
     async def _read_output_text(self) -> str | None:
         content = await self._folder.read_output()
         return None if content is None else content.decode("utf-8", "replace")
 
     async def _fetch_stored_log(self) -> str | None:
-        since = datetime.fromisoformat(self._job.created_at) - CLOCK_TOLERANCE
         try:
-            parts = [entry.message async for entry in self._call.logs.fetch.aio(since=since, source="stdout")]
+            return "".join([text async for text in self._stored_log()])
         except TRANSIENT_ERRORS:
             return None
-        return "".join(parts)
+
+    async def _stored_log(self) -> AsyncIterator[str]:
+        since = datetime.fromisoformat(self._job.created_at) - CLOCK_TOLERANCE
+        async for entry in self._call.logs.fetch.aio(since=since, source="stdout"):
+            yield entry.message
 
 
 class _LogReader:

@@ -6,16 +6,16 @@ import asyncio
 import hashlib
 
 from skyrl_modal.backends.modal.event_channel import EventChannel
-from skyrl_modal.protocol.events import OutputEvent
-from skyrl_modal.protocol.log_lines import parse_line
+from skyrl_modal.protocol.events import OutputEvent, StateEvent
+from skyrl_modal.protocol.log_lines import parse_line, parse_state_line
 from skyrl_modal.protocol.result import StreamDigest
 
 
 class LogStream:
     """Deduplicates the entries of a call's log across reconnections, and forwards them as events.
 
-    The command's output is standard output. The container's messages are lines of standard error. Modal's own messages
-    have the source ``system``.
+    The command's output is standard output. The container's messages and states are lines of standard error. Modal's
+    own messages have the source ``system``.
 
     Args:
         channel: Receives the events.
@@ -59,6 +59,8 @@ class LogStream:
     def _forward_line(self, source: str, line: str) -> None:
         if source == "system":
             self._channel.message(f"Modal: {line}")
+        elif (state := parse_state_line(line)) is not None:
+            self._channel.put(StateEvent(state))
         else:
             self._channel.message(*parse_line(line))
 

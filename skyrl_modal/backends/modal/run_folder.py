@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import posixpath
+from collections.abc import AsyncIterator
 from typing import TypeVar
 
 import modal
@@ -84,6 +86,29 @@ class VolumeRunFolder:
         except (FileNotFoundError, modal.exception.NotFoundError):
             return None
         return bytes(content if limit is None else content[:limit])
+
+    async def file_sizes(self) -> dict[str, int]:
+        """Return the sizes of the files in the folder by their names; nothing if there is no folder."""
+        return await retry_transient(self._list_sizes_once) if self.volume else {}
+
+    async def _list_sizes_once(self) -> dict[str, int]:
+        volume = modal.Volume.from_name(self.volume)
+        try:
+            entries = await volume.listdir.aio(self._path)
+        except modal.exception.NotFoundError:
+            return {}
+        return {posixpath.basename(entry.path): entry.size for entry in entries if entry.type.name == "FILE"}
+
+    @contextlib.asynccontextmanager
+    async def open(self, name: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Open a file; the context yields its content in parts, from its beginning.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+        """
+        volume = modal.Volume.from_name(self.volume)
+        async with contextlib.aclosing(volume.read_file.aio(f"{self._path}/{name}")) as parts:
+            yield parts
 
     async def _read_record(self, cls: type[T], name: str) -> T | None:
         content = await self.read(name, limit=MAX_RECORD_BYTES + 1)
