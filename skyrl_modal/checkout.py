@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from attrs import frozen
 
@@ -15,11 +15,12 @@ from skyrl_modal.errors import CheckoutNotFound, SpecError
 from skyrl_modal.gitfiles.files import read_regular_file
 from skyrl_modal.gitfiles.git_command import GitCommandError
 from skyrl_modal.gitfiles.status import read_status
+from skyrl_modal.ray_requirement import RayRequirement, find_requirement
 
 #: Size of a pyproject.toml.
 MAX_PYPROJECT_BYTES = 4 << 20
-#: A requirement that pins one version of Ray, such as ``ray[default]==2.51.1``.
-_RAY_PIN = re.compile(r"ray(?:\[[^\]]*\])?\s*==\s*([0-9][0-9A-Za-z.]*)\s*(?:;.*)?")
+#: Size of a uv.lock.
+MAX_LOCK_BYTES = 16 << 20
 
 
 @frozen
@@ -30,15 +31,20 @@ class Checkout:
         root: The folder that contains ``skyrl-gym/``.
         commit: The commit that is checked out; None if the folder is in no repository, or git could not be asked.
         changed_files: The number of files that differ from the commit, untracked ones included; None without a commit.
-        ray_version: The version of Ray that its pyproject.toml pins; None if it pins none, or several.
         warning: Why commit and changed files could not be read; empty if they could, or there is no repository.
+        ray_requirement: What it requires of Ray; None if it requires nothing.
     """
 
     root: Path
     commit: str | None = None
     changed_files: int | None = None
-    ray_version: str | None = None
     warning: str = ""
+    ray_requirement: RayRequirement | None = None
+
+    @property
+    def ray_version(self) -> str | None:
+        """The version of Ray that pyproject.toml pins, or uv.lock contains; None if there is no single one."""
+        return None if self.ray_requirement is None else self.ray_requirement.version
 
     @property
     def description(self) -> str:
@@ -99,19 +105,31 @@ def inspect_checkout(root: Path) -> Checkout:
     Raises:
         SpecError: The pyproject.toml is not valid TOML, or cannot be read.
     """
-    ray_version = pinned_ray_version(root)
+    requirement = read_ray_requirement(root)
     try:
         status = read_status(root)
     except (GitCommandError, OSError) as error:
-        warning = f"the commit of {root} is not recorded: {error}"
-        return Checkout(root, ray_version=ray_version, warning=warning)
+        return Checkout(root, warning=f"the commit of {root} is not recorded: {error}", ray_requirement=requirement)
     if status is None:
-        return Checkout(root, ray_version=ray_version)
-    return Checkout(root, status.commit, status.changed_files, ray_version)
+        return Checkout(root, ray_requirement=requirement)
+    return Checkout(root, status.commit, status.changed_files, ray_requirement=requirement)
 
 
 def pinned_ray_version(root: Path) -> str | None:
-    """Return the version of Ray that a checkout pins with ``ray==``, or None if it pins none, or several.
+    """Return the version of Ray that a checkout pins, or that its uv.lock contains; None if there is no single one.
+
+    Args:
+        root: The checkout.
+
+    Raises:
+        SpecError: The pyproject.toml is not valid TOML, or cannot be read.
+    """
+    requirement = read_ray_requirement(root)
+    return None if requirement is None else requirement.version
+
+
+def read_ray_requirement(root: Path) -> RayRequirement | None:
+    """Return what a checkout requires of Ray; None if it requires nothing.
 
     Args:
         root: The checkout. If its root has no pyproject.toml, the one of the older layout's skyrl-train/ is read.
@@ -119,28 +137,41 @@ def pinned_ray_version(root: Path) -> str | None:
     Raises:
         SpecError: The pyproject.toml is not valid TOML, or cannot be read.
     """
-    for path in (root / "pyproject.toml", root / "skyrl-train" / "pyproject.toml"):
-        try:
-            text = read_regular_file(path, max_bytes=MAX_PYPROJECT_BYTES).decode()
-            project = tomllib.loads(text).get("project", {})
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            continue
-        except OSError as error:
-            raise SpecError("checkout", str(path), f"this file cannot be read ({error.strerror})") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise SpecError("checkout", str(path), f"this file is not valid TOML: {error}") from error
-        requirements = _requirements(project)
-        matches = (_RAY_PIN.fullmatch(item.strip()) for item in requirements if isinstance(item, str))
-        versions = {match.group(1) for match in matches if match}
-        if len(versions) == 1:
-            return versions.pop()
+    for folder in (root, root / "skyrl-train"):
+        project = _read_project(folder / "pyproject.toml")
+        requirement = None if project is None else find_requirement(project, _read_lock(folder / "uv.lock"))
+        if requirement is not None:
+            return requirement
     return None
 
 
-def _requirements(project: object) -> list[object]:
-    """Return the items of all lists of requirements in the table ``project``, which can have any content."""
-    if not isinstance(project, dict):
-        return []
-    extras = project.get("optional-dependencies")
-    lists = [project.get("dependencies"), *(extras.values() if isinstance(extras, dict) else ())]
-    return [item for requirements in lists if isinstance(requirements, list) for item in requirements]
+def required_uv_version(root: Path) -> str | None:
+    """Return the versions of uv that the pyproject.toml of a checkout permits, such as ``>=0.8``; None for any.
+
+    Raises:
+        SpecError: The pyproject.toml is not valid TOML, or cannot be read.
+    """
+    table: object = _read_project(root / "pyproject.toml")
+    for name in ("tool", "uv", "required-version"):
+        table = table.get(name) if isinstance(table, dict) else None
+    return table if isinstance(table, str) else None
+
+
+def _read_project(path: Path) -> dict[str, Any] | None:
+    """Return the content of a pyproject.toml; None if there is none."""
+    try:
+        return tomllib.loads(read_regular_file(path, max_bytes=MAX_PYPROJECT_BYTES).decode())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+    except OSError as error:
+        raise SpecError("checkout", str(path), f"this file cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise SpecError("checkout", str(path), f"this file is not valid TOML: {error}") from error
+
+
+def _read_lock(path: Path) -> str | None:
+    """Return the text of a uv.lock; None if it is absent, or cannot be read: the requirement then has no version."""
+    try:
+        return read_regular_file(path, max_bytes=MAX_LOCK_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return None

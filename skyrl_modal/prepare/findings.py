@@ -18,7 +18,7 @@ def find_problems(job: Job, selections: Sequence[Selection]) -> Iterator[Finding
         selections: The files of the job's mounts, in their order.
     """
     yield from _nodes_without_ray(job)
-    yield from _ray_calls(job, selections)
+    yield from _ray_calls(job, texts_of_command(job, selections))
     for selection in selections:
         yield from _excluded_env_files(selection)
         for warning in selection.warnings:
@@ -51,8 +51,8 @@ def _nodes_without_ray(job: Job) -> Iterator[Finding]:
         )
 
 
-def _ray_calls(job: Job, selections: Sequence[Selection]) -> Iterator[Finding]:
-    """Yield findings about calls of ``ray start`` and ``ray stop`` in the command and in the scripts that it names."""
+def texts_of_command(job: Job, selections: Sequence[Selection]) -> list[tuple[str, str]]:
+    """Return the command and the mounted scripts that it runs: what each is called, and its text."""
     texts = [("the command", job.command)]
     for mount, selection in zip(job.mounts, selections, strict=True):
         texts += scripts_of_command(
@@ -62,6 +62,11 @@ def _ray_calls(job: Job, selections: Sequence[Selection]) -> Iterator[Finding]:
             root=selection.root,
             files=frozenset(selection.files),
         )
+    return texts
+
+
+def _ray_calls(job: Job, texts: Sequence[tuple[str, str]]) -> Iterator[Finding]:
+    """Yield findings about calls of ``ray start`` and ``ray stop`` in the command and in the scripts that it runs."""
     for where, text in texts:
         calls = find_ray_calls(text)
         if "start" in calls and job.ray is not None:

@@ -13,9 +13,10 @@ from skyrl_modal.errors import SpecError, StorageError
 from skyrl_modal.findings import Finding, Severity
 from skyrl_modal.gitfiles.report import format_size
 from skyrl_modal.mount import Selection, select
-from skyrl_modal.prepare.findings import checkout_finding, find_problems, image_finding
+from skyrl_modal.prepare.findings import checkout_finding, find_problems, image_finding, texts_of_command
 from skyrl_modal.prepare.hidden_files import check_hidden_files
 from skyrl_modal.prepare.job_builder import build_job
+from skyrl_modal.prepare.ray_version import find_version_mismatch
 from skyrl_modal.prepare.secret_values import find_repeated_values, read_secret_values, secret_folders
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.spec.fields import is_below
@@ -89,7 +90,8 @@ class Plan:
         return rows
 
     def __str__(self) -> str:
-        return format_rows([*self.rows(), *(("warning", text) for text in self.warnings)])
+        findings = [(str(item.severity), str(item)) for item in self.findings if item.severity is not Severity.NOTE]
+        return format_rows([*self.rows(), *findings])
 
 
 def make_plan(spec: RunSpec, command: str, backend: str) -> Plan:
@@ -119,6 +121,9 @@ def make_plan(spec: RunSpec, command: str, backend: str) -> Plan:
         findings.append(image_finding(image_warning))
     if checkout is not None and checkout.warning:
         findings.append(checkout_finding(checkout.warning))
+    if backend == _LOCAL:
+        mismatch = find_version_mismatch(job, checkout, lambda: texts_of_command(job, selections))
+        findings += [] if mismatch is None else [mismatch]
     return Plan(
         job=job,
         spec=spec,

@@ -9,6 +9,7 @@ from skyrl_modal.backends import Backend
 from skyrl_modal.backends.base import PreparedRun
 from skyrl_modal.mount import SnapshotStore
 from skyrl_modal.prepare.plan import Plan
+from skyrl_modal.prepare.ray_version import refuse_version_mismatch
 from skyrl_modal.prepare.secret_values import read_secret_values, secret_folders
 from skyrl_modal.reporting import Reporter
 from skyrl_modal.user_folders import cache_folder, create_user_folder
@@ -29,8 +30,10 @@ def check_with_backend(plan: Plan, backend: Backend, reporter: Reporter, *, titl
 
     Raises:
         BackendUnavailable: The backend cannot execute any run.
-        SpecError: The backend cannot execute this run, or a secret has no value.
+        SpecError: The backend cannot execute this run, a secret has no value, or the command calls ``uv run`` and would
+            have another version of Ray than its cluster.
     """
+    refuse_version_mismatch(plan.job, plan.findings)
     warnings = [*plan.warnings, *backend.check(plan.job, plan.spec)]
     spec = plan.spec
     folders = secret_folders(plan.checkout)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import posixpath
 import re
-import shlex
 from collections.abc import Container, Iterator
 from pathlib import Path
 
 from skyrl_modal.gitfiles.files import read_regular_file
+from skyrl_modal.skyrl.shell_commands import MAX_DEPTH, SHELLS, nested_texts, split_commands, strip_keywords
 
 #: A call of Ray's own command line.
 RAY_COMMAND_CALL = re.compile(r"(?:^|[\s;&|(])ray\s+(start|stop)(?![\w-])", re.MULTILINE)
@@ -16,6 +16,12 @@ RAY_COMMAND_CALL = re.compile(r"(?:^|[\s;&|(])ray\s+(start|stop)(?![\w-])", re.M
 #: Larger files are not scripts that a person has written.
 MAX_SCRIPT_BYTES = 1_000_000
 
+#: Scripts that are read for one command.
+MAX_SCRIPTS = 50
+
+#: Expansions at the beginning of a path. Command substitutions are read as ``$()``.
+_EXPANSIONS = re.compile(r"^(?:\$(?:\w+|\{[^}]*\}|\(\)))+")
+_SHELL_LINE = re.compile(r"\b(?:ba|da|z|k)?sh\b")
 _COMMENT_LINE = re.compile(r"^[^\S\n]*#.*$", re.MULTILINE)
 
 
@@ -32,7 +38,11 @@ def find_ray_calls(text: str) -> frozenset[str]:
 def scripts_of_command(
     command: str, *, workdir: str, remote_path: str, root: Path, files: Container[str]
 ) -> Iterator[tuple[str, str]]:
-    """Yield the mounted shell scripts that a command names, with their text without comment lines.
+    """Yield the mounted shell scripts that a command runs, with their text without comment lines.
+
+    Scripts that these scripts run are included. A script is named by its path, also with ``source``, or after ``cd``.
+    Of a path that begins with a variable or a substitution, such as ``$SCRIPT_DIR/x.sh``, the rest is searched in the
+    folder of the script, in the working directory, and in the mount.
 
     Args:
         command: A shell string.
@@ -41,16 +51,54 @@ def scripts_of_command(
         root: The mounted local folder.
         files: The mounted files, as paths relative to ``root``.
     """
-    try:
-        arguments = shlex.split(command, comments=True)
-    except ValueError:  # bash reports the syntax error when the command runs
-        return
-    for argument in arguments:
-        path = posixpath.relpath(posixpath.join(workdir, argument), remote_path)
-        if argument.endswith((".sh", ".bash")) and path in files:
-            text = _read_text(root / path)
-            if text is not None:
-                yield path, _COMMENT_LINE.sub("", text)
+    seen: set[str] = set()
+    pending = [(command, workdir, workdir)]
+    while pending and len(seen) < MAX_SCRIPTS:
+        text, workdir, folder = pending.pop(0)
+        for names, current in _named_files(text, workdir):
+            places = [
+                posixpath.join(place, name) for name in names for place in (current, workdir, folder, remote_path)
+            ]
+            paths = [posixpath.relpath(place, remote_path) for place in places]
+            path = next((path for path in paths if path in files), None)
+            if path is None or path in seen:
+                continue
+            seen.add(path)
+            script = _read_text(root / path)
+            if script is not None and _is_shell_script(path, script):
+                pending.append((script, current, posixpath.join(remote_path, posixpath.dirname(path))))
+                yield path, _COMMENT_LINE.sub("", script)
+
+
+def _named_files(text: str, workdir: str, depth: int = 0) -> Iterator[tuple[list[str], str]]:
+    """Yield the possible names of each file that a text may run, and the working directory at that point."""
+    for tokens in split_commands(text):
+        command = strip_keywords(tokens)
+        if command[:1] == ["cd"] and len(command) > 1 and "$" not in command[1]:
+            workdir = posixpath.join(workdir, command[1])
+        for nested in nested_texts(command):
+            if depth < MAX_DEPTH:
+                yield from _named_files(nested, workdir, depth + 1)
+        for number, word in enumerate(command):
+            before = command[number - 1].rpartition("/")[2] if number else ""
+            is_program = number == 0 and "/" in word
+            if is_program or word.endswith((".sh", ".bash")) or before in (*SHELLS, "source", ".", "exec"):
+                yield _possible_names(word), workdir
+
+
+def _possible_names(word: str) -> list[str]:
+    """Return a path without the variables and substitutions that it begins with, which may contain slashes."""
+    if "$" not in word:
+        return [word]
+    known = word.replace("${SKYRL_REPO_ROOT}", "$SKYRL_REPO_ROOT").removeprefix("$SKYRL_REPO_ROOT/")
+    rest = _EXPANSIONS.sub("", known).lstrip("/")
+    return [rest] if rest and "$" not in rest else []
+
+
+def _is_shell_script(path: str, text: str) -> bool:
+    """Return whether a file is a shell script. One without an interpreter line is run by the shell."""
+    first = text.partition("\n")[0]
+    return path.endswith((".sh", ".bash")) or not first.startswith("#!") or _SHELL_LINE.search(first) is not None
 
 
 def _read_text(path: Path) -> str | None:

@@ -95,7 +95,7 @@ def test_unknown_commit_is_a_finding(checkout: Path, monkeypatch: pytest.MonkeyP
     """If git cannot read the state of the checkout, the job has no commit, with a warning."""
     monkeypatch.setenv("PATH", "")
 
-    plan = Launcher(checkout=checkout, backend="local").plan("true")
+    plan = Launcher(checkout=checkout, backend="local", ray=None).plan("true")
 
     assert plan.job.checkout is not None
     assert (plan.job.checkout.commit, plan.job.checkout.changed_files) == (None, None)
@@ -126,7 +126,7 @@ def test_unpublished_ray_version_is_a_finding(checkout: Path) -> None:
     assert plan.job.image == "novaskyai/skyrl-train-ray-2.51.1-py3.12-cu12.8"
     assert [finding.code for finding in plan.findings] == ["image-ray-version"]
     assert "9.9.9" in plan.warnings[0]
-    assert not Launcher(checkout=checkout, backend="local").plan("true").findings
+    assert not Launcher(checkout=checkout, backend="local", ray=None).plan("true").findings
 
 
 def test_plan_starts_nothing(checkout: Path) -> None:

@@ -1,0 +1,122 @@
+"""Runs on this machine whose Ray is not the one that the checkout requires."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from skyrl_modal import Launcher, RaySpec, SpecError
+from skyrl_modal.findings import Severity
+
+ERROR, WARNING = Severity.ERROR, Severity.WARNING
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Path:
+    """Return the folder with programs of an environment in which Ray 2.60.0 is installed, with pip."""
+    packages = tmp_path / "env/lib/python3.12/site-packages"
+    (packages / "ray-2.60.0.dist-info").mkdir(parents=True)
+    (packages / "pip").mkdir()
+    programs = tmp_path / "env/bin"
+    programs.mkdir()
+    (programs / "python").symlink_to(sys.executable)
+    (programs / "ray").write_text(f"#!{programs}/python\n")
+    (programs / "ray").chmod(0o755)
+    return programs
+
+
+def make_launcher(checkout: Path, environment: Path, **fields: object) -> Launcher:
+    """Return a launcher for local runs that find the Ray of the environment."""
+    settings = {"backend": "local", "checkout": checkout, "env": {"PATH": str(environment)}, "volumes": [], **fields}
+    return Launcher(**settings)  # type: ignore[arg-type]  # any field
+
+
+@pytest.mark.parametrize(
+    ("command", "severity"),
+    [
+        ("uv run python train.py", ERROR),
+        ("bash scripts/run.sh", ERROR),
+        ("cd scripts && ./outer", ERROR),
+        (". scripts/outer", ERROR),
+        ("python train.py", WARNING),
+        ("echo uv run; bash scripts/other.sh", WARNING),
+    ],
+)
+def test_mismatch_is_found(checkout: Path, environment: Path, command: str, severity: Severity) -> None:
+    """The mismatch is an error if the command or a script of it calls ``uv run``, else a warning, with the remedy."""
+    (checkout / "scripts").mkdir()
+    (checkout / "scripts/run.sh").write_text("set -x\nuv run --isolated train.py\n")
+    (checkout / "scripts/outer").write_text('#!/bin/bash\nbash "$SKYRL_REPO_ROOT"/scripts/run.sh\n')
+    (checkout / "scripts/outer").chmod(0o755)
+    (checkout / "scripts/other.sh").write_text("# uv run train.py\npython train.py\n")
+
+    plan = make_launcher(checkout, environment).plan(command)
+
+    [finding] = [item for item in plan.findings if item.code == "ray-version"]
+    assert finding.severity is severity
+    assert "requires ray==2.57.0, but Ray 2.60.0 is installed" in finding.message
+    assert f'{environment}/python -m pip install "ray[default]==2.57.0"' in finding.remedy
+    assert f"{severity}  the checkout requires" in str(plan)
+
+
+def test_error_refuses_the_start(checkout: Path, environment: Path, tmp_path: Path) -> None:
+    """A command that calls ``uv run`` is refused before anything starts or is copied."""
+    launcher = make_launcher(checkout, environment)
+    for start in (launcher.run, launcher.submit):
+        with pytest.raises(SpecError) as caught:
+            start("uv run python train.py")
+        assert (caught.value.field, caught.value.value) == ("ray", "2.60.0")
+        assert "Run: " in caught.value.remedy
+
+
+@pytest.mark.parametrize("required", ["ray==2.60.0", "ray[default]>=2.50", "ray~=2.60.0", "numpy", "ray"])
+def test_suitable_version_is_no_finding(checkout: Path, environment: Path, required: str) -> None:
+    """An installed Ray that the checkout permits is no finding."""
+    (checkout / "pyproject.toml").write_text(f'[project]\ndependencies = ["{required}"]\n')
+
+    plan = make_launcher(checkout, environment).plan("uv run python train.py")
+
+    assert [item.code for item in plan.findings] == []
+
+
+def test_runs_without_ray_are_not_checked(checkout: Path, environment: Path) -> None:
+    """The version does not matter for a run without Ray, nor on Modal, where the image contains Ray."""
+    for fields in ({"ray": None}, {"backend": "modal", "ray": RaySpec()}):
+        plan = make_launcher(checkout, environment, **fields).plan("uv run python train.py")
+        assert "ray-version" not in [item.code for item in plan.findings]
+
+
+def test_remedy_without_pip(checkout: Path, environment: Path) -> None:
+    """In an environment that has no pip, as uv creates it, the command of the remedy uses uv."""
+    (environment.parent / "lib/python3.12/site-packages/pip").rmdir()
+
+    [finding] = make_launcher(checkout, environment).plan("uv run x").findings
+
+    assert f'uv pip install --python {environment}/python "ray[default]==2.57.0"' in finding.remedy
+
+
+def test_remedy_for_an_old_pin(checkout: Path, environment: Path) -> None:
+    """No command is named that installs a Ray which the local backend would refuse."""
+    (checkout / "pyproject.toml").write_text('[project]\ndependencies = ["ray==2.51.1"]\n')
+
+    [finding] = make_launcher(checkout, environment).plan("uv run x").findings
+
+    assert "pip install" not in finding.remedy
+    assert "ray=None" in finding.remedy
+
+
+def test_doctor_reports_the_mismatch(checkout: Path) -> None:
+    """``skyrl-modal doctor`` reports the mismatch with the same remedy, and which uv is installed."""
+    (checkout / "pyproject.toml").write_text('[project]\ndependencies = ["ray==2.52.0"]\n')
+
+    done = subprocess.run(
+        [sys.executable, "-m", "skyrl_modal", "doctor"], cwd=checkout, capture_output=True, text=True, check=False
+    )
+
+    rows = {line.split()[1]: line for line in done.stdout.splitlines()}
+    assert "requires ray==2.52.0" in rows["Ray"]
+    assert 'pip install "ray[default]==2.52.0"' in rows["Ray"]
+    assert rows["uv"].startswith("ok")
