@@ -197,7 +197,10 @@ class Launcher(RunSpec):
     async def arun(
         self, command: str | Sequence[str], *, check: bool = False, output: OutputTarget = None, quiet: bool = False
     ) -> RunResult:
-        """Run a command like ``run``, awaitable. Cancelling the task cancels the run and waits for its end."""
+        """Run a command like ``run``, awaitable. Cancelling the task cancels the run and waits for its end.
+
+        Cancelling the task again kills the run, and does not wait.
+        """
         import asyncio  # imported here, since most callers do not use it
 
         interrupts = Interrupts()
@@ -214,7 +217,10 @@ class Launcher(RunSpec):
             result = await asyncio.shield(work)
         except asyncio.CancelledError:
             interrupts.record()
-            await work
+            try:
+                await work
+            except asyncio.CancelledError:  # a second one kills the run; a callback that blocks is not waited for
+                interrupts.record()
             raise
         if result is None:
             raise asyncio.CancelledError

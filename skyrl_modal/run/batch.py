@@ -14,7 +14,7 @@ from skyrl_modal.protocol.state import FailureCause, RunState
 from skyrl_modal.reporting import Reporter, RunTable
 from skyrl_modal.run.foreground import stream_to_end
 from skyrl_modal.run.handle import Run
-from skyrl_modal.run.interrupts import InterruptEvent, Interrupts, catch_interrupts
+from skyrl_modal.run.interrupts import InterruptEvent, catch_interrupts
 from skyrl_modal.run.result import RunResult
 
 #: Bytes of an incomplete line that are kept in order to display it.
@@ -125,7 +125,7 @@ class Batch:
         if is_stopping:  # Ctrl-C was pressed while the run started
             run.cancel()
         try:
-            result = stream_to_end(run, row.write, row, Interrupts(), row.show_state)
+            result = stream_to_end(run, row.write, row, None, row.show_state)
         finally:
             with self._lock:
                 del self._running[number]

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Collection
 
 from skyrl_modal.errors import SkyRLModalError
+from skyrl_modal.event_queue import EventQueue
 from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.events import (
     HandleEvent,
@@ -41,6 +42,22 @@ class _ReadingEnded:
     error: BaseException | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _CancelFailed:
+    """The run could not be cancelled.
+
+    Attributes:
+        error: The exception of the backend.
+    """
+
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class _StreamEnded:
+    """No further interrupts are forwarded to the run."""
+
+
 class ForegroundRun:
     """Streams a run that this process owns until it ends.
 
@@ -48,7 +65,9 @@ class ForegroundRun:
         run: The run.
         sink: Receives the output.
         reporter: Receives the launcher's messages.
-        interrupts: Source of Ctrl-C. The first one stops the run with its grace period, the second one kills it.
+        interrupts: Source of Ctrl-C. The first one stops the run with its grace period, the second one kills it. A
+            thread forwards them, since a sink or a reporter may not return, for example if a pipe is not read. None if
+            another object forwards them.
         on_state: Receives changes of the run's state.
     """
 
@@ -57,19 +76,20 @@ class ForegroundRun:
         run: Run,
         sink: Sink,
         reporter: Reporter,
-        interrupts: Interrupts,
+        interrupts: Interrupts | None,
         on_state: Callable[[RunState], None] | None = None,
     ) -> None:
         self._run = run
         self._sink: Sink | None = sink
         self._reporter = reporter
-        self._events = interrupts.events
+        self._interrupts = interrupts
+        self._events: EventQueue[object] = EventQueue()
         self._on_state = on_state
         self._free_places = threading.BoundedSemaphore(MAX_QUEUED_EVENTS)
         self._record: RunResultRecord | None = None
         self._tail = b""
         self._reported: set[FailureCause] = set()
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._is_token_reported = False
 
     def stream(self) -> RunResult:
@@ -78,37 +98,77 @@ class ForegroundRun:
         Raises:
             Exception: What the backend, or code of the caller such as the sink, raised. The run has been stopped.
         """
-        context = contextvars.copy_context()
-        name = f"skyrl-modal-read-{self._run.id}"
-        threading.Thread(target=context.run, args=(self._read_events,), name=name, daemon=True).start()
+        self._start_thread("read", self._read_events)
+        if self._interrupts is not None:
+            self._start_thread("cancel", self._forward_interrupts)
+        try:
+            return self._handle_events()
+        except (KeyboardInterrupt, SystemExit):  # raised by a signal handler of the application
+            self._run.cancel()
+            raise
+        finally:
+            if self._interrupts is not None:
+                self._interrupts.events.put(_StreamEnded())
+
+    def _start_thread(self, name: str, function: Callable[[], None]) -> None:
+        run = contextvars.copy_context().run
+        threading.Thread(target=run, args=(function,), name=f"skyrl-modal-{name}-{self._run.id}", daemon=True).start()
+
+    def _handle_events(self) -> RunResult:
         self._call_safely(self._report_token)
         while True:
             match self._events.get():
                 case InterruptEvent(count):
                     if count == 1:
                         self._call_safely(self._reporter.info, STOPPING_MESSAGE)
-                    self._run.cancel(now=count > 1)
+                case _CancelFailed(error):
+                    raise self._error or error
                 case _ReadingEnded(None):
                     return self._finish()
                 case _ReadingEnded(error) if error is not None:
                     self._run.cancel()
                     raise self._error or error
                 case event:
-                    self._call_safely(self._handle, event)
+                    self._call_safely(self._handle, event, is_output=isinstance(event, OutputEvent))
                     self._free_places.release()
 
-    def _call_safely(self, function: Callable[..., object], *args: object) -> None:
+    def _call_safely(self, function: Callable[..., object], *args: object, is_output: bool = False) -> None:
         """Call a function that may call code of the caller: sink, reporter, or ``on_state``.
 
         If it fails, the run is stopped, as a broken pipe would end a program, and the caller's code is not called any
         more. The error is raised when the run has ended: otherwise the run would continue without an owner.
+
+        Args:
+            function: The function.
+            args: Its arguments.
+            is_output: Whether it calls the sink only. If Ctrl-C interrupts the sink, messages are still reported.
         """
         try:
+            self._set_in_callback(True)
             function(*args)
-        except Exception as error:
+            self._set_in_callback(False)
+        except (Exception, KeyboardInterrupt) as error:
+            self._set_in_callback(False)
             self._error = self._error or error
-            self._sink, self._reporter, self._on_state = None, NullReporter(), None
+            self._sink, self._on_state = None, None
+            if not (is_output and isinstance(error, KeyboardInterrupt)):
+                self._reporter = NullReporter()
             self._run.cancel()
+
+    def _set_in_callback(self, value: bool) -> None:
+        if self._interrupts is not None:
+            self._interrupts.is_in_callback = value
+
+    def _forward_interrupts(self) -> None:
+        """Cancel the run for each interrupt. Runs in a thread of its own."""
+        if self._interrupts is None:
+            return
+        while isinstance(event := self._interrupts.events.get(), InterruptEvent):
+            self._events.put(event)
+            try:
+                self._run.cancel(now=event.count > 1)
+            except Exception as error:  # raised again by stream()
+                self._events.put(_CancelFailed(error))
 
     def _read_events(self) -> None:
         """Put the run's events into the queue. Runs in a thread of its own."""
@@ -167,7 +227,7 @@ def stream_to_end(
     run: Run,
     output: OutputTarget,
     reporter: Reporter,
-    interrupts: Interrupts,
+    interrupts: Interrupts | None,
     on_state: Callable[[RunState], None] | None = None,
 ) -> RunResult:
     """Stream a run that this process started until it ends.
@@ -176,7 +236,7 @@ def stream_to_end(
         run: The run.
         output: Receives the output.
         reporter: Receives the launcher's messages.
-        interrupts: Source of Ctrl-C.
+        interrupts: Source of Ctrl-C; None if another object forwards it.
         on_state: Receives changes of the run's state.
 
     Raises:

@@ -30,17 +30,30 @@ class Interrupts:
 
     Attributes:
         count: How often Ctrl-C was pressed.
+        is_in_callback: Whether the main thread executes code of the caller, which may block for ever. The second
+            Ctrl-C and later ones then also raise KeyboardInterrupt there.
         events: A queue that receives an ``InterruptEvent`` for each. Users of this object add events of their own.
     """
 
     def __init__(self) -> None:
         self.count = 0
+        self.is_in_callback = False
         self.events: EventQueue[object] = EventQueue()
 
     def record(self, *_: object) -> None:
-        """Record one interrupt. This function can be a signal handler."""
+        """Record one interrupt. Any thread may call it."""
         self.count += 1
         self.events.put(InterruptEvent(self.count))
+
+    def handle_signal(self, *_: object) -> None:
+        """Record one interrupt, as a signal handler.
+
+        Raises:
+            KeyboardInterrupt: The main thread executes code of the caller, and this is not the first interrupt.
+        """
+        self.record()
+        if self.is_in_callback and self.count > 1:
+            raise KeyboardInterrupt
 
     def raise_if_recorded(self) -> None:
         """Raise KeyboardInterrupt if an interrupt was recorded."""
@@ -52,7 +65,8 @@ class Interrupts:
 def catch_interrupts() -> Iterator[Interrupts]:
     """Record SIGINT as events while the block runs.
 
-    An exception could lose output between reading and writing it. Only Python's default handler is replaced, and only
+    An exception could lose output between reading and writing it: it is raised only in code of the caller that does not
+    return, see ``Interrupts.is_in_callback``. Only Python's default handler is replaced, and only
     in the main thread: in other threads, and where another handler is installed, signals belong to the application.
     """
     interrupts = Interrupts()
@@ -63,7 +77,7 @@ def catch_interrupts() -> Iterator[Interrupts]:
     if not is_replaceable:
         yield interrupts
         return
-    signal.signal(signal.SIGINT, interrupts.record)
+    signal.signal(signal.SIGINT, interrupts.handle_signal)
     try:
         yield interrupts
     finally:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import io
 import os
+import select
 import sys
 from collections.abc import Callable
-from typing import IO
+from typing import IO, Any
 
 from skyrl_modal.errors import SpecError
 from skyrl_modal.reporting import NullReporter, Reporter
@@ -32,21 +34,48 @@ def open_sink(target: OutputTarget, reporter: Reporter | None = None) -> Sink:
         return _StandardOutput(reporter or NullReporter()).write
     if callable(target):
         return target
-    write = getattr(target, "write", None)
-    if write is None or isinstance(getattr(target, "encoding", None), str):
+    if getattr(target, "write", None) is None or isinstance(getattr(target, "encoding", None), str):
         raise SpecError("output", target, 'pass a callable that accepts bytes, or a file opened with "wb"')
 
-    def write_completely(data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            # An unbuffered file may write a part only; other objects return None.
-            written = write(view)
-            view = view[len(view) if written is None else written :]
-        flush = getattr(target, "flush", None)
-        if flush is not None:
-            flush()
+    def write(data: bytes) -> None:
+        _write_completely(target, data)
 
-    return write_completely
+    return write
+
+
+def _write_completely(stream: IO[bytes], data: bytes) -> None:
+    """Write all bytes to a stream, also to a non-blocking one, and flush it."""
+    view = memoryview(data)
+    while view:
+        try:
+            # An unbuffered file may write a part only, and returns None if it cannot write now.
+            written = stream.write(view)
+        except BlockingIOError as error:  # of a buffered file
+            view = view[error.characters_written :]
+            _wait_writable(stream)
+            continue
+        if written is None and isinstance(stream, io.RawIOBase):
+            _wait_writable(stream)
+        else:
+            view = view[len(view) if written is None else written :]
+    if getattr(stream, "flush", None) is not None:
+        _flush(stream)
+
+
+def _flush(stream: IO[Any]) -> None:
+    while True:
+        try:
+            stream.flush()
+        except BlockingIOError:
+            _wait_writable(stream)
+        else:
+            return
+
+
+def _wait_writable(stream: IO[Any]) -> None:
+    poller = select.poll()
+    poller.register(stream.fileno(), select.POLLOUT)
+    poller.poll()
 
 
 class _StandardOutput:
@@ -68,9 +97,9 @@ class _StandardOutput:
         binary = getattr(stream, "buffer", None)
         try:
             if binary is not None:
-                stream.flush()
-                binary.write(data)
-                binary.flush()
+                _flush(stream)
+                # Without a buffer: if Ctrl-C interrupts this call, Python does not write the rest when it exits.
+                _write_completely(getattr(binary, "raw", binary), data)
             else:
                 write_text(stream, self._decoder.decode(data))
         except BrokenPipeError:
