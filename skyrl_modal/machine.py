@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,13 +81,65 @@ def _installed_version(python: str) -> str | None:
     return None
 
 
-def visible_gpu_count() -> int:
-    """Return the number of GPUs in ``$CUDA_VISIBLE_DEVICES``, else of all that the NVIDIA driver lists."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+def complete_path(path: str, *, base: str | None, needs_ray: bool) -> str:
+    """Return a PATH that a caller has declared, with the folders of programs that a run needs first.
+
+    A folder that the caller's value contains keeps its place. Nothing is added to a value that leads to a ``ray``,
+    which the caller has chosen.
+
+    Args:
+        path: The declared value.
+        base: The PATH that a run has without it.
+        needs_ray: Whether the run starts Ray.
+    """
+    folders = [os.path.dirname(sys.executable)]
+    if needs_ray:
+        if shutil.which("ray", path=path) is not None:
+            return path
+        ray = shutil.which("ray", path=base)
+        folders += [] if ray is None else [os.path.dirname(ray)]
+    entries = path.split(os.pathsep) if path else []
+    missing = [folder for folder in dict.fromkeys(folders) if folder not in entries]
+    return os.pathsep.join([*missing, *entries])
+
+
+def append_to_path(path: str, folders: Sequence[str]) -> str:
+    """Return a PATH with folders at its end, unless it contains them."""
+    entries = path.split(os.pathsep)
+    return os.pathsep.join([*entries, *(folder for folder in folders if folder not in entries)])
+
+
+def visible_gpu_count(env: Mapping[str, str] = os.environ) -> int:
+    """Return the number of GPUs in ``$CUDA_VISIBLE_DEVICES``, else of all that the NVIDIA driver lists.
+
+    Args:
+        env: The variables of a run; by default those of this process.
+    """
+    visible = env.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip() not in ("", "-1", "NoDevFiles")])
     devices = Path("/proc/driver/nvidia/gpus")
     return sum(1 for _ in devices.iterdir()) if devices.is_dir() else 0
+
+
+def open_pidfd(pid: int) -> int | None:
+    """Open a descriptor that refers to a process.
+
+    Returns:
+        The descriptor; None where the system has none: macOS, Linux before 5.3, older versions of gVisor, sandboxes
+        that refuse unknown system calls, and a process that has no descriptor left.
+
+    Raises:
+        ProcessLookupError: There is no such process.
+    """
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise
+    except OSError:
+        return None
 
 
 def enlarge_pipe(descriptor: int, size: int) -> None:

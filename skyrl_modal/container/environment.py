@@ -6,7 +6,7 @@ import os
 import subprocess
 from collections.abc import Mapping
 
-from skyrl_modal.machine import RayInstallation, visible_gpu_count
+from skyrl_modal.machine import RayInstallation, append_to_path, complete_path, visible_gpu_count
 from skyrl_modal.protocol.job import Job, RayOptions
 from skyrl_modal.protocol.rank_config import ClusterTokens, RankConfig
 
@@ -29,21 +29,61 @@ def run_environment(job: Job, config: RankConfig) -> dict[str, str]:
     RAY_ADDRESS, MASTER_ADDR, MASTER_PORT and Ray's token are not included, since they depend on the cluster.
     """
     env = {**os.environ, **job.env, **config.env}
+    declared = {*job.env, *job.secret_names}
+    path = env.get("PATH", os.defpath)
+    if "PATH" in declared:
+        path = complete_path(path, base=os.environ.get("PATH"), needs_ray=job.ray is not None)
+    env["PATH"] = append_to_path(path, config.programs)
     gpus = gpus_per_node(job, config)
     env.update(
         SKYRL_RUN_ID=job.run_id,
         NUM_NODES=str(job.nodes),
-        NUM_GPUS=str(visible_gpu_count() if gpus is None else gpus),
+        NUM_GPUS=str(visible_gpu_count(env) if gpus is None else gpus),
         NODE_RANK=str(config.rank),
         PYTHONUNBUFFERED="1",
     )
-    for name, path in (("SKYRL_REPO_ROOT", job.repo_root), ("SKYRL_DATA", job.data_root)):
-        if path is None:
+    for name, root in (("SKYRL_REPO_ROOT", job.repo_root), ("SKYRL_DATA", job.data_root)):
+        if root is not None:
+            env[name] = root
+        elif name not in declared:
             env.pop(name, None)
-        else:
-            env[name] = path
-    env.pop("RAY_ADDRESS", None)  # the address of a Ray of the caller, which the run must not use
+    if job.ray is not None:
+        env.pop("RAY_ADDRESS", None)  # the address of a Ray of the caller, which the run must not use
     return env
+
+
+def replaced_variables(job: Job, env: Mapping[str, str]) -> list[str]:
+    """Return the names of variables that this process has with other values than the run, sorted.
+
+    A variable that the caller declares is not among them, since it is refused if the run sets it. An image may set one,
+    and a secret that Modal stores may contain one.
+
+    Args:
+        job: The run.
+        env: The result of ``run_environment``.
+    """
+    names = {"SKYRL_RUN_ID", "SKYRL_ATTEMPT", "NUM_NODES", "NUM_GPUS", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"}
+    names |= {"SKYRL_DATA", "SKYRL_REPO_ROOT"} - {"SKYRL_REPO_ROOT" if job.repo_root is None else ""}
+    if job.ray is not None:
+        names |= {"RAY_ADDRESS", *_RAY_AUTH_VARIABLES}
+    return sorted(name for name in names & os.environ.keys() if os.environ[name] != env.get(name))
+
+
+def remove_runtime_folders(python_path: str) -> str:
+    """Return a PYTHONPATH without the folders of Modal's runtime, which would hide packages of the image.
+
+    The runtime's own value is ``/root:/pkg``, and its packages are in ``/pkg`` and ``/__modal`` (recorded by users of
+    Modal in 2025 and 2026). ``/root`` is removed only together with them, since an image may also name it.
+
+    Example:
+        >>> remove_runtime_folders("/root:/pkg:/opt/mine")
+        '/opt/mine'
+    """
+    entries = python_path.split(os.pathsep)
+    others = [entry for entry in entries if not f"{entry}/".startswith(("/pkg/", "/__modal/"))]
+    if len(others) < len(entries) and "/root" in others:
+        others.remove("/root")
+    return os.pathsep.join(others)
 
 
 def secret_values(job: Job, config: RankConfig, env: Mapping[str, str]) -> list[str]:

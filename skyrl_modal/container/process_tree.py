@@ -13,11 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from skyrl_modal.machine import open_pidfd
+
 #: Option of prctl(2), from Linux's include/uapi/linux/prctl.h.
 _PR_SET_CHILD_SUBREAPER = 36
 #: Seconds to wait for killed processes before they are looked for again.
 _KILL_INTERVAL = 5.0
-#: Seconds between two looks at the process table on systems without pidfd_open (macOS).
+#: Seconds between two looks at the process table on systems without pidfd_open.
 _POLL_INTERVAL = 0.05
 
 
@@ -124,16 +126,16 @@ def wait_for_exit(pids: set[int], timeout: float) -> bool:
         Whether all of them exited in time.
     """
     deadline = time.monotonic() + timeout
-    if not hasattr(os, "pidfd_open"):
-        return _poll_for_exit(pids, deadline)
     handles: list[int] = []
     try:
         poller = select.poll()
         for pid in pids:
             try:
-                handle = os.pidfd_open(pid)
+                handle = open_pidfd(pid)
             except ProcessLookupError:
                 continue
+            if handle is None:
+                return _poll_for_exit(pids, deadline)
             handles.append(handle)
             poller.register(handle, select.POLLIN)
         running = len(handles)
@@ -151,12 +153,15 @@ def wait_for_exit(pids: set[int], timeout: float) -> bool:
 
 
 def _poll_for_exit(pids: set[int], deadline: float) -> bool:
-    while remaining := pids & _process_table().keys():
+    while True:
+        table = _process_table()
+        # A zombie has exited, also if its exit status has not been collected yet.
+        pids = {pid for pid in pids & table.keys() if not table[pid].is_zombie}
+        if not pids:
+            return True
         if time.monotonic() >= deadline:
             return False
         time.sleep(min(_POLL_INTERVAL, max(0.0, deadline - time.monotonic())))
-        pids = remaining
-    return True
 
 
 def signal_processes(pids: set[int], number: int) -> set[int]:

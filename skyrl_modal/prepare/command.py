@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 from skyrl_modal.errors import SpecError
 
+#: Number of characters of an invalid command that an error contains.
+_SHOWN_CHARACTERS = 200
+
 
 def normalize_command(command: str | Sequence[str]) -> str:
     """Return a command as a shell string.
@@ -15,7 +18,8 @@ def normalize_command(command: str | Sequence[str]) -> str:
         command: A shell string, or a list of arguments, which are quoted.
 
     Raises:
-        SpecError: The command is empty, or contains something other than strings.
+        SpecError: The command is empty, or contains something other than strings, or a character that no command can
+            contain.
 
     Example:
         >>> normalize_command(["echo", "two parts"])
@@ -26,6 +30,14 @@ def normalize_command(command: str | Sequence[str]) -> str:
         if not all(isinstance(argument, str) for argument in arguments):
             raise SpecError("command", command, "pass a shell string, or a list of strings")
         command = shlex.join(arguments)
-    if not command.strip() or "\0" in command:
+    if not command.strip():
         raise SpecError("command", command, 'pass a shell command, for example "python train.py"')
+    problem = "a null character" if "\0" in command else None
+    try:
+        command.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        problem = "a character that cannot be encoded as UTF-8"
+    if problem is not None:
+        shown = command if len(command) <= _SHOWN_CHARACTERS else f"{command[:_SHOWN_CHARACTERS]}..."
+        raise SpecError("command", shown, f"it contains {problem}; remove it")
     return command

@@ -15,6 +15,7 @@ from skyrl_modal.findings import Finding, Severity
 from skyrl_modal.gitfiles.files import read_regular_file
 from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.spec.stored import encode_spec
+from skyrl_modal.spec.variables import check_total, check_value
 
 #: Size of a .env file.
 MAX_ENV_FILE_BYTES = 1 << 20
@@ -51,10 +52,11 @@ def read_secret_values(
         The value of each name that was found.
 
     Raises:
-        SpecError: A variable is not defined, or a .env file cannot be read. The message names the searched places, and
-            contains no value.
+        SpecError: A variable is not defined, or a .env file cannot be read; or a value is too large for a variable. The
+            message names the searched places, and contains no value.
     """
     values: dict[str, str] = {}
+    size = 0
     places = [folder / ".env" for folder in dict.fromkeys(folders)] if names else []
     # A folder of this name is a virtual environment.
     files = [place for place in places if place.exists() and not place.is_dir()]
@@ -64,10 +66,12 @@ def read_secret_values(
             if value is None:
                 value = _read_env_file(file, name)
         if value is not None:
+            size += check_value("secrets", name, value)
             values[name] = value
         elif name not in optional:
             searched = ", ".join(["the environment", *map(str, files)])
             raise SpecError("secrets", name, f"{searched} define no such variable; export it, or add it to a .env file")
+    check_total("secrets", size)
     return values
 
 

@@ -47,6 +47,7 @@ class RankConfig:
             $TMPDIR.
         object_store_memory: Size of this node's object store in bytes; None for Ray's default.
         env: Variables of this node only.
+        programs: Folders that are appended to the command's PATH.
         has_no_internet: Whether this node can reach the other ranks only.
     """
 
@@ -61,6 +62,7 @@ class RankConfig:
     object_store_memory: int | None = None
     ray_folder: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
+    programs: tuple[str, ...] = ()
     has_no_internet: bool = False
 
     @property

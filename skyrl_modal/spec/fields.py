@@ -11,6 +11,7 @@ from typing import Any
 from attrs import Attribute
 
 from skyrl_modal.errors import SpecError
+from skyrl_modal.spec.variables import check_value
 
 #: The key of a field's metadata that holds the help text of its command line option.
 OPTION_HELP = "option_help"
@@ -79,7 +80,7 @@ def to_env(value: Mapping[str, str | int | float | Path]) -> Mapping[str, str]:
     """Convert to environment variables, for a field named ``env``.
 
     Raises:
-        SpecError: A name is not a variable's name, or a value is not a string, number or path.
+        SpecError: A name is not a variable's name, or a value is not a string, number or path, or is too large.
     """
     remedy = "pass a dict of variable names to strings, numbers or paths"
     if not isinstance(value, Mapping):
@@ -89,8 +90,9 @@ def to_env(value: Mapping[str, str | int | float | Path]) -> Mapping[str, str]:
         name = f"env[{key!r}]"
         if not isinstance(key, str) or not _VARIABLE.fullmatch(key):
             raise SpecError(name, item, "a variable's name consists of letters, digits and underscores")
-        if isinstance(item, bool) or not isinstance(item, str | int | float | Path) or "\0" in str(item):
+        if isinstance(item, bool) or not isinstance(item, str | int | float | Path):
             raise SpecError(name, item, remedy)
+        check_value("env", key, str(item))
         result[key] = str(item)
     return result
 

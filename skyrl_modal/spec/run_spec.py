@@ -33,6 +33,7 @@ from skyrl_modal.spec.image import ImageSpec
 from skyrl_modal.spec.mount import MountSpec
 from skyrl_modal.spec.ray import RaySpec
 from skyrl_modal.spec.secret import SecretSpec
+from skyrl_modal.spec.variables import check_names, check_total, check_value, variables_of_the_run
 from skyrl_modal.spec.volume import VolumeSpec
 
 
@@ -181,6 +182,28 @@ class RunSpec:
                 if is_below(mount.remote_path, volume.mount_path):
                     remedy = f"the volume {volume.name} is mounted at {volume.mount_path}; pass a path outside of it"
                     raise SpecError("mounts", mount.remote_path, remedy)
+        self._check_variables()
+
+    def _check_variables(self) -> None:
+        """Check that no declared variable would be replaced by the run's own, and that all fit into an environment."""
+        reasons = variables_of_the_run(
+            has_ray=self.ray is not None,
+            has_checkout=any(mount.local_path is None for mount in self.mounts),
+            has_volume=bool(self.volumes),
+        )
+        ray_env = self.ray.env if self.ray is not None else {}
+        check_names("env", self.env, reasons)
+        check_names("ray.env", ray_env, reasons)
+        # An image always has SKYRL_REPO_ROOT, for commands that are executed while it is built.
+        of_image = variables_of_the_run(has_ray=self.ray is not None, has_checkout=True, has_volume=bool(self.volumes))
+        check_names("image.env", self.image.env, of_image)
+        for step in self.image.steps:
+            check_names("image.steps", getattr(step, "env", {}), of_image)
+        check_names("secrets", self.secret_variables, reasons)
+        for secret in self.named_secrets:
+            check_names("secrets", secret.keys, reasons)
+        declared = {**self.image.env, **self.env, **ray_env}
+        check_total("env", sum(check_value("env", name, value) for name, value in declared.items()))
 
     @property
     def gpu_requests(self) -> tuple[GpuRequest, ...]:

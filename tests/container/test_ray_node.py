@@ -103,7 +103,7 @@ def test_variables_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """The command gets the variables of the run, and neither the caller's Ray nor a root that is not mounted."""
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     monkeypatch.setenv("SKYRL_REPO_ROOT", "/home/user/SkyRL")
-    job = make_job(tmp_path, nodes=2, gpus_per_node=4, data_root="/data", env={"A": "1"})
+    job = make_job(tmp_path, nodes=2, gpus_per_node=4, data_root="/data", env={"A": "1"}, ray=RayOptions())
 
     env = run_environment(job, make_cluster(2))
 

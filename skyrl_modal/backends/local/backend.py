@@ -18,6 +18,7 @@ from skyrl_modal.backends.base import CheckResult, Handle, PreparedRun, VolumeEn
 from skyrl_modal.backends.local.checks import check_ray, run_checks
 from skyrl_modal.backends.local.cleanup import start_cleanup
 from skyrl_modal.backends.local.descriptors import DescriptorSet
+from skyrl_modal.backends.local.environment import check_environment_size, inherited_environment
 from skyrl_modal.backends.local.event_stream import CHUNK_SIZE, EventStream
 from skyrl_modal.backends.local.execution import LocalExecution
 from skyrl_modal.backends.local.mount_points import check_mount_points
@@ -83,6 +84,7 @@ class LocalBackend:
             if not volume.create_if_missing and not volume_folder(volume.name).is_dir():
                 remedy = f"{volume_folder(volume.name)} does not exist; create it, or use create_if_missing=True"
                 raise SpecError("name", volume.name, remedy)
+        check_environment_size(job)
         check_ray(job)
         try:
             create_user_folder(scratch_root())
@@ -151,7 +153,7 @@ class LocalBackend:
             starter = RankStarter(
                 job=job,
                 snapshots=run.snapshots,
-                env={**os.environ, **run.secret_values},
+                env={**inherited_environment(), **run.secret_values},
                 sandbox=sandbox,
                 lock_fd=lock_fd,
             )
@@ -273,10 +275,11 @@ def _rank_configs(
     if job.nodes == 1:
         return [RankConfig(tokens=tokens, start_slots_fd=slots)]
     addresses = [_LOOPBACK_ADDRESS] * job.nodes if network is None else network.addresses
+    env = {**os.environ, **job.env}
     listener = socket.create_server((addresses[0], 0), backlog=job.nodes)
     port: int = listener.getsockname()[1]
     configs = assign_resources(
-        addresses, port, fds.add(listener.detach()), tokens, private_networks=network is not None
+        addresses, port, fds.add(listener.detach()), tokens, env=env, private_networks=network is not None
     )
     return [replace(configs[0], start_slots_fd=slots), *configs[1:]]
 

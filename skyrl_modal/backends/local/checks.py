@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 
 from skyrl_modal.backends.base import CheckResult
-from skyrl_modal.backends.local.environment import search_path
+from skyrl_modal.backends.local.environment import path_of_run, search_path
 from skyrl_modal.backends.local.ray_folder import find_ray_place
 from skyrl_modal.backends.local.sandbox import SandboxSearch, find_sandbox
 from skyrl_modal.backends.local.scratch import scratch_parent, scratch_root
@@ -30,7 +30,7 @@ def check_ray(job: Job) -> None:
     """
     if job.ray is None:
         return
-    ray = find_ray(job.env.get("PATH") or search_path(os.environ))
+    ray = find_ray(path_of_run(job))
     if ray is not None and not ray.has_token_authentication:
         raise SpecError("ray", ray.version, _upgrade_remedy(ray))
 

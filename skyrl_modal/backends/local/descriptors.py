@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from skyrl_modal.machine import enlarge_pipe
+from skyrl_modal.machine import enlarge_pipe, open_pidfd
 from skyrl_modal.protocol.run_folder import write_all
 
 
@@ -84,12 +84,11 @@ class DescriptorSet:
     def caller_alive_pipe(self) -> tuple[int, int | None]:
         """Open a descriptor that becomes readable when this process exits.
 
-        Where the system has pidfds, it is one. Elsewhere (macOS) it is a pipe, which becomes readable only when all
-        children that this process has forked without exec have exited too.
+        Where the system has pidfds, it is one. Elsewhere it is a pipe, which becomes readable only when all children
+        that this process has forked without exec have exited too.
 
         Returns:
             The descriptor, and the end of the pipe that must stay open until the run has ended; None for a pidfd.
         """
-        if hasattr(os, "pidfd_open"):
-            return self.add(os.pidfd_open(os.getpid())), None
-        return self.pipe()
+        pidfd = open_pidfd(os.getpid())
+        return self.pipe() if pidfd is None else (self.add(pidfd), None)

@@ -18,6 +18,7 @@ from skyrl_modal.backends.local.run_lock import is_run_alive, supervisor_stderr,
 from skyrl_modal.errors import RecordError
 from skyrl_modal.event_queue import wait_interruptibly
 from skyrl_modal.machine import open_pidfd
+from skyrl_modal.machine import open_pidfd
 from skyrl_modal.protocol.events import MessageEvent, MessageLevel, OutputEvent, ResultEvent, RunEvent
 from skyrl_modal.protocol.exit_codes import LAUNCHER_FAILED
 from skyrl_modal.protocol.job import Job

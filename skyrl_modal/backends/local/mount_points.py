@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from skyrl_modal.backends.local.environment import search_path
+from skyrl_modal.backends.local.environment import path_of_run
 from skyrl_modal.errors import SpecError
 from skyrl_modal.machine import find_ray
 from skyrl_modal.protocol.job import Job
@@ -56,7 +56,7 @@ def _needed_folders(job: Job) -> Iterator[tuple[str, str]]:
         for part in ("bin", "lib"):
             yield "Python", os.path.realpath(os.path.join(prefix, part))
     if job.ray is not None:
-        ray = find_ray(job.env.get("PATH") or search_path(os.environ))
+        ray = find_ray(path_of_run(job))
         if ray is not None:
             yield "Ray", os.path.dirname(os.path.realpath(ray.program))
             yield "Ray", os.path.realpath(Path(ray.python).parent.parent / "lib")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from skyrl_modal.machine import visible_gpu_count
 from skyrl_modal.protocol.rank_config import ClusterTokens, RankConfig
@@ -17,7 +17,13 @@ MIN_OBJECT_STORE_BYTES = 75 * 1024 * 1024
 
 
 def assign_resources(
-    addresses: Sequence[str], port: int, listener: int | None, tokens: ClusterTokens, *, private_networks: bool
+    addresses: Sequence[str],
+    port: int,
+    listener: int | None,
+    tokens: ClusterTokens,
+    *,
+    env: Mapping[str, str],
+    private_networks: bool,
 ) -> list[RankConfig]:
     """Divide the resources of this machine equally among the ranks.
 
@@ -26,14 +32,15 @@ def assign_resources(
         port: The port on which rank 0 listens for the others.
         listener: The descriptor of rank 0 that listens on it.
         tokens: The run's tokens.
+        env: The run's variables, of which CUDA_VISIBLE_DEVICES names the GPUs to divide.
         private_networks: Whether the ranks other than 0 have networks of their own, from which the internet cannot be
             reached.
     """
     nodes = len(addresses)
     cpus = max(1, len(os.sched_getaffinity(0)) // nodes) if hasattr(os, "sched_getaffinity") else None
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") if sys.platform == "linux" else 0
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible else [str(number) for number in range(visible_gpu_count())]
+    visible = env.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [str(number) for number in range(visible_gpu_count(env))]
     gpus = len(devices) // nodes
     return [
         RankConfig(
