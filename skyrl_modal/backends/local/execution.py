@@ -18,7 +18,6 @@ from skyrl_modal.backends.local.run_lock import is_run_alive, supervisor_stderr,
 from skyrl_modal.errors import RecordError
 from skyrl_modal.event_queue import wait_interruptibly
 from skyrl_modal.machine import open_pidfd
-from skyrl_modal.machine import open_pidfd
 from skyrl_modal.protocol.events import MessageEvent, MessageLevel, OutputEvent, ResultEvent, RunEvent
 from skyrl_modal.protocol.exit_codes import LAUNCHER_FAILED
 from skyrl_modal.protocol.job import Job
@@ -26,7 +25,8 @@ from skyrl_modal.protocol.result import OutputRecord, RunResultRecord
 from skyrl_modal.protocol.run_folder import NotRegularFileError, RunFolder, open_regular_file
 from skyrl_modal.protocol.state import FailureCause, RunState
 
-#: Seconds between two looks for new output of a run that another process started.
+#: Seconds between two looks for new output of a run that another process started: after output, and at most.
+_MIN_POLL_INTERVAL = 0.02
 _POLL_INTERVAL = 0.1
 #: Characters of the supervisor's stderr that are part of the result of a run that left none.
 _STDERR_TAIL = 2000
@@ -129,10 +129,13 @@ class LocalExecution:
 
     def events_from(self, offset: int) -> Iterator[RunEvent]:
         """Like ``events``, without the first bytes of the output. It can be called repeatedly."""
+        interval = _MIN_POLL_INTERVAL
         while True:
-            has_ended = self._wait_ended(_POLL_INTERVAL)
+            has_ended = self._wait_ended(interval)
+            interval = min(2 * interval, _POLL_INTERVAL)
             for data in self._log_from(offset):
                 offset += len(data)
+                interval = _MIN_POLL_INTERVAL
                 yield OutputEvent(data)
             size = self._available_bytes()
             if size < offset:
