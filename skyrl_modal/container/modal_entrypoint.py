@@ -49,8 +49,6 @@ from skyrl_modal.protocol.state import FailureCause, NextStart, RunState, StopRe
 
 #: Programs of SkyRL's images, such as uv. They are installed for the user ray, and a container runs as root.
 IMAGE_PROGRAMS = ("/home/ray/.local/bin",)
-#: Programs of SkyRL's images, such as uv. They are installed for the user ray, and a container runs as root.
-IMAGE_PROGRAMS = ("/home/ray/.local/bin",)
 #: The port on which rank 0 of a cluster listens for the other ranks; one lower if Ray uses it.
 CONTROL_PORT = 6378
 #: Seconds to wait until Modal stops a cluster that it is to start again.
@@ -82,7 +80,6 @@ def run_job(
     label = f", rank {config.rank} of {config.nodes}" if config.nodes > 1 else ""
     task = os.environ.get("MODAL_TASK_ID", "unknown task")
     _report(f"the container has started: Python {platform.python_version()}, {task}{label}")
-    _prepare_environment(record, config)
     _prepare_environment(record, config)
     if config.rank:
         # If the run has already ended, rank 0 only reports the result and there is no cluster to join.
@@ -147,8 +144,6 @@ def _finish(folder: RunFolder, result: RunResultRecord, volumes: _Volumes) -> Ru
         _report(f"result.json could not be written: {describe_error(error)}")
     with contextlib.suppress(OSError):  # the caller then reads output.log itself
         folder.write_output_end()
-    with contextlib.suppress(OSError):  # the caller then reads output.log itself
-        folder.write_output_end()
     volumes.join_background_commits()
     failure = volumes.commit()
     if failure is None:
@@ -173,13 +168,14 @@ def _handle_event(event: MessageEvent | StateEvent, volumes: _Volumes) -> None:
     if isinstance(event, MessageEvent):
         _report(event.text, event.cause)
         return
-    sys.stderr.write(state_line(event.state))
-    sys.stderr.flush()
     if event.state is RunState.RUNNING:
         # The command starts after the commit: if the container dies before, the attempt was not started.
         volumes.commit_run_folder()
     else:
         volumes.commit_run_folder_in_background()
+    # A run may have no writable volume, and a commit may fail or be late. The state is in the log then.
+    sys.stderr.write(state_line(event.state))
+    sys.stderr.flush()
 
 
 def _run_worker(job: Job, config: RankConfig, volumes: _Volumes, archives: Mapping[str, str]) -> None:
@@ -239,19 +235,6 @@ def _rank_config(job: Job, tokens: ClusterTokens) -> RankConfig:
         gpus=gpus,
         programs=IMAGE_PROGRAMS,
     )
-
-
-def _prepare_environment(job: Job, config: RankConfig) -> None:
-    """Remove Modal's runtime from this process's environment, which the command inherits; report what the run replaces.
-
-    The variables that Modal documents (MODAL_TASK_ID and others) are kept: the command may use Modal itself.
-    """
-    value = os.environ.pop("PYTHONPATH", None)
-    if value is not None and (kept := remove_runtime_folders(value)):
-        os.environ["PYTHONPATH"] = kept
-    replaced = replaced_variables(job, run_environment(job, config))
-    if replaced:
-        _report(f"the image or a stored secret defines {', '.join(replaced)}; the command has the run's own values")
 
 
 def _prepare_environment(job: Job, config: RankConfig) -> None:
