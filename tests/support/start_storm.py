@@ -2,7 +2,7 @@
 
 ``python -m tests.support.start_storm --runs 500 --parallel 32 --ray 20`` starts them from threads of two processes.
 Each run has to succeed, and with namespaces to have a layer over the snapshot instead of a copy. At the end there may
-be no process, scratch folder, held lock, mount, or open port of any run.
+be no process (and so no open port), scratch folder, held lock or mount of any run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,14 +27,15 @@ from attrs import asdict, field, frozen
 
 from skyrl_modal import Launcher, RaySpec, VolumeSpec
 from skyrl_modal.backends.local import sandbox
+from skyrl_modal.backends.local.file_systems import short_folders
 from skyrl_modal.backends.local.run_lock import is_lock_held
 from tests.support.processes import MARK, wait_for_marked_processes
 
-#: Prints one line with facts about the run: the file system of the checkout, the content of a file, the file that it
-#: has written, and the address of its Ray. It fails if another run can be seen in its files.
+#: Prints one line with facts about the run: the file system of the checkout, the content of a file, and the file that
+#: it has written. It fails if another run can be seen in its files.
 COMMAND = (
     'cd "$SKYRL_REPO_ROOT" && test ! -e mine && echo "$SKYRL_RUN_ID" > mine && test ! -e "$TMPDIR/mine" && '
-    'touch "$TMPDIR/mine" && echo "$(stat -f -c %T .) $(cat train.py) $(cat mine) ${RAY_ADDRESS:-none}"'
+    'touch "$TMPDIR/mine" && echo "$(stat -f -c %T .) $(cat train.py) $(cat mine)"'
 )
 #: With Ray, a task runs too.
 RAY_COMMAND = (
@@ -56,13 +56,13 @@ class RunFacts:
         returncode: Its exit code; None if the launcher raised an error.
         error: The error, or the output of a run that failed; empty for none.
         file_system: The type of the file system of its checkout.
-        ray_address: The address of its Ray; ``"none"`` without one.
+        run_id: Its id.
     """
 
     returncode: int | None
     error: str = ""
     file_system: str = ""
-    ray_address: str = "none"
+    run_id: str = ""
 
 
 @frozen
@@ -112,7 +112,7 @@ def run_storm(*, runs: int, parallel: int, ray: int = 0, ray_parallel: int = 4, 
         facts: list[RunFacts] = []
         for number, at_once, has_ray in ((runs, parallel, False), (ray, ray_parallel, True)):
             facts += _run_processes(folder, mark, number, at_once, has_ray=has_ray, namespaces=namespaces)
-        left = list(_left(folder, mark, facts))
+        left = list(_left(folder, mark, {run.run_id for run in facts}))
         return StormReport(facts, time.monotonic() - begin, left)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -167,22 +167,26 @@ def _drive(
         except Exception as error:  # the storm reports every error
             return RunFacts(None, f"{type(error).__name__}: {error}")
         text = output.getvalue().decode("utf-8", "replace")
-        words = text.splitlines()[-1].split() if text else []
-        if result.returncode or len(words) != 4 or words[1:3] != [_CONTENT, result.run_id]:
+        parts = text.splitlines()[-1].split() if text else []
+        if result.returncode or len(parts) != 3 or parts[1:] != [_CONTENT, result.run_id]:
             return RunFacts(result.returncode, f"{result.detail} {text}".strip() or "no output")
-        return RunFacts(0, "", words[0], words[3])
+        return RunFacts(0, "", parts[0], result.run_id)
 
     with ThreadPoolExecutor(parallel) as pool:
         return list(pool.map(start, range(runs)))
 
 
-def _left(folder: Path, mark: str, facts: Sequence[RunFacts]) -> Iterator[str]:
+def _left(folder: Path, mark: str, run_ids: set[str]) -> Iterator[str]:
     """Yield a sentence for everything that is left of the runs."""
-    for pid, command in wait_for_marked_processes(mark, _EXIT_TIMEOUT).items():
+    # A port is open only as long as a process has it, so no process means no port.
+    for pid, command in {**wait_for_marked_processes(mark, _EXIT_TIMEOUT), **_processes_with(folder)}.items():
         yield f"process {pid} is left: {command}"
     scratch = folder / "XDG_CACHE_HOME" / "skyrl_modal" / "scratch"
     for path in [*(scratch.iterdir() if scratch.is_dir() else ()), *(folder / "t").glob("skyrl-*")]:
         yield f"{path} is left"
+    for path in (path for parent in short_folders() for path in parent.glob("skyrl-*/skyrl-modal-run")):
+        if os.readlink(path).rpartition(":")[2] in run_ids:
+            yield f"{path.parent} is left"
     for lock in (folder / "XDG_STATE_HOME").glob("skyrl_modal/runs/*/alive"):
         if is_lock_held(lock):
             yield f"{lock} is locked"
@@ -190,17 +194,17 @@ def _left(folder: Path, mark: str, facts: Sequence[RunFacts]) -> Iterator[str]:
     for line in mounts.read_text().splitlines() if mounts.exists() else ():
         if str(folder) in line:
             yield f"a mount is left: {line}"
-    for address in {run.ray_address for run in facts} - {"none"}:
-        host, _, port = address.rpartition(":")
-        # A run of another user or test may listen on the same port: only a port that nothing listens on is checked.
-        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
-            if _listener_is_marked(int(port), mark):
-                yield f"port {port} is open"
 
 
-def _listener_is_marked(port: int, mark: str) -> bool:
-    """Return whether a process of the storm listens on a port."""
-    return bool(wait_for_marked_processes(mark, 0))
+def _processes_with(folder: Path) -> dict[int, str]:
+    """Return the processes, also with another environment, whose arguments or working directory name a folder."""
+    found = {}
+    for entry in os.scandir("/proc") if os.path.isdir("/proc/self") else ():
+        with contextlib.suppress(OSError):
+            command = Path(entry.path, "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+            if f"{folder}/" in command or os.readlink(f"{entry.path}/cwd").startswith(f"{folder}/"):
+                found[int(entry.name)] = command
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

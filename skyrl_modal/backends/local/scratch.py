@@ -124,7 +124,9 @@ def _with_ray_parent(
         raise
     ray_folder = further / FOLDER_NAME
     if place.is_link:
-        ray_folder.symlink_to(scratch.tmp / FOLDER_NAME)
+        target = scratch.path / FOLDER_NAME
+        target.mkdir()  # Ray creates no folder through a link without a target
+        ray_folder.symlink_to(target)
     return ScratchFolder(scratch.path, [*scratch.locks, lock], further, str(ray_folder))
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from skyrl_modal.backends.local import sandbox as sandbox_module
 from skyrl_modal.backends.local.descriptors import DescriptorSet
 from skyrl_modal.backends.local.sandbox import PROBE_PREFIX, Sandbox
 from skyrl_modal.backends.local.scratch import create_scratch_folder, remove_abandoned_folders, scratch_root
@@ -58,21 +57,6 @@ def test_folder_of_an_active_probe_is_not_removed(tmp_path: Path) -> None:
         process.kill()
 
     remove_abandoned_folders(tmp_path)
-    assert names(tmp_path) == set()
-
-
-def test_probe_uses_a_locked_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A start of another run does not remove the folder in which this process tries a sandbox."""
-    found = []
-
-    def run_true(sandbox: Sandbox, folder: Path) -> None:
-        remove_abandoned_folders(tmp_path)
-        found.append(folder.exists())
-
-    monkeypatch.setattr(sandbox_module, "_run_true", run_true)
-
-    assert sandbox_module._probe(Sandbox("bwrap"), tmp_path) is None
-    assert found == [True]
     assert names(tmp_path) == set()
 
 
