@@ -28,7 +28,7 @@ from skyrl_modal.run.output_sink import OutputTarget, Sink, open_sink
 from skyrl_modal.run.result import RunResult
 
 #: Limit of the queue between the thread that reads events and the sink, so that a slow sink does not fill the memory.
-MAX_QUEUED_EVENTS = 64
+MAX_QUEUED_EVENTS = 16
 
 
 @dataclass(frozen=True, slots=True)

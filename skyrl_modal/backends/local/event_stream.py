@@ -13,7 +13,7 @@ from skyrl_modal.protocol.events import OutputEvent, ResultEvent, RunEvent, Supe
 
 #: Chunks of output that are read before the reader of the events has received them: they limit the memory of a run
 #: whose output is not read. The command does not wait; the supervisor continues from output.log when the pipe is read.
-MAX_QUEUED_CHUNKS = 16
+MAX_QUEUED_CHUNKS = 4
 #: Bytes of a chunk, and of the output's pipe.
 CHUNK_SIZE = 1 << 20
 
