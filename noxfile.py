@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 
 import nox
@@ -39,6 +40,15 @@ PYTEST_ARGUMENTS = ["-n", "2", "--dist", "worksteal", "--durations", "10"]
 #: Which tests the sessions run; tests with the mark ``live`` need an account.
 NOT_SLOW = ["-m", "not live and not slow"]
 SLOW = ["-m", "slow and not live"]
+#: Tests whose outcome can depend on Modal's client and on how its servers behave.
+MODAL_TESTS = ["tests/backends/modal", "tests/contract", "-k", "not local", "-m", "not live and not slow and not ray"]
+
+
+def oldest_modal_client() -> str:
+    """Return the requirement of the oldest version of modal that pyproject.toml permits."""
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    [modal] = [text for text in dependencies if text.startswith("modal>=")]
+    return modal.partition(",")[0].replace(">=", "==")
 
 
 def install(session: nox.Session, *packages: str, groups: tuple[str, ...] = ()) -> None:
@@ -103,10 +113,10 @@ def docs(session: nox.Session) -> None:
     session.log(f"open {out / 'index.html'}")
 
 
-def run_tests(session: nox.Session, arguments: list[str]) -> None:
-    """Run pytest against the built wheel."""
+def run_tests(session: nox.Session, arguments: list[str], *packages: str) -> None:
+    """Run pytest against the built wheel, with further packages or versions of them."""
     wheel = build_wheel(session)
-    install(session, f"{wheel}[local]", groups=("test",))
+    install(session, f"{wheel}[local]", *packages, groups=("test",))
     # A reused environment has the same version already, from an older wheel.
     install(session, "--force-reinstall", "--no-deps", str(wheel))
     session.chdir(copy_without_package(session))
@@ -125,6 +135,33 @@ def tests(session: nox.Session) -> None:
 def slow(session: nox.Session) -> None:
     """Run the slow tests, such as planted faults, and every command in broken environments."""
     run_tests(session, session.posargs or [*PYTEST_ARGUMENTS, *SLOW])
+
+
+@nox.session
+@nox.parametrize("client", ["oldest", "newest"])
+def modal_client(session: nox.Session, client: str) -> None:
+    """Run the tests of the Modal backend with the oldest or the newest client that pyproject.toml permits."""
+    version = oldest_modal_client() if client == "oldest" else "modal"
+    upgrade = ["--upgrade-strategy", "only-if-needed"] if client == "oldest" else ["--upgrade"]
+    default = [*PYTEST_ARGUMENTS, "tests/support/loopback", *MODAL_TESTS]
+    run_tests(session, session.posargs or default, version, *upgrade)
+
+
+@nox.session
+def modes(session: nox.Session) -> None:
+    """Run the Modal tests in each mode of the loopback, or in the named ones: ``-- overlap home_ray``."""
+    install(session, "-e", ".[local]", groups=("test",))
+    code = "from tests.support.loopback.modes import SUITE_MODES; print(*SUITE_MODES)"
+    names = session.posargs or str(session.run("python", "-c", code, silent=True)).split()
+    failed = []
+    for name in names:
+        arguments = ["--loopback-mode", name, *PYTEST_ARGUMENTS, *MODAL_TESTS]
+        try:
+            session.run("python", "-m", "pytest", *arguments)
+        except nox.command.CommandFailed:
+            failed.append(name)
+    if failed:
+        session.error(f"tests failed in the modes {', '.join(failed)}")
 
 
 @nox.session

@@ -14,8 +14,12 @@ import platformdirs
 import pytest
 
 from skyrl_modal import Launcher, VolumeSpec
+from tests.support.loopback_mode_option import pytest_addoption, pytest_configure, pytest_itemcollected
 from tests.support.processes import MARK, wait_for_marked_processes
 from tests.support.subprocess_coverage import measure_local_supervisors
+
+# Hooks of the option --loopback-mode.
+__all__ = ["pytest_addoption", "pytest_configure", "pytest_itemcollected"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -191,7 +190,7 @@ def test_preempted_node_lets_the_command_save(server: LoopbackModal, cluster: Ma
     run = cluster(grace=20).submit(command)
     assert next(iter(run.logs(follow=True))) == "up"
 
-    server.kill(container_of(server, 1), signal.SIGINT)
+    server.preempt(container_of(server, 1), alone=True)
 
     result = run.wait(120)
     assert (result.state, result.attempts) == (RunState.SUCCEEDED, 1)

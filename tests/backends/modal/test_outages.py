@@ -37,6 +37,7 @@ def test_outage_loses_and_repeats_no_output(
     server: LoopbackModal, launcher: Make, tmp_path: Path, seconds: float
 ) -> None:
     """During an outage of the whole control plane, the output continues where it stopped."""
+    server.plane.client_timeout = seconds + 60  # Modal stops the app only after some minutes without heartbeats
     count = int(seconds * 10) + 40
     output = ActingOutput("tick 10\n", lambda: server.faults.unavailable(seconds))
     used = launcher()

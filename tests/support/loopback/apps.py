@@ -1,8 +1,11 @@
 """Apps from AppCreate until their last container has exited, and small RPCs of the client.
 
 Assumptions about Modal: an ephemeral app ends, together with its containers, when its client disconnects or sends no
-heartbeat for some time. A detached app continues, and ends when its calls and its containers have ended. Stopping an
-app sets the status of its unfinished inputs to TERMINATED, and sends its containers SIGINT followed by a grace period.
+heartbeat for some time, for example during an outage or while a laptop is suspended. A detached app continues, and
+ends when its calls and its containers have ended; its blocking calls are cancelled when its client disconnects (see
+`Mode.detached_remote_continues`), its spawned calls continue. Stopping an app sets the status of its unfinished
+inputs to TERMINATED, and sends its containers SIGINT followed by a grace period. The reason is a line of the app's
+log.
 """
 
 from __future__ import annotations
@@ -17,8 +20,25 @@ from google.protobuf.empty_pb2 import Empty
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
+from . import texts
 from .records import App, new_id
 from .rpc import Context, Service
+
+#: Seconds between two checks of all apps.
+WATCH_INTERVAL = 0.1
+
+
+def _reason(request: api_pb2.AppClientDisconnectRequest) -> str:
+    """Return the line of an app's log for the reason that its client sent."""
+    match request.reason:
+        case api_pb2.APP_DISCONNECT_REASON_LOCAL_EXCEPTION:
+            return texts.local_exception(request.exception)
+        case api_pb2.APP_DISCONNECT_REASON_REMOTE_EXCEPTION:
+            return texts.remote_exception(request.exception)
+        case api_pb2.APP_DISCONNECT_REASON_KEYBOARD_INTERRUPT:
+            return texts.STOPPED_FROM_CLI
+        case _:
+            return texts.ENTRYPOINT_COMPLETED
 
 
 class Apps(Service):
@@ -37,15 +57,16 @@ class Apps(Service):
 
     async def watch(self) -> None:
         """Stop apps whose client has disconnected or whose work is done, until cancelled."""
-        plane = self.plane
+        plane, previous = self.plane, time.monotonic()
         while True:
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(WATCH_INTERVAL)
             now = time.monotonic()
+            # On a busy machine, clients are as late as this task: a test should not fail for that reason.
+            lateness, previous = now - previous - WATCH_INTERVAL, now
             for app in list(self.apps.values()):
-                if plane.faults.outage:
-                    app.last_heartbeat = now
+                app.last_heartbeat += lateness
                 if app.connected and now - app.last_heartbeat > plane.client_timeout:
-                    self.disconnected(app)
+                    self.disconnected(app, texts.CLIENT_DISCONNECTED)
                 if app.stopped or app.connected or not app.detached:
                     continue
                 calls = [c for c in plane.calls.calls.values() if c.function.app is app]
@@ -54,18 +75,33 @@ class Apps(Service):
                     self.stop(app)
             plane.scheduler.scale_down()
 
-    def disconnected(self, app: App) -> None:
+    def disconnected(self, app: App, reason: str) -> None:
         if app.stopped or not app.connected:
             return
         app.connected = False
         if app.detached:
             app.state = api_pb2.APP_STATE_DETACHED_DISCONNECTED
+            if not self.plane.mode.detached_remote_continues:
+                self._cancel_blocking_calls(app)
         elif app.state != api_pb2.APP_STATE_DEPLOYED:
+            self.stop(app, reason)
+
+    def _cancel_blocking_calls(self, app: App) -> None:
+        for call in self.plane.calls.calls.values():
+            if call.function.app is app and call.client_retries:
+                for entry in call.inputs:
+                    self.plane.scheduler.cancel(entry)
+
+    def stop_all(self) -> None:
+        """Stop all apps, as when the workspace has reached its spend limit."""
+        for app in list(self.apps.values()):
             self.stop(app)
 
-    def stop(self, app: App) -> None:
+    def stop(self, app: App, reason: str = "") -> None:
         if app.stopped:
             return
+        if reason:
+            self.plane.logs.app_line(app, reason)
         app.state = api_pb2.APP_STATE_STOPPING
         self.plane.scheduler.stop_app(app)
         self.settle(app)
@@ -103,13 +139,14 @@ class Apps(Service):
     async def AppClientDisconnect(self, request: api_pb2.AppClientDisconnectRequest, context: Context) -> Empty:
         app = self.get(request.app_id)
         app.disconnect = request
-        self.disconnected(app)
+        self.disconnected(app, _reason(request))
         return Empty()
 
     async def AppStop(self, request: api_pb2.AppStopRequest, context: Context) -> Empty:
         app = self.get(request.app_id)
         app.connected = False
-        self.stop(app)
+        is_web = request.source == api_pb2.APP_STOP_SOURCE_WEB
+        self.stop(app, texts.STOPPED_FROM_DASHBOARD if is_web else texts.STOPPED_FROM_CLI)
         return Empty()
 
     async def AppGetLifecycle(self, request: Any, context: Context) -> Any:

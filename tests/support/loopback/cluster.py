@@ -2,9 +2,10 @@
 
 Assumptions about Modal: either all containers of a cluster start, or none. TaskClusterHello is answered when every
 member has sent it. Every rank receives the input; the output of rank 0 is the output of the call. A failure output of
-any rank, or the death of a container, ends the attempt for all ranks. After rank 0's output, the other ranks may use
-the grace period of a stop to exit by themselves. A retry, or a preemption, starts all ranks again. For a cluster of
-one, the list of addresses is empty.
+any rank, or the death of a container, ends the attempt for all ranks, and fails the call unless a retry policy starts
+it again (see `Mode.cluster_restarts`). After rank 0's output, the other ranks may use the grace period of a stop to
+exit by themselves. A retry, or a preemption, starts all ranks again. For a cluster of one, the list of addresses is
+empty.
 
 If the system does not allow a network bridge, the members share the machine's network, and rank N gets the address
 127.0.0.(N + 2).
@@ -106,6 +107,8 @@ class Clusters(Service):
         gang: Gang = container.gang
         if gang.over.is_set() or entry.state != "running" or entry.retry_count != item.retry_count:
             return
+        if entry.gang is not gang:
+            return  # a replacement of this cluster runs the input
         if item.result.status == SUCCESS and container is not gang.members[0]:
             return
         self.settle(gang)
@@ -139,12 +142,14 @@ class Clusters(Service):
             gang.bridge.close()
         if gang.over.is_set() or entry.gang is not gang or entry.state == "done":
             return
-        self.settle(gang)
+        preempted = next((member for member in gang.members if member.replace_at), container)
+        if gang.stop_cause != "preempted" or not preempted.replace_at:
+            self.settle(gang)
         if gang.result is not None and entry.crashes >= self.plane.crashes_allowed:
             entry.retry_count = 1 << 20
             scheduler.finish(entry, FAILURE, item=api_pb2.FunctionPutOutputsItem(result=gang.result))
         else:
-            scheduler.handle_lost_container(entry, gang.stop_cause, gang.code)
+            scheduler.handle_lost_container(entry, gang.stop_cause, gang.code, preempted)
 
     # -- RPCs --------------------------------------------------------------------------------------------------------
 

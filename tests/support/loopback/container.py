@@ -1,9 +1,11 @@
 """One container: the real entrypoint in private mount and PID namespaces, created by bubblewrap.
 
-Assumptions about Modal: the working directory and HOME are /root. Mounts are at their remote paths. Volumes are in
-/__modal/volumes/ID, with symlinks at their mount paths. The variables of the image, then those of the secrets, are set,
-in addition to PYTHONUNBUFFERED and MODAL_*. A container with GPUs has nvidia-smi. A signal is sent to the entrypoint's
-process only; when that process exits, all other processes of the container are killed.
+Assumptions about Modal: the working directory is /root, and HOME is /root or /home/ray, where the images of SkyRL
+have uv. Mounts are at their remote paths. Volumes are in /__modal/volumes/ID, with symlinks at their mount paths. The
+variables of the image, then those of the secrets, are set, in addition to PYTHONUNBUFFERED and MODAL_*. The
+dependencies of Modal's runtime are on sys.path of the function. A container with GPUs has nvidia-smi. A signal is
+sent to the entrypoint's process only; when that process exits, all other processes of the container are killed.
+`Mode` describes the variants.
 
 Of this machine, a container sees the system's programs (/usr and similar folders, read-only) and the selected Python,
 but no home folders, no checkouts and not /tmp.
@@ -30,10 +32,11 @@ from aiohttp import web
 
 from tests.support import subprocess_coverage
 
-from . import network
+from . import network, runtime
 from .images import DEFAULT_PATH
 from .logs import STDERR, STDOUT
 from .records import Container
+from .seccomp import filter_without_pidfd_open
 from .volumes import WorkingCopy
 
 if TYPE_CHECKING:
@@ -110,12 +113,16 @@ class ContainerProcess:
             self.volumes[volume.id] = copy
             link = root / mount.mount_path.strip("/")
             link.parent.mkdir(parents=True, exist_ok=True)
+            if not self.plane.mode.volume_links:
+                link.mkdir(exist_ok=True)
+                continue
             if link.is_dir() and not any(link.iterdir()):
                 link.rmdir()
             link.symlink_to(f"/__modal/volumes/{volume.id}")
         if image and image.workdir:
             (root / image.workdir.strip("/")).mkdir(parents=True, exist_ok=True)
         self._stage_driver(root, definition.resources.gpu_config.count)
+        runtime.stage(self.folder, root, Path(self.plane.python.path))
         (self.folder / "arguments").write_bytes(self.plane.functions.arguments(self.container).SerializeToString())
         (self.folder / "hosts").write_text(network.hosts(self.names))
         (self.folder / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
@@ -134,7 +141,14 @@ class ContainerProcess:
             '#!/bin/sh\ncase "$1" in --query-gpu=index) name="" ;; *) name="GPU %g: loopback" ;; esac\n'
             f'seq -f "${{name:-%g}}" 0 {count - 1}\n'
         )
+        if self._is_driver_broken():
+            tool.write_text(f'#!/bin/sh\necho "{runtime.DRIVER_FAILURE}"\nexit 9\n')
         tool.chmod(0o755)
+
+    def _is_driver_broken(self) -> bool:
+        function = self.container.function
+        earlier = [c for c in list(self.plane.scheduler.containers.values()) if c.function is function]
+        return earlier.index(self.container) < self.plane.mode.driver_failures
 
     def environment(self) -> dict[str, str]:
         """Return the container's environment variables."""
@@ -142,10 +156,10 @@ class ContainerProcess:
         image = plane.images.images.get(definition.image_id)
         env = {
             "PATH": DEFAULT_PATH,
-            "HOME": "/root",
+            "HOME": plane.mode.home,
             "LANG": "C.UTF-8",
             "PYTHONUNBUFFERED": "1",
-            "PYTHONPATH": "/root:/pkg",
+            "PYTHONPATH": runtime.PYTHONPATH[plane.mode.runtime_paths],
             "MODAL_IS_REMOTE": "1",
             "MODAL_SERVER_URL": f"unix://{SOCKET}",
             "MODAL_CONTAINER_ARGUMENTS_PATH": ARGUMENTS,
@@ -166,7 +180,15 @@ class ContainerProcess:
         env |= {name: value for name, value in os.environ.items() if name == "SKYRL_MODAL_TEST_SESSION"}
         return env | subprocess_coverage.container_variables()
 
-    def command(self, info_fd: int, block_fd: int) -> list[str]:
+    def _runtime_and_mounts(self) -> list[str]:
+        """Return bubblewrap's options for the runtime's folders, and for mounts that cannot be changed."""
+        arguments = runtime.binds(self.folder)
+        if self.plane.mode.read_only_mounts:
+            for path in self.plane.mounts.folders(list(self.container.function.definition.mount_ids)):
+                arguments += ["--ro-bind", str(self.folder / "root" / path.lstrip("/")), path]
+        return arguments
+
+    def command(self, info_fd: int, block_fd: int, filter_fd: int | None = None) -> list[str]:
         """Return the bubblewrap command line."""
         image = self.plane.images.images.get(self.container.function.definition.image_id)
         root = self.folder / "root"
@@ -198,13 +220,18 @@ class ContainerProcess:
             arguments += ["--ro-bind", str(self.folder / "resolv.conf"), str(resolver)]
         for path in [*self.plane.python.prefixes, *self.plane.visible]:
             arguments += ["--ro-bind", path, path]
+        arguments += self._runtime_and_mounts()
         for copy in self.volumes.values():
             kind = "--ro-bind" if copy.mount.read_only else "--bind"
             arguments += [kind, str(copy.folder), f"/__modal/volumes/{copy.volume.id}"]
+            if not self.plane.mode.volume_links:
+                arguments += [kind, str(copy.folder), copy.mount.mount_path]
         arguments += ["--bind", str(self.socket), SOCKET, "--ro-bind", str(self.folder / "arguments"), ARGUMENTS]
         if subprocess_coverage.is_measured():
             arguments += ["--bind", str(self.folder / "coverage"), subprocess_coverage.CONTAINER_FOLDER]
         arguments += ["--chdir", image.workdir if image else "/root"]
+        if filter_fd is not None:
+            arguments += ["--seccomp", str(filter_fd)]
         arguments += ["--info-fd", str(info_fd), "--block-fd", str(block_fd), "--"]
         return [*arguments, self.plane.python.path, "-m", "modal._container_entrypoint"]
 
@@ -225,17 +252,19 @@ class ContainerProcess:
             write_ends[descriptor] = write_end
         info, child_info = os.pipe2(os.O_CLOEXEC)
         child_block, block = os.pipe2(os.O_CLOEXEC)
+        filter_fd = None if self.plane.mode.pidfd_open else filter_without_pidfd_open()
+        filters = [] if filter_fd is None else [filter_fd]
         self.process = subprocess.Popen(
-            self.command(child_info, child_block),
+            self.command(child_info, child_block, filter_fd),
             stdin=subprocess.DEVNULL,
             stdout=write_ends[STDOUT],
             stderr=write_ends[STDERR],
             env=self.environment(),
-            pass_fds=(child_info, child_block),
+            pass_fds=(child_info, child_block, *filters),
             start_new_session=True,
             cwd="/",
         )
-        for fd in (*write_ends.values(), child_info, child_block):
+        for fd in (*write_ends.values(), child_info, child_block, *filters):
             os.close(fd)
         for fd in self._pipes:
             loop.add_reader(fd, self._read, fd)

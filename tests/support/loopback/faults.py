@@ -169,7 +169,7 @@ class Faults:
 
     @property
     def outage(self) -> bool:
-        """Whether clients cannot reach the server. During an outage, missing heartbeats do not count."""
+        """Whether clients cannot reach the server. Their missing heartbeats count."""
         now = time.monotonic()
         with self._lock:
             return self.offline or any(f.until > now and f.side != "container" for f in self._failures)

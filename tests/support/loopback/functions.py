@@ -1,8 +1,9 @@
 """Functions: RPCs that create and look them up, and the arguments of their containers.
 
 Assumptions about Modal: creating a function with an unknown GPU, a timeout over one day, or a volume or secret that
-does not exist is refused with INVALID_ARGUMENT or NOT_FOUND. Of a list of GPUs, the first one is allocated. A cluster
-whose containers do not request all 8 GPUs of a host is refused.
+does not exist is refused with INVALID_ARGUMENT or NOT_FOUND. The list of GPUs grows: tests can add names to it. Of a
+list of GPUs, the first one is allocated. A cluster of more than 32 containers is refused, and one whose containers do
+not request all GPUs of their hosts, where the number is known.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from google.protobuf.empty_pb2 import Empty
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
+from . import texts
 from .records import Container, Function, new_id
 from .rpc import Context, Service
 
 GPUS = frozenset({"T4", "L4", "A10", "A10G", "L40S", "A100", "A100-40GB", "A100-80GB", "H100", "H100!"}) | {
-    *("H200", "B200", "B200+", "B300", "RTX-PRO-6000", "ANY"),
+    *("H200", "B200", "B200+", "B300", "GB200", "RTX-PRO-6000", "ANY"),
 }
-GPUS_PER_HOST = 8
+GPUS_PER_HOST = {"H100": 8, "H100!": 8, "H200": 8, "B200": 8, "A10": 4, "A10G": 4}
+MAX_CLUSTER_SIZE = 32
 MAX_TIMEOUT_SECONDS = 24 * 3600
 
 
@@ -104,14 +107,25 @@ class Functions(Service):
             raise GRPCError(Status.INVALID_ARGUMENT, f"Function timeout must be at most {MAX_TIMEOUT_SECONDS} seconds.")
         for mount in definition.volume_mounts:
             self.plane.volumes.get(mount.volume_id)
-        if definition._experimental_group_size > 1 and self.full_hosts and gpu.count != GPUS_PER_HOST:
-            text = f'Clustered functions must request all GPUs of their hosts, for example gpu="H100:{GPUS_PER_HOST}".'
-            raise GRPCError(Status.INVALID_ARGUMENT, text)
+        if definition._experimental_group_size > 1:
+            self._check_cluster(definition)
         missing = [s for s in definition.secret_ids if s not in self.plane.secrets.secrets]
         if missing:
             raise GRPCError(Status.NOT_FOUND, f"Secret {missing[0]!r} not found.")
         if definition.image_id:
             self.plane.images.get(definition.image_id)
+
+    def _check_cluster(self, definition: api_pb2.Function) -> None:
+        gpu = definition.resources.gpu_config
+        if not self.plane.mode.clusters_allowed:
+            raise GRPCError(Status.PERMISSION_DENIED, texts.CLUSTERS_REFUSED)
+        if definition._experimental_group_size > MAX_CLUSTER_SIZE:
+            text = f"Clustered functions can have at most {MAX_CLUSTER_SIZE} containers."
+            raise GRPCError(Status.INVALID_ARGUMENT, text)
+        count = GPUS_PER_HOST.get(gpu.gpu_type.upper(), gpu.count)
+        if self.full_hosts and (not gpu.count or gpu.count != count):
+            text = f'Clustered functions must request all GPUs of their hosts, for example gpu="H100:{count or 8}".'
+            raise GRPCError(Status.INVALID_ARGUMENT, text)
 
     def arguments(self, container: Container) -> api_pb2.ContainerArguments:
         """Return the entrypoint's arguments. The app layout must contain every dependency."""

@@ -1,9 +1,10 @@
 """Logs: output of containers, stored as entries and served as Modal serves it.
 
-Assumptions about Modal: an entry is a chunk of one stream (stdout or stderr) as it was read, not a line. It has the id
-of the call whose input the container was running when it was read, and no call id during the import. Entries of the
-server itself have the INFO descriptor. A stream with an empty cursor starts at the app's first entry, and ends with
-`app_done` when the app has stopped. The server ends an open stream after the timeout that the client requested.
+Assumptions about Modal: an entry is a chunk of one stream (stdout or stderr) as it was read, not a line. It has the
+id of the call whose input the container was running when it was read, and no call id during the import. Entries of
+the server itself have the INFO descriptor and no call id, so that only the app's log has them. A stream with an empty
+cursor starts at the app's first entry that is still stored, and ends with `app_done` when the app has stopped. The
+server ends an open stream after the timeout that the client requested.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import attrs
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
-from .records import App, Container, Input
+from .records import App, Container, Function, Input
 from .rpc import Context, Service
 
 STDOUT, STDERR = api_pb2.FILE_DESCRIPTOR_STDOUT, api_pb2.FILE_DESCRIPTOR_STDERR
@@ -110,24 +111,55 @@ class Logs(Service):
         if end:
             del self._decoders[key]
 
-    def system(self, container: Container, text: str, running: Input | None = None) -> None:
-        """Add a line of the server itself."""
-        self.add(container, SYSTEM, text + "\n", running)
+    def system(self, container: Container, text: str) -> None:
+        """Add a line of the server itself about a container. It belongs to no call."""
+        self.add(container, SYSTEM, text + "\n")
+
+    def app_line(self, app: App, text: str) -> None:
+        """Add a line of the server itself about an app."""
+        self._append(app, SYSTEM, text + "\n")
+
+    def function_line(self, function: Function, text: str) -> None:
+        """Add a line of the server itself about a function that has no container yet."""
+        self._append(function.app, SYSTEM, text + "\n", function_id=function.id)
 
     def add(
         self, container: Container, descriptor: int, text: str, running: Input | None = None, task_state: int = 0
     ) -> None:
-        log = self.of(container.function.app)
+        self._append(
+            container.function.app,
+            descriptor,
+            text,
+            container_id=container.id,
+            function_id=container.function.id,
+            call_id=running.call.id if running else "",
+            input_id=running.id if running else "",
+            task_state=task_state,
+        )
+
+    def _append(
+        self,
+        app: App,
+        descriptor: int,
+        text: str,
+        *,
+        container_id: str = "",
+        function_id: str = "",
+        call_id: str = "",
+        input_id: str = "",
+        task_state: int = 0,
+    ) -> None:
+        log = self.of(app)
         log.entries.append(
             Entry(
                 number=len(log.entries) + 1,
                 time_ns=time.time_ns(),
                 descriptor=descriptor,
                 data=text,
-                container_id=container.id,
-                function_id=container.function.id,
-                call_id=running.call.id if running else "",
-                input_id=running.id if running else "",
+                container_id=container_id,
+                function_id=function_id,
+                call_id=call_id,
+                input_id=input_id,
                 task_state=task_state,
             )
         )
@@ -154,13 +186,21 @@ class Logs(Service):
             raise GRPCError(Status.NOT_FOUND, f"App {request.app_id!r} not found.")
         return app
 
+    def _first_stored(self, log: AppLog) -> int:
+        """Return the number of entries that are no longer stored."""
+        retention = self.plane.mode.log_retention
+        if retention is None:
+            return 0
+        oldest = time.time_ns() - retention * 1e9
+        return sum(entry.time_ns < oldest for entry in log.entries)
+
     async def AppGetLogs(
         self, request: api_pb2.AppGetLogsRequest, context: Context
     ) -> AsyncIterator[api_pb2.TaskLogsBatch]:
         app = self._app(request)
         log, faults = self.of(app), self.plane.faults
         deadline = time.monotonic() + request.timeout
-        cursor = int(request.last_entry_id.partition("-")[0] or 0)
+        cursor = int(request.last_entry_id.partition("-")[0] or 0) or self._first_stored(log)
         while True:
             changed = log.changed
             over = app.state == api_pb2.APP_STATE_STOPPED

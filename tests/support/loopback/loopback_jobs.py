@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -219,3 +221,96 @@ def holds_port(port: int, volume: str, name: str, others: int) -> int:
             handle.reload()
             time.sleep(0.05)
     return seen
+
+
+def run_program(*command: str) -> tuple[int, str]:
+    """Return the exit code and the output of a program."""
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return done.returncode, done.stdout
+
+
+def runtime_modules(name: str) -> dict[str, object]:
+    """Return sys.path, and whether this process and a child process can import a module."""
+    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({name!r}) is None)"
+    here = importlib.util.find_spec(name) is not None
+    return {"path": list(sys.path), "here": here, "child": run_program(sys.executable, "-c", code)[0] == 0}
+
+
+def write_error(path: str) -> int:
+    """Return the error number of an attempt to change a file; 0 if it can be changed."""
+    try:
+        Path(path).write_text("changed")
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+def pidfd_error() -> int:
+    """Return the error number of pidfd_open; 0 if it succeeds."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+def commit_until_it_works(path: str, volume: str) -> list[str]:
+    """Write a file and commit it until no error is raised. Return the errors."""
+    handle, errors = modal.Volume.from_name(volume), []
+    Path(path).write_text("text")
+    while True:
+        try:
+            handle.commit()
+        except Exception as error:
+            errors.append(f"{type(error).__name__}: {error}")
+            time.sleep(0.5)
+        else:
+            return errors
+
+
+def commit_with_open_file(path: str, volume: str) -> str:
+    """Return the error of a commit while a file of the volume is open."""
+    with Path(path).open("w") as file:
+        file.write("text")
+        file.flush()
+        try:
+            modal.Volume.from_name(volume).commit()
+        except RuntimeError as error:
+            return str(error)
+    return ""
+
+
+def seen_during_commit(folder: str, volume: str) -> list[bool]:
+    """Return whether a file of a volume seemed to exist while the volume was committed."""
+    (Path(folder) / "kept").write_text("text")
+    seen, over = set(), threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            seen.add((Path(folder) / "kept").exists())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    modal.Volume.from_name(volume).commit()
+    over.set()
+    watcher.join()
+    return sorted(seen)
+
+
+def commits_together(path: str, volume: str, number: int) -> None:
+    """Commit a file in each of several containers at about the same time."""
+    Path(path).write_text(str(number))
+    modal.Volume.from_name(volume).commit()
+
+
+def saves_for(seconds: float) -> None:
+    """Wait, and go on for some seconds after the signal to stop."""
+    print("waiting", flush=True)
+    try:
+        time.sleep(600)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        print("saving", flush=True)
+        time.sleep(seconds)
+        print("saved", flush=True)
+        raise

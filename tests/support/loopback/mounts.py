@@ -1,29 +1,34 @@
 """Mounts: files stored by their SHA-256, and copied into each container.
 
-Assumptions about Modal: the server never requests a file again that it has, whichever mount the file is in. A mount is
-an index of paths. A container may change its files; other containers do not see the change.
+Assumptions about Modal: the server never requests a file again that it has, whichever mount the file is in. A mount
+is an index of paths. A container may change its files, unless `Mode.read_only_mounts` is set; other containers do not
+see the change.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import time
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
-from google.protobuf.timestamp_pb2 import Timestamp
+from google.protobuf.message import Message
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
 from .records import new_id
 from .rpc import Context, Service
 
+T = TypeVar("T", bound=Message)
 
-def _now() -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromNanoseconds(time.time_ns())
-    return stamp
+
+def _checked(response: T) -> T:
+    """Set the time at which the server has checked that it has the files. Client 1.6.0 does not know the field."""
+    if "checked_at" in response.DESCRIPTOR.fields_by_name:
+        response.checked_at.FromNanoseconds(time.time_ns())  # type: ignore[attr-defined]  # depends on the client
+    return response
 
 
 class Mounts(Service):
@@ -52,7 +57,7 @@ class Mounts(Service):
         self, request: api_pb2.MountBatchedCheckExistenceRequest, context: Context
     ) -> api_pb2.MountBatchedCheckExistenceResponse:
         missing = [digest for digest in request.sha256_hex_hashes if not self.file(digest).exists()]
-        return api_pb2.MountBatchedCheckExistenceResponse(missing_sha256_hex_hashes=missing, checked_at=_now())
+        return _checked(api_pb2.MountBatchedCheckExistenceResponse(missing_sha256_hex_hashes=missing))
 
     async def MountPutFile(
         self, request: api_pb2.MountPutFileRequest, context: Context
@@ -67,7 +72,7 @@ class Mounts(Service):
                 raise GRPCError(Status.INVALID_ARGUMENT, "The content does not have the declared SHA-256.")
             self._store(data, digest)
         exists = self.file(digest).exists()
-        return api_pb2.MountPutFileResponse(exists=exists, checked_at=_now())
+        return _checked(api_pb2.MountPutFileResponse(exists=exists))
 
     async def MountGetOrCreate(
         self, request: api_pb2.MountGetOrCreateRequest, context: Context
@@ -85,6 +90,15 @@ class Mounts(Service):
         checksum = hashlib.sha256("\n".join(lines).encode()).hexdigest()
         metadata = api_pb2.MountHandleMetadata(content_checksum_sha256_hex=checksum)
         return api_pb2.MountGetOrCreateResponse(mount_id=mount_id, handle_metadata=metadata)
+
+    def folders(self, mount_ids: list[str]) -> list[str]:
+        """Return the common folder of each mount's files; of a mount directly in /root or /, each file."""
+        found = []
+        for mount_id in mount_ids:
+            paths = [PurePosixPath("/") / entry.filename.lstrip("/") for entry in self.mounts[mount_id]]
+            common = os.path.commonpath([path.parent for path in paths]) if paths else "/"
+            found += [common] if common not in ("/", "/root") else [str(path) for path in paths]
+        return found
 
     def stage(self, mount_ids: list[str], copies: list[tuple[str, str]], root: Path) -> None:
         """Copy the mounts' files into the folder that becomes the container's root. Runs in a thread."""

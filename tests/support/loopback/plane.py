@@ -22,6 +22,7 @@ from .faults import Faults
 from .functions import Functions
 from .images import Images
 from .logs import Logs
+from .modes import Mode
 from .mounts import Mounts
 from .records import Call, Container
 from .rpc import Router
@@ -74,6 +75,7 @@ class ControlPlane:
         self.crashes_allowed = 2
         self.startup_floor = 60
         self.private_networks = True
+        self.mode = Mode()
         self.background_commits: float | None = None
         self.faults = Faults()
         self.unimplemented: list[str] = []

@@ -151,6 +151,7 @@ class Container:
     timers: list[asyncio.TimerHandle] = attrs.field(factory=list)
     address: str = "127.0.0.1"
     gang: Any = None
+    replace_at: float = 0.0  # event loop time at which a preempted container is replaced
 
     @property
     def pid(self) -> int | None:

@@ -19,6 +19,7 @@ from grpclib.const import Cardinality, Handler
 from grpclib.exceptions import StreamTerminatedError
 from modal_proto.api_grpc import ModalClientBase
 
+from . import texts
 from .records import Call, Container
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 ONCE = {"AppCreate", "FunctionMap", "FunctionPutInputs", "FunctionRetryInputs", "FunctionPutOutputs", "BlobCreate"}
 # Repeated in the background: recorded, but left out of `LoopbackModal.names` by default.
 POLLS = {"AppHeartbeat", "ContainerHeartbeat", "FunctionCallGetInfo"}
+
+# Refused by a workspace that has exceeded its spend limit; the results of calls too, as users have recorded.
+WORK = {"AppCreate", "FunctionCreate", "FunctionMap", "FunctionPutInputs", "FunctionGetOutputs", "FunctionRetryInputs"}
+# Answered by a workspace that is disabled.
+ALWAYS_ALLOWED = {"ClientHello", "AuthTokenGet", "EnvironmentGetOrCreate"}
 
 
 class Service:
@@ -99,6 +105,7 @@ class Router:
         self.plane.record(Call(name, request, time.time(), container.id if container else None, metadata))
         if container is None:
             self._check_token(metadata)
+            self._check_spend_limit(name)
         faults = self.plane.faults
         await faults.before(name, container)
         method = self.method(name)
@@ -128,6 +135,13 @@ class Router:
                 raise GRPCError(Status.UNAVAILABLE, "Connection lost (injected fault).") from None
         with contextlib.suppress(StreamTerminatedError):
             await stream.send_message(response)
+
+    def _check_spend_limit(self, name: str) -> None:
+        limit = self.plane.mode.spend_limit
+        if limit == "exceeded" and name in WORK:
+            raise GRPCError(Status.RESOURCE_EXHAUSTED, texts.SPEND_LIMIT)
+        if limit == "disabled" and name not in ALWAYS_ALLOWED:
+            raise GRPCError(Status.FAILED_PRECONDITION, texts.DISABLED)
 
     def _check_token(self, metadata: dict[str, str]) -> None:
         token = (metadata.get("x-modal-token-id"), metadata.get("x-modal-token-secret"))

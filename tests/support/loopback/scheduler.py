@@ -7,7 +7,10 @@ published):
   a grace period.
 - A container that dies is replaced and its input is run again, which does not count as a retry. After too many deaths
   the input fails; their number and the text of that failure are not documented.
-- Preemption sends SIGINT to the entrypoint, and SIGKILL after a grace period. Then a new container runs the same input.
+- Preemption sends SIGINT to the entrypoint, and SIGKILL after a grace period. A new container runs the same input: when
+  the old one has exited, or already before (see `Mode.replacement_delay`).
+- Lines about a container are in the app's log with the container's id, and without the id of a call.
+- The error of a cancelled call has the same text for every cause.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from typing import Any
 
 from modal_proto import api_pb2
 
-from . import logs
+from . import logs, texts
 from .container import ContainerProcess
 from .records import FAILURE, TERMINATED, TIMEOUT, App, Container, Function, Input
 from .rpc import Service
@@ -111,7 +114,11 @@ class Scheduler(Service):
             entry.state = "waiting"
             asyncio.get_running_loop().call_later(delay / 1000, self._retry, entry)
             return
-        result = item.result if item else api_pb2.GenericResult(status=status, exception=exception)  # type: ignore[arg-type]  # protobuf keeps enums as numbers
+        result = api_pb2.GenericResult(status=status, exception=exception)  # type: ignore[arg-type]  # protobuf keeps enums as numbers
+        if item:
+            result.CopyFrom(item.result)
+        if status == TERMINATED:
+            result.exception = texts.CANCELLED
         entry.output = api_pb2.FunctionGetOutputsItem(
             result=result,
             idx=entry.index,
@@ -136,7 +143,7 @@ class Scheduler(Service):
         if entry.gang is not None and (entry.gang is not container.gang or entry.state != "running"):
             return
         text = f"Task's current input {entry.id} hit its timeout of {limit}s"
-        self.plane.logs.system(container, f'Task\'s current input(s) ["{entry.id}"] cancelled because: {text}', entry)
+        self.plane.logs.system(container, f'Task\'s current input(s) ["{entry.id}"] cancelled because: {text}')
         holders = entry.gang.members if entry.gang else [container]
         if entry.gang:
             self.plane.clusters.settle(entry.gang)
@@ -181,8 +188,12 @@ class Scheduler(Service):
         self.state(container, api_pb2.TASK_STATE_CREATED)
         process = ContainerProcess(plane, container)
         try:
+            await self._wait_for_worker(container)
             if plane.faults.start_delay:
                 await asyncio.sleep(plane.faults.start_delay)
+            self.state(container, api_pb2.TASK_STATE_LOADING_IMAGE)
+            image_id = container.function.definition.image_id
+            self.plane.logs.system(container, texts.IMAGE_PULL.format(image_id=image_id))
             await plane.clusters.prepare(container, process)
             if not container.retiring:
                 await asyncio.to_thread(process.stage)
@@ -204,6 +215,20 @@ class Scheduler(Service):
         limit = max(limit, plane.startup_floor)
         timer = asyncio.get_running_loop().call_later(limit, self._startup_timed_out, container, limit)
         container.timers.append(timer)
+
+    async def _wait_for_worker(self, container: Container) -> None:
+        """Wait for a worker, if the mode requires it. Modal reports the reason in the app's log."""
+        function, wait = container.function, self.plane.mode.capacity_wait
+        if not wait:
+            return
+        worker = f"GPU_{function.gpus[0][0]}" if function.gpus else "CPU"
+        self.state(container, api_pb2.TASK_STATE_QUEUED)
+        line = texts.waiting_for_worker(function.name or function.definition.function_name, function.id, worker)
+        self.plane.logs.function_line(function, line)
+        deadline = time.monotonic() + wait
+        while time.monotonic() < deadline and not container.retiring:
+            await asyncio.sleep(min(0.05, wait))
+        self.state(container, api_pb2.TASK_STATE_WORKER_ASSIGNED)
 
     def _startup_timed_out(self, container: Container, limit: int) -> None:
         if container.state == "starting" and container.process:
@@ -233,11 +258,26 @@ class Scheduler(Service):
             container.process.signal(signal.SIGINT)
         self.kill_later(container, grace, why)
 
-    def preempt(self, container: Container, grace: float | None = None) -> None:
-        text = "Runner interrupted due to worker preemption. Your Function will be restarted with the same input."
-        self.plane.logs.system(container, text, container.running[-1] if container.running else None)
-        for member in container.gang.members if container.gang else [container]:
+    def preempt(self, container: Container, grace: float | None = None, *, alone: bool = False) -> None:
+        self.plane.logs.system(container, texts.PREEMPTED)
+        loop, delay = asyncio.get_running_loop(), self.plane.mode.replacement_delay
+        for member in container.gang.members if container.gang and not alone else [container]:
             self.stop(member, "preempted", self.plane.preempt_grace if grace is None else grace)
+        if delay is not None:
+            container.replace_at = loop.time() + delay
+            for entry in list(container.running):
+                loop.call_later(delay, self._replace, container, entry)
+
+    def _replace(self, container: Container, entry: Input) -> None:
+        """Run the input of a preempted container again, unless it has ended or is already being run again."""
+        gang = container.gang
+        if entry.state != "running" or (gang is not None and entry.gang is not gang):
+            return
+        if gang is None and not self.owns(container, entry):
+            return
+        if gang is not None:
+            self.plane.clusters.settle(gang)
+        self.enqueue(entry)
 
     def stop_app(self, app: App) -> None:
         for call in self.plane.calls.calls.values():
@@ -245,6 +285,8 @@ class Scheduler(Service):
                 for entry in call.inputs:
                     self.finish(entry, TERMINATED)
         for container in self.of_app(app):
+            if container.process is not None:
+                self.plane.logs.system(container, texts.RUNNER_TERMINATED)
             self.stop(container, "app", self.plane.stop_grace)
 
     def scale_down(self) -> None:
@@ -270,6 +312,7 @@ class Scheduler(Service):
             if printed.startswith("bwrap: "):
                 self.plane.errors.append(RuntimeError(printed))
         container.state, container.returncode, container.finished_at = "done", code, time.time()
+        self.plane.logs.system(container, texts.CONTAINER_ENDED.format(container_id=container.id))
         self.state(container, api_pb2.TASK_STATE_COMPLETED)
         await self.plane.end_container(container)
         await process.disconnect()
@@ -283,7 +326,7 @@ class Scheduler(Service):
         else:
             for entry in container.running:
                 if self.owns(container, entry):
-                    self.handle_lost_container(entry, container.stop_cause, code)
+                    self.handle_lost_container(entry, container.stop_cause, code, container)
             if not started and not container.stop_cause:
                 self._startup_failed(function, container, code)
         container.running.clear()
@@ -291,12 +334,17 @@ class Scheduler(Service):
         self.dispatch(function)
         self.plane.apps.settle(function.app)
 
-    def handle_lost_container(self, entry: Input, stop_cause: str, code: int) -> None:
+    def handle_lost_container(self, entry: Input, stop_cause: str, code: int, container: Container) -> None:
         """Handle an input whose container has exited without an output for it."""
+        loop = asyncio.get_running_loop()
         if entry.cancelled or stop_cause in ("app", "cancelled"):
             self.finish(entry, TERMINATED)
+        elif stop_cause == "preempted" and container.replace_at > loop.time():
+            pass  # `preempt` has scheduled the replacement
         elif stop_cause == "preempted":
             self.enqueue(entry)
+        elif container.gang is not None and not self.plane.mode.cluster_restarts:
+            self.finish(entry, FAILURE, f"Container terminated unexpectedly with exit code {code}.")
         else:
             entry.crashes += 1
             if entry.crashes > self.plane.crashes_allowed:

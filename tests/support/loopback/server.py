@@ -16,10 +16,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+import attrs
+
 from .faults import Faults
 from .functions import Functions
 from .images import Image
 from .logs import STDERR, STDOUT, Entry
+from .modes import Mode
 from .plane import ControlPlane
 from .records import App, Call, Container, Function, FunctionCall
 from .rpc import POLLS
@@ -54,6 +57,8 @@ class LoopbackModal:
         background_commits: Seconds between commits of all volumes; None: no background commits.
         private_networks: Whether each container has its own ports and no access to other networks. If False, it uses
             the machine's network.
+        mode: How Modal's servers behave where records differ: a `Mode`, or the name of one in `MODES`. None: the mode
+            that the environment names, by default what several users of Modal have recorded.
         keep: Whether `close` keeps `folder`.
     """
 
@@ -76,6 +81,7 @@ class LoopbackModal:
         crashes_allowed: int = 2,
         background_commits: float | None = None,
         private_networks: bool = True,
+        mode: Mode | str | None = None,
         keep: bool = False,
     ) -> None:
         self._sockets = Path(tempfile.mkdtemp(prefix="lm-"))
@@ -91,6 +97,7 @@ class LoopbackModal:
         self.plane.cancel_grace, self.plane.timeout_grace = cancel_grace, timeout_grace
         self.plane.crashes_allowed, self.plane.startup_floor = crashes_allowed, startup_floor
         self.plane.background_commits, self.plane.private_networks = background_commits, private_networks
+        self.mode = mode
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="loopback-modal", daemon=True)
         self._thread.start()
@@ -124,6 +131,18 @@ class LoopbackModal:
             return function()
 
         return self._do(work())
+
+    @property
+    def mode(self) -> Mode:
+        """How the server behaves. Set it before the containers that it concerns start."""
+        return self.plane.mode
+
+    @mode.setter
+    def mode(self, mode: Mode | str | None) -> None:
+        chosen = Mode.from_environment() if mode is None else Mode.named(mode) if isinstance(mode, str) else mode
+        self.plane.mode = chosen
+        if chosen.platform_grace is not None:
+            self.plane.stop_grace = self.plane.preempt_grace = chosen.platform_grace
 
     # -- for the client under test -----------------------------------------------------------------------------------
 
@@ -166,7 +185,8 @@ class LoopbackModal:
             yield self
         finally:
             if modal.client._Client._client_from_env is not None:
-                modal.Client.from_env().close()
+                client = modal.Client.from_env()
+                (client.close if hasattr(client, "close") else client._close)()  # client 1.6.0 has no `close`
             modal.client._Client._client_from_env = old
             modal.runner.HEARTBEAT_INTERVAL = interval
             ENVIRONMENT_CACHE.clear()
@@ -298,10 +318,27 @@ class LoopbackModal:
             raise RuntimeError(f"{target.id} is not running")
         os.kill(pid, number)
 
-    def preempt(self, container: Container | None = None, grace: float | None = None) -> None:
-        """Preempt a container, by default the first busy one: SIGINT, SIGKILL after the grace, and a restart."""
+    def preempt(self, container: Container | None = None, grace: float | None = None, *, alone: bool = False) -> None:
+        """Preempt a container, by default the first busy one: SIGINT, SIGKILL after the grace, and a restart.
+
+        Args:
+            container: The container.
+            grace: Seconds until it is killed; None: as the server's options or its mode define.
+            alone: Whether the signal is sent to this container of a cluster only. The others are stopped when it has
+                exited.
+        """
         target = container or self.wait_for_container("busy")
-        self._call(lambda: self.plane.scheduler.preempt(target, grace))
+        self._call(lambda: self.plane.scheduler.preempt(target, grace, alone=alone))
+
+    def cancel(self, call_id: str) -> None:
+        """Cancel a call without its caller: from the dashboard, or for no visible cause."""
+        call = self._call(lambda: self.plane.calls.get(call_id))
+        self._call(lambda: [self.plane.scheduler.cancel(entry) for entry in call.inputs])
+
+    def exceed_spend_limit(self) -> None:
+        """Stop all apps and refuse new work, as when the workspace reaches its spend limit during a run."""
+        self.mode = attrs.evolve(self.mode, spend_limit="exceeded")
+        self._call(self.plane.apps.stop_all)
 
     # -- objects that exist before a client connects -----------------------------------------------------------------
 

@@ -17,6 +17,7 @@ import modal
 import pytest
 
 from . import LoopbackModal
+from .logs import STDOUT
 
 MAIN = """
 import sys
@@ -68,7 +69,7 @@ def test_output_of_the_import_has_no_call_id(loopback: LoopbackModal, running: A
         call = double.spawn(1)
         call.get()
         assert logged_text(call) == "doubling 1\n"
-    assert "".join(entry.data for entry in loopback.log() if not entry.call_id) == "imported\n"
+    assert "".join(e.data for e in loopback.log() if not e.call_id and e.descriptor == STDOUT) == "imported\n"
 
 
 def test_log_is_streamed_while_the_function_runs(loopback: LoopbackModal, running: Any) -> None:

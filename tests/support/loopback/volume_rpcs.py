@@ -16,6 +16,7 @@ from google.protobuf.empty_pb2 import Empty
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
+from . import texts
 from .records import Container
 from .rpc import Context, Service
 from .volumes import Volume, WorkingCopy, copy_entry, working_copies
@@ -108,8 +109,18 @@ class Volumes(Service):
         self, request: api_pb2.VolumeCommitRequest, context: Context
     ) -> api_pb2.VolumeCommitResponse:
         _, copy = self._copy(context, request.volume_id)
-        await asyncio.to_thread(copy.publish)
-        return api_pb2.VolumeCommitResponse(skip_reload=True)
+        volume, mode = copy.volume, self.plane.mode
+        volume.committing += 1
+        volume.most_commits_together = max(volume.most_commits_together, volume.committing)
+        try:
+            if mode.commit_seconds:
+                await asyncio.sleep(mode.commit_seconds)
+            if mode.commits_fail_once:
+                copy.fail_once()
+            await asyncio.to_thread(copy.publish)
+        finally:
+            volume.committing -= 1
+        return api_pb2.VolumeCommitResponse(skip_reload=mode.skip_reload)
 
     async def VolumeReload(self, request: api_pb2.VolumeReloadRequest, context: Context) -> Any:
         container, copy = self._copy(context, request.volume_id)
@@ -118,10 +129,10 @@ class Volumes(Service):
         if held is not None:
             raise GRPCError(
                 Status.FAILED_PRECONDITION,
-                f"there are open files preventing the operation (path {held} in volume {request.volume_id})",
+                f"{texts.OPEN_FILES} (path {held} in volume {request.volume_id})",
             )
         await asyncio.to_thread(copy.publish)
-        await asyncio.to_thread(copy.fetch)
+        await asyncio.to_thread(copy.fetch, self.plane.mode.reload_pause)
         return Empty()
 
     # -- RPCs of clients and containers ------------------------------------------------------------------------------

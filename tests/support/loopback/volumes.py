@@ -16,12 +16,14 @@ import contextlib
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import attrs
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
+from . import texts
 from .records import Container, new_id
 
 Fingerprint = tuple[int, int, int, int]  # mode, size, mtime, inode
@@ -38,6 +40,8 @@ class Volume:
     id: str = attrs.field(factory=lambda: new_id("vo"))
     commits: int = 0
     fail_commits: int = 0
+    committing: int = 0
+    most_commits_together: int = 0
 
     @property
     def data(self) -> Path:
@@ -113,19 +117,45 @@ class WorkingCopy:
     base: dict[str, Fingerprint] = attrs.field(factory=dict)
     lock: threading.Lock = attrs.field(factory=threading.Lock)
     closed: bool = False
+    failed_at: float | None = None  # time of the failure of a commit that has to be repeated
 
     def close(self) -> None:
         """Refuse further commits: the files are about to be removed, which is not a change of the volume."""
         with self.lock:
             self.closed = True
 
-    def fetch(self) -> None:
-        """Update the copy to the committed files. Runs in a thread."""
+    def fetch(self, pause: float = 0.0) -> None:
+        """Update the copy to the committed files. It looks empty for `pause` seconds. Runs in a thread."""
         source = self.volume.data / self.mount.sub_path.strip("/")
         source.mkdir(parents=True, exist_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
+        if pause:
+            self._look_empty(pause)
         mirror(source, self.folder)
         self.base = scan(self.folder)
+
+    def _look_empty(self, pause: float) -> None:
+        """Let the volume look empty for some seconds, as while Modal reloads it."""
+        aside = self.folder.with_name(f"{self.folder.name}-{new_id('aside')}")
+        aside.mkdir()
+        try:
+            for path in list(self.folder.iterdir()):
+                path.rename(aside / path.name)
+            time.sleep(pause)
+        finally:
+            for path in list(aside.iterdir()):
+                path.rename(self.folder / path.name)
+            aside.rmdir()
+
+    def fail_once(self) -> None:
+        """Raise the error of a commit that has to be repeated a second later."""
+        now = time.monotonic()
+        if self.failed_at is not None and 1.0 <= now - self.failed_at < 30.0:
+            self.failed_at = None
+            return
+        if self.failed_at is None or now - self.failed_at >= 30.0:
+            self.failed_at = now
+        raise GRPCError(Status.DATA_LOSS, texts.COMMIT_FAILED)
 
     def publish(self) -> int:
         """Commit the changes since the last synchronization. Return the number of changed paths. Runs in a thread."""
@@ -135,7 +165,7 @@ class WorkingCopy:
     def _publish(self) -> int:
         if self.volume.fail_commits > 0:
             self.volume.fail_commits -= 1
-            raise GRPCError(Status.INVALID_ARGUMENT, "The volume could not be committed (injected fault).")
+            raise GRPCError(Status.DATA_LOSS, texts.COMMIT_FAILED)
         target = self.volume.data / self.mount.sub_path.strip("/")
         now = scan(self.folder)
         removed = sorted(set(self.base) - set(now), reverse=True)
