@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 
 from skyrl_modal import Launcher, RunResult
+from tests.support.archives import code, new_container, store
 from tests.support.loopback import LoopbackModal
+
+__all__ = ["code", "new_container", "store"]
 
 
 @pytest.fixture
