@@ -53,6 +53,7 @@ def find_ray(path: str | None) -> RayInstallation | None:
     program = shutil.which("ray", path=path)
     if program is None:
         return None
+    program = os.path.abspath(program)  # Ray is started in another working directory
     python = _python_of_script(program)
     return RayInstallation(program, python, _installed_version(python))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -17,12 +18,15 @@ def prepare_workdir(job: Job) -> str | None:
         A message about what was added; None if nothing was.
 
     Raises:
-        StartError: The folder does not exist.
+        StartError: The folder does not exist, or this user has no permission to enter it.
         OSError: It cannot be completed.
     """
     workdir = Path(job.workdir)
     if not workdir.is_dir():
         raise StartError(Failure(FailureCause.WORKDIR_MISSING, f"workdir {workdir} does not exist"))
+    if not os.access(workdir, os.X_OK):
+        user = f"the user with the id {os.geteuid()}"
+        raise StartError(Failure(FailureCause.WORKDIR_MISSING, f"workdir {workdir} cannot be entered by {user}"))
     if job.repo_root is None:
         return None
     # SkyRL's older layout: uv resolves the editable package skyrl-gym only inside the folder that the command runs in.

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
 
 from skyrl_modal.errors import SpecError
 
+#: Size of a command as JSON. Records of a run contain it, and have a limit themselves (``MAX_RECORD_BYTES``).
+MAX_COMMAND_BYTES = 24 << 20
+#: Size of an emoji in JSON: two escape sequences.
+_MAX_BYTES_OF_CHARACTER = 12
 #: Number of characters of an invalid command that an error contains.
 _SHOWN_CHARACTERS = 200
 
@@ -18,8 +23,8 @@ def normalize_command(command: str | Sequence[str]) -> str:
         command: A shell string, or a list of arguments, which are quoted.
 
     Raises:
-        SpecError: The command is empty, or contains something other than strings, or a character that no command can
-            contain.
+        SpecError: The command is empty or too large, or contains something other than strings, or a character that no
+            command can contain.
 
     Example:
         >>> normalize_command(["echo", "two parts"])
@@ -38,6 +43,12 @@ def normalize_command(command: str | Sequence[str]) -> str:
     except UnicodeEncodeError:
         problem = "a character that cannot be encoded as UTF-8"
     if problem is not None:
-        shown = command if len(command) <= _SHOWN_CHARACTERS else f"{command[:_SHOWN_CHARACTERS]}..."
-        raise SpecError("command", shown, f"it contains {problem}; remove it")
+        raise SpecError("command", _shorten(command), f"it contains {problem}; remove it")
+    if len(command) > MAX_COMMAND_BYTES // _MAX_BYTES_OF_CHARACTER and len(json.dumps(command)) > MAX_COMMAND_BYTES:
+        remedy = f"a command has at most {MAX_COMMAND_BYTES >> 20} MiB in the run's records; write it to a script"
+        raise SpecError("command", _shorten(command), remedy)
     return command
+
+
+def _shorten(command: str) -> str:
+    return command if len(command) <= _SHOWN_CHARACTERS else f"{command[:_SHOWN_CHARACTERS]}..."

@@ -30,9 +30,9 @@ RAY_FOLDER = "ray"
 SUPERVISOR_LOG = "supervisor.log"
 RAY_START_LOG = "start.log"
 
-#: The largest record that is read. The largest one written contains a command and variables of some hundred kB (Linux
-#: limits one argument of a program to 128 KiB), or the names of many included files.
-MAX_RECORD_BYTES = 4 << 20
+#: The largest record that is read. The largest one written contains a command of at most 24 MiB, variables (Linux
+#: limits those of a program to 2 MiB together), and the names of many included files.
+MAX_RECORD_BYTES = 32 << 20
 
 _READ_SIZE = 1 << 20
 #: Flags that Windows does not have are 0.

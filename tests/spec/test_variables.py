@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from skyrl_modal import ImageSpec, Launcher, MountSpec, RaySpec, SecretSpec, SpecError
-from skyrl_modal.prepare.command import normalize_command
+from skyrl_modal.prepare.command import MAX_COMMAND_BYTES, normalize_command
 from skyrl_modal.prepare.secret_values import read_secret_values
 from skyrl_modal.spec.variables import MAX_ENVIRONMENT_BYTES, MAX_VARIABLE_BYTES
 
@@ -142,6 +143,14 @@ def test_value_that_no_variable_can_have(value: str) -> None:
         normalize_command(f"echo {value}{'x' * 10_000_000}")
     assert caught.value.field == "command"
     assert len(str(caught.value)) < 400
+
+
+def test_command_that_no_record_can_contain() -> None:
+    """A command of 10 MB is accepted. One that is too large for a record is refused, and is not shown."""
+    assert normalize_command("x" * 10_000_000)
+    for character in ("x", "\n", "é", "\U0001f600"):
+        with pytest.raises(SpecError, match="24 MiB"):
+            normalize_command("echo" + character * (MAX_COMMAND_BYTES // len(json.dumps(character)[1:-1]) + 1))
 
 
 def test_secret_that_no_variable_can_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
