@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -131,6 +132,10 @@ class ChildProcess:
         except (ProcessLookupError, PermissionError):
             # macOS raises PermissionError for a group that consists of zombies only.
             return
+
+    def kill_group(self) -> None:
+        """Kill the whole process group."""
+        self.signal_group(signal.SIGKILL)
 
     def join(self) -> None:
         """Wait until it has exited and ``on_exit`` has returned."""

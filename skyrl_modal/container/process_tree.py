@@ -100,6 +100,11 @@ def descendants(root: int) -> set[int]:
     return {pid for pid in result if not table[pid].is_zombie}
 
 
+def zombie_children(parent: int) -> set[int]:
+    """Return the children of a process that have exited, and whose exit status it has not collected yet."""
+    return {pid for pid, process in _process_table().items() if process.parent == parent and process.is_zombie}
+
+
 def reap_orphans(excluded: set[int]) -> None:
     """Collect the exit status of zombies that this process adopted.
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from skyrl_modal.container.events import (
@@ -124,6 +125,30 @@ class RankServer:
         """Send a message to every connected rank."""
         for rank in self.connected_ranks:
             self.send(rank, message)
+
+    def watch(self, descriptors: Sequence[int]) -> None:
+        """Put RankDisconnected also for a rank that exits before it has connected.
+
+        Args:
+            descriptors: One for each other rank, in their order. It is closed at its other end when the rank exits.
+        """
+        if descriptors:
+            threading.Thread(target=self._watch, args=(list(descriptors),), name="rank-exits", daemon=True).start()
+
+    def _watch(self, descriptors: Sequence[int]) -> None:
+        ranks = {descriptor: rank for rank, descriptor in enumerate(descriptors, start=1)}
+        poller = select.poll()
+        for descriptor in ranks:
+            poller.register(descriptor, select.POLLHUP)
+        while ranks:
+            for descriptor, _ in poller.poll():
+                poller.unregister(descriptor)
+                rank = ranks.pop(descriptor)
+                with self._lock:
+                    is_first_sign = rank in self._never_joined
+                    self._never_joined.discard(rank)
+                if is_first_sign:
+                    self._put(RankDisconnected(rank))
 
     def close(self) -> None:
         """Stop listening and close all connections."""

@@ -121,6 +121,7 @@ class RayCluster:
             descriptor = config.listener_fd
             listener = listen(config.port) if descriptor is None else socket.socket(fileno=descriptor)
             self._server = RankServer(listener, token=config.tokens.ranks, nodes=config.nodes, put=self._route)
+            self._server.watch(config.rank_fds)
 
     def _route(self, event: RankEvent) -> None:
         """Pass on an event of another rank. Its log lines are reported, and its stop request is one for the run."""
@@ -154,9 +155,10 @@ class RayCluster:
     @property
     def ray_exit(self) -> Failure | None:
         """The failure of Ray on this node if it has exited; None while it runs, and without Ray."""
-        if self._node is None or self._node.returncode is None:
+        summary = None if self._node is None else self._node.exit_summary
+        if summary is None:
             return None
-        return self._ray_exited(self._node.returncode)
+        return Failure(FailureCause.RAY_EXITED, f"{summary} while the command ran", self._log_tail, rank=0)
 
     def is_outdated(self, event: Event) -> bool:
         """Return whether an event belongs to a Ray that was stopped before."""
@@ -309,8 +311,8 @@ class RayCluster:
         """
         failure = self._rank_failure(event)
         match event:
-            case RayNodeExited(_, returncode):
-                return self._ray_exited(returncode)
+            case RayNodeExited():
+                return self.ray_exit
             case RankMessageReceived(rank, RayExited(returncode, log_tail)):
                 summary = f"{self._config.rank_label(rank)}: Ray exited with code {returncode} while the command ran"
                 failure = Failure(FailureCause.RAY_EXITED, summary, log_tail, rank)
@@ -325,10 +327,6 @@ class RayCluster:
     def _waits_for_lost_nodes(self) -> bool:
         return self._job.ray is not None and self._job.ray.on_worker_loss is WorkerLossPolicy.WAIT
 
-    def _ray_exited(self, returncode: int) -> Failure:
-        summary = f"Ray exited with code {returncode} while the command ran"
-        return Failure(FailureCause.RAY_EXITED, summary, self._log_tail, rank=0)
-
     def _restart_worker(self, rank: int, failure: Failure) -> None:
         """Start the lost node of a rank again, unless it was lost too often or its rank has disconnected."""
         if self._restarts[rank] < MAX_NODE_RESTARTS and rank in self._connected_ranks:
@@ -342,7 +340,7 @@ class RayCluster:
 
     def end_attempt(self) -> None:
         """End a Ray that the next attempt cannot use: one that has exited, and any on several nodes."""
-        if self._node is None or (self._config.nodes == 1 and self._node.returncode is None):
+        if self._node is None or (self._config.nodes == 1 and self._node.exit_summary is None):
             return
         self._end_ranks(StopRay())
 

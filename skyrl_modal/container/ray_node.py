@@ -17,6 +17,7 @@ from skyrl_modal.container.masking import SecretMask
 from skyrl_modal.container.ports import DASHBOARD_PORT, claim_port
 from skyrl_modal.container.process import ChildProcess
 from skyrl_modal.container.process_tree import descendants, terminate_all
+from skyrl_modal.container.ray_watch import RayWatch
 from skyrl_modal.machine import RayInstallation, find_ray
 from skyrl_modal.protocol.codec import from_json
 from skyrl_modal.protocol.dataclass import dataclass
@@ -164,6 +165,7 @@ class RayNode:
         self._log: MaskedLog | None = None
         self._claims: list[socket.socket] = []
         self._child: ChildProcess | None = None
+        self._watch: RayWatch | None = None
         self._probe: subprocess.Popen[bytes] | None = None
         self._probe_reader: threading.Thread | None = None
         self.start = start
@@ -179,6 +181,13 @@ class RayNode:
         """Exit code of ``ray start``, and so of the node; None while it runs."""
         status = None if self._child is None else self._child.status
         return None if status is None else exit_code_of(status)
+
+    @property
+    def exit_summary(self) -> str | None:
+        """What of this node has exited, for messages; None while it runs."""
+        if self._watch is not None and self._watch.exited is not None:
+            return f"Ray's {self._watch.exited} exited"
+        return None if self.returncode is None else f"Ray exited with code {self.returncode}"
 
     @property
     def children(self) -> set[int]:
@@ -254,6 +263,8 @@ class RayNode:
             output=output,
             on_exit=lambda status: self._put(RayNodeExited(self.start, exit_code_of(status))),
         )
+        names = ["raylet"] if config.rank else ["gcs_server", "raylet"]
+        self._watch = RayWatch(self._child.pid, names, self._child.kill_group)
 
     def _start_probe(self, errors: int) -> None:
         probe = Path(__file__).with_name("ray_probe.py")
@@ -299,7 +310,11 @@ class RayNode:
                 self._probe.stdin.close()  # the probe exits
             if self._probe_reader is not None:
                 self._probe_reader.join()
+        if self._watch is not None:
+            self._watch.close()
         if self._child is not None:
+            # If `ray start` was killed, the others are not its descendants any more.
+            self._child.kill_group()
             # Without a grace period: the command has ended, and Ray's own shutdown takes seconds. The raylet and the
             # workers have sessions of their own, but all of them are descendants of `ray start`.
             terminate_all(lambda: self.processes, grace=0)

@@ -39,6 +39,8 @@ class RankConfig:
         port: The port on which rank 0 listens for the other ranks.
         tokens: The run's tokens.
         listener_fd: A descriptor of rank 0 that listens already; None if rank 0 is to open it.
+        rank_fds: Descriptors of rank 0, one for each other rank: it is closed at its other end when that rank exits.
+            Empty if only the connections show that a rank has exited.
         start_slots_fd: A descriptor of the folder with the files that limit how many runs start their Ray at the same
             time; None if no other run starts on this machine.
         cpus: CPUs that this node's Ray may use; None for all that it finds.
@@ -56,6 +58,7 @@ class RankConfig:
     port: int = 0
     tokens: ClusterTokens = ClusterTokens()
     listener_fd: int | None = None
+    rank_fds: tuple[int, ...] = ()
     start_slots_fd: int | None = None
     cpus: int | None = None
     gpus: int | None = None

@@ -30,7 +30,7 @@ GRACE = 2.0
 #: The command waits until something is written to this pipe.
 _PIPE = "/root/data/go"
 _COMMANDS = {
-    Phase.START: "true",
+    Phase.START: "exec sleep 5",
     Phase.COMMAND: f"mkfifo {_PIPE}; echo up; sh -c 'read _ < {_PIPE}'; exit $?",
     Phase.GRACE: f"trap '' INT TERM; mkfifo {_PIPE}; echo up; sh -c 'read _ < {_PIPE}'; exit $?",
     Phase.AFTER: "trap '' TERM; sleep 600 & trap - TERM; echo up; exit 0",

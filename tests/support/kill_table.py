@@ -215,7 +215,9 @@ def _cells() -> Iterator[Cell]:
             for rank, table in tables:
                 for target, expectations in table.items():
                     for phase, endings in expectations.items():
-                        yield Cell(target, rank, phase, nodes, ray, endings)
+                        # Without Ray there is no step to wait for: the command may have started.
+                        later = expectations[Phase.COMMAND] if phase is Phase.START and not ray else ()
+                        yield Cell(target, rank, phase, nodes, ray, (*endings, *later))
 
 
 CELLS = tuple(_cells())

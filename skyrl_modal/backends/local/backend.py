@@ -158,6 +158,7 @@ class LocalBackend:
                 lock_fd=lock_fd,
             )
             configs = _rank_configs(job, network, tokens, fds)
+            configs[0] = replace(configs[0], rank_fds=tuple(end for end, _ in streams.rank_alive_fds[1:]))
             ranks = _start_ranks(starter, configs, streams, fds, on_failure, private_networks=network is not None)
             pids = [rank.wait_ready() for rank in ranks]
             _connect_ranks(network, pids)
@@ -209,6 +210,8 @@ class _RunStreams:
     Attributes:
         head: Those of rank 0.
         others: Those of the other ranks.
+        alive_fds: Both ends of a pipe. All ranks keep the one to write to.
+        rank_alive_fds: Both ends of a pipe for each rank, which alone keeps the one to write to.
         output_fd: The end of the output's pipe to read from; None for a run that this process does not own.
         events_fd: The end of the events' pipe to read from; None for a run that this process does not own.
         alive_fds: Both ends of a pipe. The ranks keep the one to write to.
@@ -216,6 +219,8 @@ class _RunStreams:
     """
 
     head: RankStreams
+    alive_fds: tuple[int, int]
+    rank_alive_fds: Sequence[tuple[int, int]]
     others: RankStreams
     output_fd: int | None = None
     events_fd: int | None = None
@@ -233,7 +238,7 @@ class _RunStreams:
 def _open_streams(job: Job, network: ClusterNetwork | None, fds: DescriptorSet, *, owned: bool) -> _RunStreams:
     """Open the streams between this process and the ranks."""
     null = fds.open(os.devnull, os.O_WRONLY)
-    alive = fds.pipe()
+    alive, rank_alive = fds.pipe(), [fds.pipe() for _ in range(job.nodes)]
     head_keeps = [alive[1]]
     if network is not None:
         head_keeps.append(network.descriptor)  # the network exists as long as rank 0
@@ -245,12 +250,12 @@ def _open_streams(job: Job, network: ClusterNetwork | None, fds: DescriptorSet, 
         head_keeps.append(head_write)
         others = RankStreams(null, caller=head_read, keep_open=[alive[1]])
     if not owned:
-        return _RunStreams(RankStreams(null, keep_open=head_keeps), others, alive)
+        return _RunStreams(RankStreams(null, keep_open=head_keeps), others, alive, rank_alive)
     output_read, output_write = fds.pipe(CHUNK_SIZE)
     events_read, events_write = fds.pipe()
     caller_read, caller_write = fds.caller_alive_pipe()
     head = RankStreams(output_write, events_write, caller_read, head_keeps)
-    return _RunStreams(head, others, alive, output_read, events_read, caller_write)
+    return _RunStreams(head, others, alive, rank_alive, output_read, events_read, caller_write)
 
 
 def _create_network(job: Job, sandbox: Sandbox | None, stack: contextlib.ExitStack) -> ClusterNetwork | None:
@@ -303,6 +308,7 @@ def _start_ranks(
         rank = starter.start(
             replace(config, ray_folder=scratch.ray_folder),
             scratch,
+            alive=streams.rank_alive_fds[config.rank],
             fds,
             streams.head if is_head else streams.others,
             private_network=private_networks and not is_head,
@@ -334,4 +340,8 @@ def _start_cleanup(
 
         return
     for number, pid in enumerate(pids[1:], start=1):
-        network.connect(number, pid)
+        try:
+            network.connect(number, pid)
+        except OSError as error:  # the rank was killed meanwhile
+            text = f"rank {number} could not be connected to the run's network: {error}"
+            raise BackendUnavailable("local", text) from error

@@ -140,6 +140,7 @@ class RankStarter:
         fds: DescriptorSet,
         streams: RankStreams,
         *,
+        alive: tuple[int, int],
         private_network: bool,
     ) -> RankProcess:
         """Start one rank.
@@ -149,6 +150,7 @@ class RankStarter:
             scratch: Its scratch folder, which is new.
             fds: Receives the descriptors that are opened here.
             streams: Its streams.
+            alive: Both ends of a pipe. The rank keeps the one to write to, which is closed here.
             private_network: Whether it has a network namespace of its own, which is empty at first.
         """
         tmp = scratch.tmp
@@ -158,7 +160,7 @@ class RankStarter:
         layers = self._layers(scratch.path)
         env = {**self.env, "PATH": search_path(self.env), "TMPDIR": str(tmp) if self.sandbox is None else "/tmp"}
         ready_read, ready_write = fds.pipe()
-        alive_read, alive_write = fds.pipe()
+        alive_read, alive_write = alive
         record = fds.file(self._supervisor_input(config, layers))
         argv = self._supervisor_argv(record, ready_write, streams)
         info = arguments = None
@@ -204,7 +206,7 @@ class RankStarter:
     def _passed_descriptors(
         self, config: RankConfig, fds: DescriptorSet, streams: RankStreams, more: Sequence[int | None]
     ) -> list[int]:
-        optional = [streams.events, streams.caller, config.listener_fd, config.start_slots_fd, *more]
+        optional = [streams.events, streams.caller, config.listener_fd, config.start_slots_fd, *config.rank_fds, *more]
         locks = [fds.add(snapshot.duplicate_lock()) for snapshot in self.snapshots]
         return [self.lock_fd, *streams.keep_open, *locks, *(number for number in optional if number is not None)]
 
