@@ -160,9 +160,9 @@ class LocalBackend:
             configs = _rank_configs(job, network, tokens, fds)
             configs[0] = replace(configs[0], rank_fds=tuple(end for end, _ in streams.rank_alive_fds[1:]))
             ranks = _start_ranks(starter, configs, streams, fds, on_failure, private_networks=network is not None)
+            cleanup = _start_cleanup(starter, ranks, streams, fds, on_failure)
             pids = [rank.wait_ready() for rank in ranks]
             _connect_ranks(network, pids)
-            cleanup = _start_cleanup(starter, ranks, streams, fds, on_failure)
             stream = streams.event_stream(fds)
             on_failure.pop_all()
         handle: dict[str, str | int] = {"pid": pids[0], "run_folder": str(host_run_folder(job))}
@@ -214,17 +214,15 @@ class _RunStreams:
         rank_alive_fds: Both ends of a pipe for each rank, which alone keeps the one to write to.
         output_fd: The end of the output's pipe to read from; None for a run that this process does not own.
         events_fd: The end of the events' pipe to read from; None for a run that this process does not own.
-        alive_fds: Both ends of a pipe. The ranks keep the one to write to.
         caller_fd: What must stay open in this process until the run has ended; None if there is nothing.
     """
 
     head: RankStreams
+    others: RankStreams
     alive_fds: tuple[int, int]
     rank_alive_fds: Sequence[tuple[int, int]]
-    others: RankStreams
     output_fd: int | None = None
     events_fd: int | None = None
-    alive_fds: tuple[int, int]
     caller_fd: int | None = None
 
     def event_stream(self, fds: DescriptorSet) -> EventStream | None:
@@ -308,9 +306,9 @@ def _start_ranks(
         rank = starter.start(
             replace(config, ray_folder=scratch.ray_folder),
             scratch,
-            alive=streams.rank_alive_fds[config.rank],
             fds,
             streams.head if is_head else streams.others,
+            alive=streams.rank_alive_fds[config.rank],
             private_network=private_networks and not is_head,
         )
         on_failure.callback(rank.kill)
@@ -318,9 +316,6 @@ def _start_ranks(
     return ranks
 
 
-def _connect_ranks(network: ClusterNetwork | None, pids: Sequence[int]) -> None:
-    """Connect the network namespaces of the ranks other than 0, which exist by now."""
-    if network is None:
 def _start_cleanup(
     starter: RankStarter,
     ranks: Sequence[RankProcess],
@@ -338,6 +333,9 @@ def _start_cleanup(
     return process
 
 
+def _connect_ranks(network: ClusterNetwork | None, pids: Sequence[int]) -> None:
+    """Connect the network namespaces of the ranks other than 0, which exist by now."""
+    if network is None:
         return
     for number, pid in enumerate(pids[1:], start=1):
         try:
