@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from skyrl_modal.findings import Finding, Severity
 from skyrl_modal.mount import Selection
+from skyrl_modal.prepare.home_paths import find_home_paths
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.skyrl.scripts import find_ray_calls, scripts_of_command
 
@@ -18,7 +19,9 @@ def find_problems(job: Job, selections: Sequence[Selection]) -> Iterator[Finding
         selections: The files of the job's mounts, in their order.
     """
     yield from _nodes_without_ray(job)
-    yield from _ray_calls(job, texts_of_command(job, selections))
+    texts = texts_of_command(job, selections)
+    yield from _ray_calls(job, texts)
+    yield from find_home_paths(job, texts)
     for selection in selections:
         yield from _excluded_env_files(selection)
         for warning in selection.warnings:
