@@ -108,7 +108,7 @@ def make_tree(root: Path, packages: Path | None, kept: int = 0, ignored: tuple[s
         (root / "skyrl-gym").mkdir()
         (root / "skyrl-gym" / "x.py").write_text("")
     else:
-        shutil.copytree(packages, root, symlinks=True, ignore=shutil.ignore_patterns(".git"))
+        shutil.copytree(packages, root, symlinks=True, ignore=shutil.ignore_patterns(".git", "*.egg-info"))
     (root / "skyrl").mkdir(exist_ok=True)
     (root / "pyproject.toml").write_text('[project]\nname = "skyrl"\nversion = "0"\n')
     (root / ".gitignore").write_text("".join(f"/{name}/\n" for name in ("outputs", "wandb", ".venv", "node_modules")))
@@ -116,7 +116,7 @@ def make_tree(root: Path, packages: Path | None, kept: int = 0, ignored: tuple[s
     files = subprocess.run(
         ["git", "ls-files", "--others", "--exclude-standard"], cwd=root, check=True, capture_output=True, text=True
     ).stdout.splitlines()
-    (root / LIST).write_text("\n".join(path for path in files if not path.endswith((".pyc", ".egg-info"))) + "\n")
+    (root / LIST).write_text("\n".join(files) + "\n")
     subprocess.run(["git", "add", "-A"], cwd=root, check=True)
     for name in ignored:
         fill(root / name, 50_000 // len(ignored), 1_000)
