@@ -129,19 +129,15 @@ class ForegroundRun:
                     self._run.cancel()
                     raise self._error or error
                 case event:
-                    self._call_safely(self._handle, event, is_output=isinstance(event, OutputEvent))
+                    self._call_safely(self._handle, event)
                     self._free_places.release()
 
-    def _call_safely(self, function: Callable[..., object], *args: object, is_output: bool = False) -> None:
+    def _call_safely(self, function: Callable[..., object], *args: object) -> None:
         """Call a function that may call code of the caller: sink, reporter, or ``on_state``.
 
         If it fails, the run is stopped, as a broken pipe would end a program, and the caller's code is not called any
         more. The error is raised when the run has ended: otherwise the run would continue without an owner.
-
-        Args:
-            function: The function.
-            args: Its arguments.
-            is_output: Whether it calls the sink only. If Ctrl-C interrupts the sink, messages are still reported.
+        The same applies if Ctrl-C interrupts it: if the sink blocks, the reporter may block as well.
         """
         try:
             self._set_in_callback(True)
@@ -150,9 +146,7 @@ class ForegroundRun:
         except (Exception, KeyboardInterrupt) as error:
             self._set_in_callback(False)
             self._error = self._error or error
-            self._sink, self._on_state = None, None
-            if not (is_output and isinstance(error, KeyboardInterrupt)):
-                self._reporter = NullReporter()
+            self._sink, self._reporter, self._on_state = None, NullReporter(), None
             self._run.cancel()
 
     def _set_in_callback(self, value: bool) -> None:
