@@ -42,6 +42,7 @@ _RESERVED_TREES: Mapping[str, str] = {
     "/home/ray/.local": "programs of the SkyRL images, such as uv",
     # Modal's client and the targets of volumes (client 1.6.4).
     "/__modal": "Modal's own files",
+    "/__skyrl_modal": "the archives of the run's files",
     "/pkg": "Modal's own files",
 }
 #: Folders that may not be replaced as a whole. A new folder inside is possible.

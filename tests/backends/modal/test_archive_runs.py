@@ -7,6 +7,8 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from skyrl_modal import Launcher, RunState
 from skyrl_modal.protocol.file_archive import ARCHIVE_FOLDER
 from skyrl_modal.protocol.state import FailureCause
@@ -27,8 +29,10 @@ def run(launcher: Launcher, command: str) -> bytes:
     return output.getvalue()
 
 
-def test_container_has_the_same_tree(server: LoopbackModal, launcher: Make, checkout: Path) -> None:
+@pytest.mark.parametrize("mode", [None, "read_only_mounts"])
+def test_container_has_the_same_tree(server: LoopbackModal, launcher: Make, checkout: Path, mode: str | None) -> None:
     """Permissions, links and unusual names are the same as on the local backend, and the tree can be written to."""
+    server.mode = mode
     (checkout / "run.sh").write_text("#!/bin/sh\necho started\n")
     (checkout / "run.sh").chmod(0o755)
     (checkout / "folder-link").symlink_to("skyrl")
