@@ -176,7 +176,7 @@ def run_script(
     job = _make_job(command, workdir, ray=ray, limits=Limits(attempt_timeout=timeout, grace=grace), env=env or {})
     text = CountedText()
     services = SupervisorServices(live=FunctionView(text.write), emit=_print_message)
-    supervisor = Supervisor(job, RankConfig(tokens=ClusterTokens.generate()), services)
+    supervisor = Supervisor(job, RankConfig(tokens=ClusterTokens.generate(), has_modal_runtime=True), services)
     try:
         result, stopped_by = run_with_stop_requests(supervisor.run, supervisor.request_stop)
         text.write(b"", final=True)

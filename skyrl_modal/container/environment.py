@@ -18,6 +18,8 @@ UV_DEFAULTS = {
     # uv searches for the project beside the script, and the worker's script is part of Ray.
     "UV_PROJECT": ".",
 }
+#: Programs of SkyRL's images, such as uv. They are installed for the user ray, while a container on Modal runs as root.
+IMAGE_PROGRAMS = "/home/ray/.local/bin"
 #: Ray's settings of token authentication, of Ray 2.52 and later.
 _RAY_AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _NVIDIA_SMI_TIMEOUT = 60.0
@@ -33,7 +35,10 @@ def run_environment(job: Job, config: RankConfig) -> dict[str, str]:
     path = env.get("PATH", os.defpath)
     if "PATH" in declared:
         path = complete_path(path, base=os.environ.get("PATH"), needs_ray=job.ray is not None)
-    env["PATH"] = append_to_path(path, config.programs)
+    env["PATH"] = append_to_path(path, [IMAGE_PROGRAMS]) if config.has_modal_runtime else path
+    if config.has_modal_runtime and "PYTHONPATH" not in job.env and "PYTHONPATH" in env:
+        kept = remove_runtime_folders(env.pop("PYTHONPATH"))
+        env |= {"PYTHONPATH": kept} if kept else {}
     gpus = gpus_per_node(job, config)
     env.update(
         SKYRL_RUN_ID=job.run_id,
@@ -72,6 +77,7 @@ def replaced_variables(job: Job, env: Mapping[str, str]) -> list[str]:
 def remove_runtime_folders(python_path: str) -> str:
     """Return a PYTHONPATH without the folders of Modal's runtime, which would hide packages of the image.
 
+    The variables that Modal documents (MODAL_TASK_ID and others) are inherited: the command may use Modal itself.
     The runtime's own value is ``/root:/pkg``, and its packages are in ``/pkg`` and ``/__modal`` (recorded by users of
     Modal in 2025 and 2026). ``/root`` is removed only together with them, since an image may also name it.
 

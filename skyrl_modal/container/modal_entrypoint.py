@@ -20,12 +20,7 @@ from typing import Any
 import modal
 
 from skyrl_modal.container.counted_text import CountedText
-from skyrl_modal.container.environment import (
-    count_gpus,
-    remove_runtime_folders,
-    replaced_variables,
-    run_environment,
-)
+from skyrl_modal.container.environment import count_gpus, replaced_variables, run_environment
 from skyrl_modal.container.events import RankDisconnected, RankEvent, RankJoined
 from skyrl_modal.container.failures import describe_error
 from skyrl_modal.container.live_view import FunctionView
@@ -47,8 +42,6 @@ from skyrl_modal.protocol.result import RunResultRecord
 from skyrl_modal.protocol.run_folder import RunFolder
 from skyrl_modal.protocol.state import FailureCause, NextStart, RunState, StopReason
 
-#: Programs of SkyRL's images, such as uv. They are installed for the user ray, and a container runs as root.
-IMAGE_PROGRAMS = ("/home/ray/.local/bin",)
 #: The port on which rank 0 of a cluster listens for the other ranks; one lower if Ray uses it.
 CONTROL_PORT = 6378
 #: Seconds to wait until Modal stops a cluster that it is to start again.
@@ -80,7 +73,9 @@ def run_job(
     label = f", rank {config.rank} of {config.nodes}" if config.nodes > 1 else ""
     task = os.environ.get("MODAL_TASK_ID", "unknown task")
     _report(f"the container has started: Python {platform.python_version()}, {task}{label}")
-    _prepare_environment(record, config)
+    replaced = replaced_variables(record, run_environment(record, config))
+    if replaced:
+        _report(f"the image or a stored secret defines {', '.join(replaced)}; the command has the run's own values")
     if config.rank:
         # If the run has already ended, rank 0 only reports the result and there is no cluster to join.
         if not PreviousContainer(record, _report).is_finished:
@@ -224,7 +219,7 @@ def _rank_config(job: Job, tokens: ClusterTokens) -> RankConfig:
     """Return the rank of this container."""
     gpus = count_gpus() if job.ray is not None and job.gpus_per_node != 0 else None
     if job.nodes == 1:
-        return RankConfig(tokens=tokens, gpus=gpus, programs=IMAGE_PROGRAMS)
+        return RankConfig(tokens=tokens, gpus=gpus, has_modal_runtime=True)
     cluster = modal.Cluster.from_context()
     is_port_used = job.ray is not None and job.ray.port == CONTROL_PORT
     return RankConfig(
@@ -233,21 +228,8 @@ def _rank_config(job: Job, tokens: ClusterTokens) -> RankConfig:
         port=CONTROL_PORT - 1 if is_port_used else CONTROL_PORT,
         tokens=tokens,
         gpus=gpus,
-        programs=IMAGE_PROGRAMS,
+        has_modal_runtime=True,
     )
-
-
-def _prepare_environment(job: Job, config: RankConfig) -> None:
-    """Remove Modal's runtime from this process's environment, which the command inherits; report what the run replaces.
-
-    The variables that Modal documents (MODAL_TASK_ID and others) are kept: the command may use Modal itself.
-    """
-    value = os.environ.pop("PYTHONPATH", None)
-    if value is not None and (kept := remove_runtime_folders(value)):
-        os.environ["PYTHONPATH"] = kept
-    replaced = replaced_variables(job, run_environment(job, config))
-    if replaced:
-        _report(f"the image or a stored secret defines {', '.join(replaced)}; the command has the run's own values")
 
 
 def _report(text: str, cause: FailureCause | None = None) -> None:

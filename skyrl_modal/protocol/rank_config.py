@@ -49,7 +49,7 @@ class RankConfig:
             $TMPDIR.
         object_store_memory: Size of this node's object store in bytes; None for Ray's default.
         env: Variables of this node only.
-        programs: Folders that are appended to the command's PATH.
+        has_modal_runtime: Whether Modal started this process, so that the command must not inherit its runtime.
         has_no_internet: Whether this node can reach the other ranks only.
     """
 
@@ -65,7 +65,7 @@ class RankConfig:
     object_store_memory: int | None = None
     ray_folder: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
-    programs: tuple[str, ...] = ()
+    has_modal_runtime: bool = False
     has_no_internet: bool = False
 
     @property

@@ -40,7 +40,7 @@ def test_declared_path_is_completed(tmp_path: Path) -> None:
 
 def test_path_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A declared PATH is completed, another one is not; folders of programs of the image are last in both."""
-    config = RankConfig(programs=("/home/ray/.local/bin",))
+    config = RankConfig(has_modal_runtime=True)
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
 
     paths = [
