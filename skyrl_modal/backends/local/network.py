@@ -19,11 +19,13 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 
 from attrs import define
 
-from skyrl_modal.backends.local.sandbox import Sandbox
+from skyrl_modal.backends.local.sandbox import RETRY_DELAYS, Sandbox, mentions_temporary_error
+from skyrl_modal.errors import BackendUnavailable
 
 #: With the value "host", the nodes of a run share this machine's own network, for tasks that need the internet.
 NETWORK_VARIABLE = "SKYRL_MODAL_LOCAL_NETWORK"
@@ -47,17 +49,31 @@ def shared_network_reason(sandbox: Sandbox | None) -> str | None:
 
 @functools.cache
 def unavailable_reason() -> str | None:
-    """Return why this process cannot create a network here, which is found by creating one; None if it can."""
+    """Return why this process cannot create a network here, which is found by creating one; None if it can.
+
+    Raises:
+        BackendUnavailable: It cannot be decided now, since this machine lacks processes, memory or descriptors. The
+            next call tries again.
+    """
     if sys.platform != "linux":
         return f"{sys.platform} has no network namespaces"
     if os.geteuid() != 0:
         return "only root may add an interface to this machine's network"
     if missing := [tool for tool in ("ip", "nsenter", "unshare") if shutil.which(tool) is None]:
         return f"not installed: {', '.join(missing)}"
-    try:
-        _probe()
-    except OSError as error:
-        return "; ".join(str(error).splitlines())
+    for delay in (*RETRY_DELAYS, None):
+        try:
+            _probe()
+        except OSError as error:
+            reason = "; ".join(str(error).splitlines())
+            if not mentions_temporary_error(reason):
+                return reason
+            if delay is None:
+                text = f"the network of the nodes could not be tried: {reason}. The reason may be temporary"
+                raise BackendUnavailable("local", f"{text}; start the run again") from error
+            time.sleep(delay)  # there is no event for it
+        else:
+            break
     return None
 
 

@@ -41,7 +41,7 @@ _TEMPORARY_ERRORS = (
     errno.ETXTBSY,
 )
 #: Seconds between the tries of a candidate that fails for such a reason.
-_RETRY_DELAYS = (0.05, 0.2, 0.5, 1.0)
+RETRY_DELAYS = (0.05, 0.2, 0.5, 1.0)
 
 
 class LayerMode(enum.Enum):
@@ -251,7 +251,7 @@ def _try_repeatedly(sandbox: Sandbox, scratch_root: Path) -> str | None:
         BackendUnavailable: All tries failed for reasons that may be temporary.
     """
     failure = None
-    for delay in (*_RETRY_DELAYS, None):
+    for delay in (*RETRY_DELAYS, None):
         failure = _probe(sandbox, scratch_root)
         if failure is None or not failure.is_temporary:
             return None if failure is None else failure.reason
@@ -329,7 +329,12 @@ def _is_temporary(returncode: int, stderr: str, folder: Path) -> bool:
         return True  # it was killed, or its files were removed
     if "(ENOSPC)" in stderr:
         return not _are_namespaces_forbidden()  # other processes may use all that are allowed
-    return any(os.strerror(number) in stderr for number in _TEMPORARY_ERRORS)
+    return mentions_temporary_error(stderr)
+
+
+def mentions_temporary_error(text: str) -> bool:
+    """Return whether a message contains the text of an error of a machine that lacks something at the moment."""
+    return any(os.strerror(number) in text for number in _TEMPORARY_ERRORS)
 
 
 def _are_namespaces_forbidden() -> bool:

@@ -21,6 +21,7 @@ from attrs import define
 from skyrl_modal.backends.local import network as local_network
 from skyrl_modal.backends.local.network import ClusterNetwork, unavailable_reason
 from skyrl_modal.backends.local.sandbox import find_sandbox
+from skyrl_modal.errors import BackendUnavailable
 
 #: The netlink group that reports changes of interfaces (rtnetlink(7)). The socket module has no constant for it.
 RTMGRP_LINK = 1
@@ -351,6 +352,26 @@ def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setenv("PATH", str(tmp_path))
 
     assert unavailable_reason.__wrapped__() == "not installed: ip, nsenter, unshare"
+
+
+@pytest.mark.parametrize("failures", [1, 99])
+def test_temporary_failures_are_no_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failures: int) -> None:
+    """A lack of memory at one moment is tried again. If it remains, the start is refused, and nothing is stored."""
+    script = (
+        f'#!/bin/sh\necho x >> "$0.calls"\nif [ "$(wc -l < "$0.calls")" -le {failures} ]; then\n'
+        'echo "unshare: unshare failed: Cannot allocate memory" >&2; exit 1\nfi\n'
+        f'exec {shutil.which("unshare")} "$@"\n'
+    )
+    (tmp_path / "unshare").write_text(script)
+    (tmp_path / "unshare").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(local_network, "RETRY_DELAYS", (0.0, 0.0))
+
+    if failures == 1:
+        assert unavailable_reason.__wrapped__() is None
+    else:
+        with pytest.raises(BackendUnavailable, match="may be temporary"):
+            unavailable_reason.__wrapped__()
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_a_failure_that_remains_is_no_result(root: Path, tmp_path: Path, monkeyp
     """If all tries fail, the run is refused instead of having no sandbox. The next search tries again."""
     path = program(tmp_path / "bwrap", TEMPORARY["killed"], failures=7)
     monkeypatch.setattr(sandbox, "_candidates", lambda: [path])
-    monkeypatch.setattr(sandbox, "_RETRY_DELAYS", (0.0, 0.0, 0.0, 0.0))
+    monkeypatch.setattr(sandbox, "RETRY_DELAYS", (0.0, 0.0, 0.0, 0.0))
 
     with pytest.raises(BackendUnavailable, match="may be temporary"):
         find_sandbox(root)
@@ -162,7 +162,7 @@ from pathlib import Path
 from skyrl_modal.backends.local import sandbox
 from skyrl_modal.errors import BackendUnavailable
 sandbox._candidates()
-sandbox._RETRY_DELAYS = (0.0,)
+sandbox.RETRY_DELAYS = (0.0,)
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 used = []
 try:
