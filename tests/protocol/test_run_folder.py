@@ -10,6 +10,7 @@ import stat
 import subprocess
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ RESULT = RunResultRecord(
 
 def make_result(detail: str) -> RunResultRecord:
     """Return a result with a detail."""
-    return RunResultRecord(**{**encode(RESULT), "detail": detail, "output": RESULT.output, "state": RESULT.state})
+    return replace(RESULT, detail=detail)
 
 
 @pytest.fixture
