@@ -27,6 +27,7 @@ if __package__ in (None, ""):  # started by its path, by any Python, which may n
 
 from skyrl_modal.container.live_view import PipeWriter
 from skyrl_modal.container.supervisor import Supervisor, SupervisorServices
+from skyrl_modal.container.unsaved_files import sandbox_places
 from skyrl_modal.protocol.codec import decode, encode_tagged
 from skyrl_modal.protocol.events import ResultEvent, SupervisorEvent
 from skyrl_modal.protocol.exit_codes import LAUNCHER_FAILED
@@ -93,7 +94,9 @@ def _install_signal_handlers(rank: Supervisor | RankWorker, ready: int | None) -
 def _run_worker(job: Job, config: RankConfig, ready: int | None, caller: int | None) -> int:
     from skyrl_modal.container.rank_worker import RankWorker  # imported here, since most runs have one rank
 
-    worker = RankWorker(job, config, report_locally=lambda text: print(text, file=sys.stderr, flush=True))
+    worker = RankWorker(
+        job, config, report_locally=lambda text: print(text, file=sys.stderr, flush=True), lost_places=sandbox_places
+    )
     if _install_signal_handlers(worker, ready):
         _stop_when_closed(caller, worker, StopReason.RANK_ZERO_EXITED)
         worker.run()
@@ -103,7 +106,9 @@ def _run_worker(job: Job, config: RankConfig, ready: int | None, caller: int | N
 
 def _run_supervisor(job: Job, config: RankConfig, ready: int | None, caller: int | None, events: int | None) -> int:
     writer = _EventWriter(events)
-    services = SupervisorServices(live=PipeWriter(1, RunFolder(job.run_folder).output), emit=writer.write)
+    services = SupervisorServices(
+        live=PipeWriter(1, RunFolder(job.run_folder).output), emit=writer.write, lost_places=sandbox_places
+    )
     supervisor = Supervisor(job, config, services)
     if not _install_signal_handlers(supervisor, ready):
         return LAUNCHER_FAILED

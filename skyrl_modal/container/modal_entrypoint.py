@@ -30,6 +30,7 @@ from skyrl_modal.container.rank_worker import RankWorker
 from skyrl_modal.container.stop_signals import run_with_stop_requests, wait_for_stop
 from skyrl_modal.container.supervisor import Supervisor, SupervisorServices
 from skyrl_modal.container.unpack import unpack_mounts
+from skyrl_modal.container.unsaved_files import container_places
 from skyrl_modal.event_queue import EventQueue
 from skyrl_modal.protocol.codec import decode, encode, from_json
 from skyrl_modal.protocol.events import MessageEvent, StateEvent
@@ -84,9 +85,7 @@ def run_job(
     return encode(_run_rank_zero(record, config, volumes, archives or {}))
 
 
-def _run_rank_zero(
-    job: Job, config: RankConfig, volumes: _Volumes, archives: Mapping[str, str]
-) -> RunResultRecord:
+def _run_rank_zero(job: Job, config: RankConfig, volumes: _Volumes, archives: Mapping[str, str]) -> RunResultRecord:
     folder, text = RunFolder(job.run_folder), CountedText()
     previous = PreviousContainer(job, _report)
     for chunk in folder.read_output():
@@ -112,6 +111,7 @@ def _run_rank_zero(
             emit=lambda event: _handle_event(event, volumes),
             # Ray listens on 127.0.0.1 and requires its token, so the public URL gives no access by itself.
             open_url=lambda port: tunnels.enter_context(modal.forward(port)).url,
+            lost_places=container_places,
             create_files=lambda: unpack_mounts(archives, volumes.paths),
         )
         supervisor = Supervisor(job, config, services, attempts=decision.attempts, first_message=decision.message)
@@ -179,6 +179,7 @@ def _run_worker(job: Job, config: RankConfig, volumes: _Volumes, archives: Mappi
         job,
         config,
         report_locally=lambda text: _report(f"rank {config.rank}: {text}"),
+        lost_places=container_places,
         create_files=lambda: unpack_mounts(archives, volumes.paths),
     )
 

@@ -24,6 +24,7 @@ from skyrl_modal.container.masking import SecretMask
 from skyrl_modal.container.process_tree import ProcessScope, reap_orphans
 from skyrl_modal.container.rank_connections import Connection, connect_to_rank_zero
 from skyrl_modal.container.ray_node import RayFolders, RayNode, ray_session_folder, require_ray
+from skyrl_modal.container.unsaved_files import LostPlaces, UnsavedFilesReport
 from skyrl_modal.container.workdir import prepare_workdir
 from skyrl_modal.event_queue import EventQueue
 from skyrl_modal.protocol.job import Job, RayOptions
@@ -56,6 +57,7 @@ class RankWorker:
         config: This rank.
         report_locally: Receives the messages while rank 0 is not connected.
         create_files: Creates the mounted files, and returns a message about it; None if they exist already.
+        lost_places: Returns the folders whose new files are lost with the run; None if there are none.
     """
 
     def __init__(
@@ -65,12 +67,14 @@ class RankWorker:
         *,
         report_locally: Callable[[str], None],
         create_files: Callable[[], str | None] | None = None,
+        lost_places: LostPlaces | None = None,
     ) -> None:
         self._job = job
         self._config = config
         self._report_locally = report_locally
         self._create_files = create_files
         self._secrets = SecretMask(secret_values(job, config, run_environment(job, config)))
+        self._unsaved_files = UnsavedFilesReport(job, lost_places)
         self._events: EventQueue[Event] = EventQueue()
         self._folders = RayFolders(ray_session_folder(config), RunFolder(job.run_folder).rank_logs(config.rank))
         self._node: RayNode | None = None
@@ -113,6 +117,9 @@ class RankWorker:
         finally:
             self._end_ray()
             scope.terminate()
+            unsaved = self._unsaved_files.find()
+            if unsaved.text:
+                self.report(unsaved.text)
 
     def _fail(self, cause: FailureCause, detail: str) -> None:
         self.report(f"cannot continue: {detail}")
@@ -185,6 +192,7 @@ class RankWorker:
                 self._send(RayStopped())
 
     def _start_ray(self, message: StartRay) -> None:
+        self._unsaved_files.begin()
         job, config = self._job, self._config
         env = {**run_environment(job, config), **message.env}
         ray = require_ray(job.ray or RayOptions(), env)

@@ -25,12 +25,13 @@ from skyrl_modal.container.output import OutputRecorder
 from skyrl_modal.container.process_tree import ProcessScope, reap_orphans
 from skyrl_modal.container.ray_cluster import ClusterServices, RayCluster
 from skyrl_modal.container.ray_node import ray_session_folder
+from skyrl_modal.container.unsaved_files import LostPlaces, UnsavedFilesReport, printable
 from skyrl_modal.container.workdir import prepare_workdir
 from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.events import MessageEvent, StateEvent
 from skyrl_modal.protocol.job import Job, Limits
 from skyrl_modal.protocol.rank_config import RankConfig
-from skyrl_modal.protocol.result import RunResultRecord
+from skyrl_modal.protocol.result import RunResultRecord, UnsavedFolder
 from skyrl_modal.protocol.run_folder import SUPERVISOR_LOG, RunFolder
 from skyrl_modal.protocol.state import FailureCause, NextStart, RunState, StopReason
 from skyrl_modal.protocol.status import StatusRecord
@@ -45,12 +46,14 @@ class SupervisorServices:
         emit: Receives messages and states.
         open_url: Returns a URL by which a port of this machine's 127.0.0.1 can be reached.
         create_files: Creates the mounted files, and returns a message about it; None if they exist already.
+        lost_places: Returns the folders whose new files are lost with the run; None if there are none.
     """
 
     live: LiveView
     emit: Callable[[MessageEvent | StateEvent], None]
     open_url: Callable[[int], str] = "http://127.0.0.1:{}".format
     create_files: Callable[[], str | None] | None = None
+    lost_places: LostPlaces | None = None
 
 
 class Supervisor:
@@ -86,6 +89,7 @@ class Supervisor:
         self._scope: ProcessScope | None = None
         self._cluster: RayCluster | None = None
         self._attempt: CommandAttempt | None = None
+        self._unsaved_files = UnsavedFilesReport(job, services.lost_places)
 
     # -- called from other threads and signal handlers ---------------------------------------------------------------
 
@@ -115,6 +119,7 @@ class Supervisor:
             self._report(describe_error(error), FailureCause.SYSTEM_ERROR)
         finally:
             self._tear_down(self._scope)
+        unsaved = self._report_unsaved_files(outcome)
         self._output.finish()
         result = RunResultRecord(
             run_id=self._job.run_id,
@@ -130,6 +135,7 @@ class Supervisor:
             detail=self._secrets.mask_text(outcome.detail),
             output=self._output.record,
             next_start=outcome.next_start,
+            unsaved=unsaved,
         )
         try:
             self._folder.write_result(result)
@@ -182,6 +188,7 @@ class Supervisor:
         # Record the attempt before it starts, so that it is not repeated if the container dies.
         self._attempts += 1
         self._set_state(RunState.RUNNING)
+        self._unsaved_files.begin()
         env = {**cluster.env, "SKYRL_ATTEMPT": str(self._attempts)}
         services = AttemptServices(
             events=self._events,
@@ -222,6 +229,13 @@ class Supervisor:
         self._reap()
 
     # -- reports -----------------------------------------------------------------------------------------------------
+
+    def _report_unsaved_files(self, outcome: Outcome) -> tuple[UnsavedFolder, ...]:
+        """Report new files that are lost with the run, and return their folders."""
+        found = self._unsaved_files.find(outcome.stop_reason)
+        if found.text:
+            self._report(found.text)
+        return tuple(replace(item, path=self._secrets.mask_text(printable(item.path))) for item in found.folders)
 
     def _set_state(self, state: RunState) -> None:
         url = None if self._cluster is None else self._cluster.url

@@ -46,6 +46,21 @@ class OutputRecord:
     stored: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class UnsavedFolder:
+    """A folder, or a file, with new content that is in no volume and was lost with the run.
+
+    Attributes:
+        path: Its path in the container.
+        files: Number of new files.
+        bytes: Their size.
+    """
+
+    path: str
+    files: int
+    bytes: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResultRecord:
     """How a run ended.
@@ -65,6 +80,7 @@ class RunResultRecord:
         output: What was kept of the output.
         volume_error: Why a volume could not be committed; None if all were.
         next_start: Whether another container continues the run.
+        unsaved: New files of rank 0 that were lost, by folder.
         schema_version: Version of this record's schema.
     """
 
@@ -82,6 +98,7 @@ class RunResultRecord:
     output: OutputRecord = OutputRecord()
     volume_error: str | None = None
     next_start: NextStart = NextStart.NONE
+    unsaved: tuple[UnsavedFolder, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

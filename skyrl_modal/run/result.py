@@ -8,7 +8,7 @@ from typing import Any, Self
 from attrs import field, frozen
 
 from skyrl_modal.errors import CommandFailed, RunCancelled, RunLost, RunTimeout
-from skyrl_modal.protocol.result import RunResultRecord
+from skyrl_modal.protocol.result import RunResultRecord, UnsavedFolder
 from skyrl_modal.protocol.state import FailureCause, RunState, StopReason
 from skyrl_modal.run.log_lines import TAIL_LINES, last_lines
 
@@ -32,6 +32,7 @@ class RunResult:
         detail: Description of the cause, for people.
         log_tail: The last lines of the output.
         time_limit: The exceeded limit of a run in state ``timed_out``, in seconds; else None.
+        unsaved: Folders with new files that were in no volume, and were lost with the run.
     """
 
     run_id: str
@@ -47,6 +48,7 @@ class RunResult:
     detail: str = ""
     log_tail: str = field(default="", repr=False)
     time_limit: float | None = None
+    unsaved: tuple[UnsavedFolder, ...] = ()
 
     @classmethod
     def from_record(
@@ -74,6 +76,7 @@ class RunResult:
             detail=_detail(record),
             log_tail="\n".join(last_lines(output_tail, TAIL_LINES)),
             time_limit=record.time_limit,
+            unsaved=record.unsaved,
         )
 
     @property

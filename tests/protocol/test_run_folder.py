@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from skyrl_modal.protocol.codec import ProtocolError, encode
+from skyrl_modal.protocol.codec import ProtocolError
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.result import RunResultRecord
 from skyrl_modal.protocol.run_folder import RunFolder, write_all, write_atomically, write_record
