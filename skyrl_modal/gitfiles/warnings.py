@@ -166,7 +166,8 @@ def _problem_files(root: Path, files: Sequence[str], status: Status) -> Iterator
                 problem = "is not UTF-8"
             else:
                 problem = "contains control characters"
-            yield f"the name of {path!r} {problem}, which some programs cannot handle: rename it, or name it in exclude=[...]"
+            remedy = "some programs cannot handle it. Rename it, or name it in exclude=[...]"
+            yield f"the name of {path!r} {problem}: {remedy}"
 
 
 def _link_problems(path: str, inside: str) -> Iterator[str]:

@@ -190,7 +190,7 @@ def test_undecodable_name_is_included(server: LoopbackModal, launcher: Make, che
     (checkout / os.fsdecode(b"caf\xe9.txt")).write_text("")
     output = io.BytesIO()
 
-    result = launcher().run("ls | grep ^caf | od -An -c", output=output, quiet=True)
+    result = launcher().run("ls | grep -a ^caf | od -An -c", output=output, quiet=True)
 
     assert result.returncode == 0
     assert b"351" in output.getvalue()
