@@ -130,7 +130,7 @@ class KillEnvironment:
         violations += self._leftovers()
         if violations:
             violations += [f"  {line[:200]}" for line in caller.messages.splitlines()[-12:]]
-        return Finding(cell, ending, seconds, tuple(violations))
+        return Finding(cell, str(ending), seconds, tuple(violations))
 
     def _wait_for_moment(self, cell: Cell, caller: CallerProcess, mark: str) -> int | None:
         """Wait for the phase of a cell. Return the process to kill; None if there is none."""

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 from skyrl_modal.container.process_tree import _process_table
 from tests.support.kill_table import Target
 from tests.support.processes import marked_processes
-
-
-class _Process(NamedTuple):
-    parent: int
-    arguments: list[str]
-
 
 #: Parts of the command lines of Ray's processes (Ray 2.48 to 2.60). Ray renames some of them when they have started.
 _RAY_COMMANDS = (
@@ -40,7 +33,7 @@ def run_processes(mark: str) -> dict[tuple[Target, int], int]:
         arguments = command.split(" ")
         if pid not in table:
             continue
-        if len(arguments) > 3 and arguments[3].endswith("container/__main__.py"):
+        if _is_supervisor(arguments) and not _is_supervisor(commands.get(table[pid], "").split(" ")):
             rank = 0 if "--events" in arguments else 1
             found[Target.SUPERVISOR, rank] = pid
             bubblewrap = table[pid]
@@ -60,6 +53,10 @@ def run_processes(mark: str) -> dict[tuple[Target, int], int]:
     return found
 
 
+def _is_supervisor(arguments: list[str]) -> bool:
+    return len(arguments) > 3 and arguments[3].endswith("container/__main__.py")
+
+
 def _target(pid: int, table: dict[int, int], supervisor: int) -> Target | None:
     try:
         line = Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace").replace("\0", " ")
@@ -73,6 +70,8 @@ def _target(pid: int, table: dict[int, int], supervisor: int) -> Target | None:
     if table[pid] != supervisor:
         return None
     if arguments[1:2] == ["-c"] and os.path.basename(arguments[0]) in ("bash", "sh"):
+        return Target.SHELL
+    if arguments[1:2] == ["stream.py"]:  # the campaign's command, which replaces its shell
         return Target.SHELL
     return Target.RAY_START if "/ray start " in f"{line} " else None
 

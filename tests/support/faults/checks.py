@@ -10,18 +10,37 @@ import attrs
 
 from skyrl_modal.protocol.result import RunResultRecord
 from skyrl_modal.protocol.state import FailureCause, RunState, StopReason
+from tests.support.kill_table import COMMAND_KILLED, LOST, RANK_LOST, RAY_EXITED, SUCCEEDED
 
-from .cases import Case
+from .cases import KILLS, TIMEOUT_FAULTS, Case
 from .stream import SAVED_CODE, SAVED_LINE, pieces
 
 #: A message of the launcher, see ``protocol.log_lines``. The command's output never contains the prefix.
 LAUNCHER_MESSAGE = re.compile(rb"skyrl-modal (?:\([a-z_]+\) )?\| [^\n]*\n?")
 #: Faults that stop the run: a cancellation, or the exit of its caller.
 STOPPING_FAULTS = frozenset(
-    {"client SIGKILL", "client SIGTERM", "Ctrl-C", "Ctrl-C twice", "cancel", "cancel process tree"}
+    {
+        "client SIGKILL",
+        "client SIGTERM",
+        "Ctrl-C",
+        "Ctrl-C twice",
+        "cancel",
+        "cancel process tree",
+        "slow reader, cancel",
+    }
 )
 #: Faults after which the launcher adds a message to output.log, after the command's output.
-LOGGED_FAULTS = frozenset({"raylet SIGKILL", "rank 1 SIGKILL"})
+LOGGED_FAULTS = frozenset(
+    {
+        "raylet SIGKILL",
+        "rank 1 SIGKILL",
+        *(fault for fault, (_, _, endings) in KILLS.items() if {RAY_EXITED, RANK_LOST}.intersection(endings)),
+    }
+)
+#: Faults that end the command without a signal to it, so that its output may end anywhere.
+KILLING_FAULTS = frozenset(
+    {"supervisor SIGKILL", *(fault for fault, (_, _, endings) in KILLS.items() if endings[0] in (LOST, COMMAND_KILLED))}
+)
 
 
 @attrs.frozen
@@ -114,13 +133,29 @@ def _expected_end(case: Case, injected: int) -> tuple[RunState, set[int], set[Fa
         return RunState.FAILED, _codes_after_stop(case, 15), {FailureCause.RAY_EXITED}
     if case.fault == "rank 1 SIGKILL":
         return RunState.FAILED, _codes_after_stop(case, 15), {FailureCause.RANK_LOST}
-    if case.fault == "timeout":
+    if case.fault in TIMEOUT_FAULTS:
         return RunState.TIMED_OUT, {124}, {FailureCause.ATTEMPT_TIMEOUT}
     if case.exit_code:
         return RunState.FAILED, {case.exit_code}, {FailureCause.COMMAND_FAILED}
     if case.fault == "full volume" and not local and injected:
         return RunState.FAILED, {125}, {FailureCause.VOLUME_COMMIT_FAILED}
     return RunState.SUCCEEDED, {0}, {None}
+
+
+def _expected_ends(case: Case, injected: int) -> list[tuple[RunState, set[int], set[FailureCause | None]]]:
+    """Return the states, each with the allowed exit codes and causes."""
+    own = _expected_end(case, injected)
+    if case.fault not in KILLS or not injected:
+        return [own]
+    ends = []
+    for ending in KILLS[case.fault][2]:
+        if ending == SUCCEEDED:
+            ends.append(own)
+        elif ending.state is not None and ending.returncode is not None:
+            stopped = ending in (RAY_EXITED, RANK_LOST)
+            codes = _codes_after_stop(case, 15) if stopped else {ending.returncode}
+            ends.append((ending.state, codes, {ending.cause}))
+    return ends
 
 
 def _causes_after_stop(case: Case) -> set[FailureCause | None]:
@@ -138,8 +173,9 @@ def _causes_after_stop(case: Case) -> set[FailureCause | None]:
 
 
 def _check_end(case: Case, observation: Observation, observed: dict[str, Any]) -> Iterator[str]:
-    expected_state, codes, causes = _expected_end(case, observation.injected)
     state, code, cause = observed["state"], observed["returncode"], observed["cause"]
+    ends = _expected_ends(case, observation.injected)
+    expected_state, codes, causes = next((end for end in ends if end[0] == state), ends[0])
     if state != expected_state or code not in codes:
         yield f"state and exit code are {state} and {code}, not {expected_state} and {sorted(codes)}"
     if cause not in causes:
@@ -299,7 +335,8 @@ def _compare_with_expected(case: Case, observation: Observation, log: bytes, *, 
         if not all(_is_prefix(attempt, case, anywhere=False) for attempt in attempts[:-1]):
             yield "the output of an attempt before a preemption has a gap or a repetition"
     elif not case.is_early:
-        anywhere = case.fault in ("supervisor SIGKILL", "Ctrl-C twice", "timeout") or case.on_signal != "save"
+        is_killed = case.fault in KILLING_FAULTS | TIMEOUT_FAULTS | {"Ctrl-C twice"}
+        anywhere = is_killed or case.on_signal != "save"
         command_output = LAUNCHER_MESSAGE.split(log)[0] if case.fault in LOGGED_FAULTS else log
         if not _is_prefix(command_output, case, anywhere=anywhere):
             yield f"output.log has a gap or a repetition: {_difference(_text(log), _text(whole))}"

@@ -21,6 +21,8 @@ class CallerProcess:
 
     def __init__(self, parameters: Path, result: Path, env: dict[str, str], cwd: Path) -> None:
         self._changed = threading.Condition()
+        self._may_read = threading.Event()
+        self._may_read.set()
         self._out, self._err = bytearray(), bytearray()
         self._newlines = 0
         self.process = subprocess.Popen(
@@ -39,6 +41,8 @@ class CallerProcess:
     def _read(self, stream: IO[bytes], target: bytearray) -> None:
         with stream:
             while data := os.read(stream.fileno(), 1 << 16):
+                if target is self._out:
+                    self._may_read.wait()
                 with self._changed:
                     target += data
                     if target is self._out:
@@ -46,6 +50,14 @@ class CallerProcess:
                     self._changed.notify_all()
         with self._changed:
             self._changed.notify_all()
+
+    def stop_reading(self) -> None:
+        """Do not read standard output any more, until ``continue_reading`` is called."""
+        self._may_read.clear()
+
+    def continue_reading(self) -> None:
+        """Read standard output again."""
+        self._may_read.set()
 
     def _wait(self, condition: Callable[[], object], timeout: float) -> bool:
         with self._changed:
@@ -109,6 +121,7 @@ class CallerProcess:
 
     def close(self) -> None:
         """Kill the process if it still runs."""
+        self.continue_reading()
         if self.process.poll() is None:
             self.process.kill()
             self.process.send_signal(signal.SIGCONT)

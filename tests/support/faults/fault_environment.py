@@ -22,7 +22,7 @@ from skyrl_modal.protocol.run_folder import RunFolder
 from tests.support.loopback import LoopbackModal
 from tests.support.processes import MARK, marked_processes, wait_for_marked_processes
 
-from .cases import Case
+from .cases import RAY_FAULTS, Case
 from .checks import Finding, Observation, check
 from .client_processes import CallerProcess, ObserverProcess
 from .injection import ALL_COMMITS, STEP_TIMEOUT, Injection, inject
@@ -31,7 +31,7 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[2]
 #: Seconds after a cancel until no process may be left, whatever the command does.
 CANCEL_TIMEOUT = 10.0
-RECORD_FILES = frozenset({"job.json", "state.json", "output.log", "result.json", "ray"})
+RECORD_FILES = frozenset({"job.json", "state.json", "output.log", "output.end", "result.json", "ray"})
 
 
 class FaultEnvironment:
@@ -46,7 +46,7 @@ class FaultEnvironment:
     def __init__(self, folder: Path, *, timeout_factor: float = 1.0, client_timeout: float = 8.0) -> None:
         self.folder = folder
         self.timeout = STEP_TIMEOUT * timeout_factor
-        self._cancel_timeout = CANCEL_TIMEOUT * timeout_factor
+        self.end_timeout = CANCEL_TIMEOUT * timeout_factor
         self._client_timeout = client_timeout * timeout_factor
         self._server: LoopbackModal | None = None
         self._observers: dict[str, ObserverProcess] = {}
@@ -153,7 +153,7 @@ class FaultEnvironment:
             "backend": case.backend,
             "checkout": str(self._checkout),
             "volume": volume,
-            "ray": case.fault == "raylet SIGKILL",
+            "ray": case.fault in RAY_FAULTS,
             "fields": case.fields,
             "command": case.command,
         }
@@ -196,7 +196,7 @@ class FaultEnvironment:
             left.append(f"process {pid} is left: {command[:200]}")
         if case.fault == "cancel process tree":
             seconds = time.monotonic() - injection.time
-            if seconds > self._cancel_timeout:
+            if seconds > self.end_timeout:
                 left.append(f"processes were left for {seconds:.1f} s after the cancel")
         return left
 

@@ -14,8 +14,9 @@ import attrs
 from tests.support.loopback import LoopbackModal
 from tests.support.loopback.records import Container
 from tests.support.processes import marked_processes, supervisors
+from tests.support.run_processes import run_processes
 
-from .cases import Case
+from .cases import KILLS, TIMEOUT_FAULTS, Case
 from .client_processes import CallerProcess
 
 if TYPE_CHECKING:
@@ -57,7 +58,11 @@ def inject(
         caller.wait_for_lines(case.after_lines, environment.timeout)
     time.sleep(case.delay)  # the random part of the moment
     injection.count, injection.time = int(caller.process.poll() is None), time.monotonic()
-    if case.fault.startswith(("client ", "Ctrl-C")):
+    if case.has_slow_reader:
+        _stop_reading(environment, case, caller, mark, injection)
+    elif case.fault in KILLS:
+        injection.count = _kill(case, mark)
+    elif case.fault.startswith(("client ", "Ctrl-C")):
         _signal_caller(case, caller)
     elif case.fault.startswith("cancel"):
         answer = environment.request(case, caller.run_id, "cancel", start_timeout=environment.timeout)
@@ -85,6 +90,47 @@ def _signal_caller(case: Case, caller: CallerProcess) -> None:
             caller.signal(signal.SIGINT)
             time.sleep(case.interval / 3)
             caller.signal(signal.SIGINT)
+
+
+def _stop_reading(
+    environment: FaultEnvironment, case: Case, caller: CallerProcess, mark: str, injection: Injection
+) -> None:
+    """Do not read the caller's output, end the run, and wait for its end before reading the output again."""
+    caller.stop_reading()
+    seconds = environment.end_timeout
+    if case.fault in TIMEOUT_FAULTS:
+        seconds += float(str(case.fields["timeout"]))
+    else:
+        time.sleep(case.interval)  # until then the output fills the buffers
+        answer = environment.request(case, caller.run_id, "cancel", start_timeout=environment.timeout)
+        if "error" in answer:
+            injection.failure = f"cancel failed: {answer['error']}"
+        injection.time = time.monotonic()  # the request starts a process, which takes seconds on a busy machine
+
+    def is_running() -> bool:
+        if case.backend == "local":
+            return bool(supervisors(mark)[0])
+        return _busy_container(environment.server, 0) is not None
+
+    while is_running():
+        if time.monotonic() > injection.time + seconds:
+            injection.failure = f"the run has not ended {seconds:.1f} s after its fault, since its output was not read"
+            break
+        time.sleep(0.05)
+    caller.continue_reading()
+
+
+def _kill(case: Case, mark: str) -> int:
+    """Kill the process of a case. Return how many were killed."""
+    target, rank, _ = KILLS[case.fault]
+    deadline = time.monotonic() + 10
+    while (pid := run_processes(mark).get((target, rank))) is None:
+        # Some of Ray's processes start after Ray is ready.
+        if time.monotonic() > deadline or not marked_processes(mark):
+            return 0
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGKILL)
+    return 1
 
 
 def _inject_locally(environment: FaultEnvironment, case: Case, caller: CallerProcess, volume: str, mark: str) -> None:

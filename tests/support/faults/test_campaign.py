@@ -33,6 +33,10 @@ SAMPLE = (
     ("preemption", "modal"),
     ("timeout", "local"),
     ("full volume", "local"),
+    ("slow reader, cancel", "local"),
+    ("slow reader, timeout", "local"),
+    ("kill wrapper shell", "local"),
+    ("kill bubblewrap of rank 1", "local"),
 )
 
 
