@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from skyrl_modal.container.environment import count_gpus, ray_environment, run_environment, with_ray_token
+from skyrl_modal.container.events import RayEvent, RayNodeExited
 from skyrl_modal.container.failures import StartError
 from skyrl_modal.container.masking import SecretMask
 from skyrl_modal.container.ray_node import RayFolders, RayNode, require_dashboard, require_ray
@@ -142,6 +144,37 @@ def node(tmp_path: Path) -> RayNode:
     job = make_job(tmp_path, ray=RayOptions())
     secrets = SecretMask(["s3cret"])
     return RayNode(job, make_cluster(1), NEW_RAY, {}, folders, start=1, put=lambda event: None, secrets=secrets)
+
+
+@pytest.mark.parametrize("is_head", [True, False])
+def test_ray_starts_in_the_workdir(tmp_path: Path, is_head: bool) -> None:
+    """`ray start` has the working directory of the command, which Ray's workers inherit; the probe has not."""
+    for name in ("bin", "work", "logs"):
+        (tmp_path / name).mkdir()
+    program, workdir = tmp_path / "bin" / "ray", tmp_path / "work"
+    program.write_text("#!/bin/sh\npwd\n")
+    program.chmod(0o755)
+    (workdir / "ray.py").write_text("raise RuntimeError('imported from the working directory')\n")
+    ray = RayInstallation(str(program), sys.executable, "2.60.0")
+    folders, exited = RayFolders(tmp_path / "session", tmp_path / "logs"), threading.Event()
+    job = make_job(tmp_path, workdir=str(workdir), ray=RayOptions())
+    env = {"PATH": os.environ["PATH"]}
+
+    def put(event: RayEvent) -> None:
+        if isinstance(event, RayNodeExited):
+            exited.set()
+
+    node = RayNode(job, make_cluster(1), ray, env, folders, start=1, put=put, secrets=SecretMask([]))
+    if is_head:
+        node.start_head()
+    else:
+        node.start_worker("127.0.0.1:6379")
+    assert exited.wait(30)
+    node.end(pytest.fail)
+
+    log = (tmp_path / "logs" / "start.log").read_text()
+    assert f"{workdir}\n" in log
+    assert "imported from the working directory" not in log
 
 
 def test_log_tail_without_logs(node: RayNode) -> None:
