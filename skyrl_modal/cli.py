@@ -14,8 +14,9 @@ from skyrl_modal.errors import SkyRLModalError, StorageError, translate_system_e
 from skyrl_modal.launcher import Launcher
 from skyrl_modal.protocol.events import MessageEvent, MessageLevel, OutputEvent
 from skyrl_modal.protocol.exit_codes import BROKEN_PIPE, INTERRUPTED, LAUNCHER_FAILED
-from skyrl_modal.protocol.state import RunState
+from skyrl_modal.protocol.state import FailureCause, RunState
 from skyrl_modal.run.cleanup import clean_up
+from skyrl_modal.run.foreground import report_end
 from skyrl_modal.run.handle import Run, runs
 from skyrl_modal.run.output_sink import open_sink
 from skyrl_modal.spec.fields import OPTION_HELP
@@ -186,11 +187,15 @@ def cli() -> None:
 
 @cli.command()
 @_launcher_options
-@click.option("--quiet", "-q", is_flag=True, help="Suppress the launcher's own messages.")
+@click.option("--quiet", "-q", is_flag=True, help="Suppress the launcher's own messages, except for errors.")
 @click.argument("command", nargs=-1, required=True)
 def run(quiet: bool, command: Sequence[str], **options: Any) -> None:
     """Run COMMAND and exit with its exit code. A single argument is a shell string; several, after --, are quoted."""
     result = _make_launcher(**options).run(_to_command(command), quiet=quiet)
+    is_own = result.cause in (None, FailureCause.COMMAND_FAILED)
+    if quiet and not is_own and result.state in (RunState.FAILED, RunState.LOST):
+        # The exit code, such as 125, would not explain itself: the command has printed nothing about it.
+        _print_error(result.detail or f"the run failed: {result.cause}")
     sys.exit(result.returncode)
 
 
@@ -283,7 +288,7 @@ def attach(run_id: str) -> None:
 def wait(timeout: float | None, run_id: str) -> None:
     """Wait for the end of a run, and exit with its exit code."""
     result = Run.attach(run_id).wait(timeout)
-    StderrReporter().info(f"{result.state}, exit code {result.returncode}; log: {result.log_path}")
+    report_end(result, StderrReporter())
     sys.exit(result.returncode)
 
 

@@ -157,8 +157,8 @@ class RunTimeout(RunError):
 
     def _headline(self) -> str:
         if self.returncode is None:
-            return f"run {self.run_id} did not end within {self.seconds:g} s and is still running"
-        return f"run {self.run_id} was stopped at its time limit of {self.seconds:g} s"
+            return f"run {self.run_id} did not end within {self.seconds:,.10g} s and is still running"
+        return f"run {self.run_id} was stopped at its time limit of {self.seconds:,.10g} s"
 
 
 @define(eq=False, slots=False, repr=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from collections.abc import Sequence
 
 import modal
 import modal.exception
@@ -11,21 +13,35 @@ from skyrl_modal.backends.modal.app import RunApp
 from skyrl_modal.backends.modal.backend import ModalBackend
 from skyrl_modal.backends.modal.errors import backend_unavailable
 from skyrl_modal.backends.modal.execution import ModalExecution
-from skyrl_modal.findings import Severity
 from skyrl_modal.launcher import Launcher
 from skyrl_modal.prepare.command import normalize_command
-from skyrl_modal.prepare.findings import find_problems
 from skyrl_modal.prepare.plan import make_plan
 from skyrl_modal.prepare.staging import check_with_backend, take_snapshots
-from skyrl_modal.protocol.job import Job
 from skyrl_modal.run.foreground import report_end
 from skyrl_modal.run.handle import Run
 from skyrl_modal.run.interrupts import STOPPING_MESSAGE
 from skyrl_modal.run.result import RunResult
 from skyrl_modal.views.text import StderrReporter
 
-#: The command of the plan that is made before the real command is known. It names no script.
+#: The command of the plan if the real one is not known when the app's script is imported. It names no script.
 _PLACEHOLDER_COMMAND = ":"
+#: The option of ``modal run`` that names the command, as in SkyRL's own script.
+_COMMAND_OPTION = "--command"
+
+
+def command_option(arguments: Sequence[str]) -> str | None:
+    """Return the command that arguments of ``modal run`` name with ``--command``; None if they name none.
+
+    Example:
+        >>> command_option(["modal", "run", "main.py", "--command", "python train.py"])
+        'python train.py'
+    """
+    for number, argument in enumerate(arguments):
+        if argument == _COMMAND_OPTION and number + 1 < len(arguments):
+            return arguments[number + 1]
+        if argument.startswith(f"{_COMMAND_OPTION}="):
+            return argument.partition("=")[2]
+    return None
 
 
 class ModalRun:
@@ -51,7 +67,10 @@ class ModalRun:
     def __init__(self, launcher: Launcher) -> None:
         self._backend = ModalBackend()
         self._reporter = StderrReporter()
-        self._plan = make_plan(launcher, _PLACEHOLDER_COMMAND, self._backend.name)
+        self._launcher = launcher
+        command = command_option(sys.argv)
+        planned = _PLACEHOLDER_COMMAND if command is None else normalize_command(command)
+        self._plan = make_plan(launcher, planned, self._backend.name)
         secret_values = check_with_backend(self._plan, self._backend, self._reporter)
         self._run_app = RunApp(take_snapshots(self._plan, secret_values, self._reporter))
         self.app, self._function = self._run_app.define()
@@ -70,12 +89,13 @@ class ModalRun:
             How it ended.
 
         Raises:
-            SpecError: The command is empty.
+            SpecError: The command is empty or invalid.
             BackendUnavailable: Modal cannot be reached, or did not accept the call.
         """
         job = dataclasses.replace(self._run_app.job, command=normalize_command(command))
         self._reporter.info(f"run {job.run_id}: {job.command}")
-        self._warn_about_command(job)
+        if job.command != self._plan.job.command:
+            self._check_command(job.command)
         try:
             call = self._function.spawn(*self._run_app.arguments(job))
         except modal.exception.Error as error:
@@ -88,11 +108,17 @@ class ModalRun:
         report_end(result, self._reporter)
         return result
 
-    def _warn_about_command(self, job: Job) -> None:
-        """Report what the plan could not find without the command, such as calls of ``ray start`` in its scripts."""
-        for finding in find_problems(job, self._plan.selections):
-            if finding.severity is not Severity.NOTE and finding not in self._plan.findings:
-                self._reporter.warn(str(finding))
+    def _check_command(self, command: str) -> None:
+        """Plan the command, if it was not known when the app's script was imported, and report new warnings.
+
+        Raises:
+            SpecError: The command, or something that has changed meanwhile, is invalid.
+        """
+        plan = make_plan(self._launcher, command, self._backend.name)
+        self._backend.check(plan.job, plan.spec)
+        for warning in plan.warnings:
+            if warning not in self._plan.warnings:
+                self._reporter.warn(warning)
 
     def _wait(self, run: Run) -> RunResult:
         interrupts = 0

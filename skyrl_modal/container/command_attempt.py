@@ -16,6 +16,7 @@ from skyrl_modal.container.failures import Failure, Report, StartError, cause_of
 from skyrl_modal.container.output import CHUNK_SIZE, OutputRecorder
 from skyrl_modal.container.process import ChildProcess, open_shell_command
 from skyrl_modal.container.process_tree import terminate_all
+from skyrl_modal.container.ray_stop import explain_ray_exit
 from skyrl_modal.machine import enlarge_pipe
 from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.exit_codes import INTERRUPTED, LAUNCHER_FAILED, TIMED_OUT, exit_code_of
@@ -222,7 +223,7 @@ class CommandAttempt:
                 text = f"stopping the command ({describe_stop(reason)}): sending SIGINT, SIGKILL follows in {grace:g} s"
                 report(text, cause_of_stop(reason))
                 return stop_sequence(signal.SIGINT, grace)
-        self._failure = failure = self._services.cluster.failure_of(event)
+        self._failure = failure = self._explain(self._services.cluster.failure_of(event))
         if failure is None:
             return []
         self._stopped_by = StoppedBy.FAILURE
@@ -232,8 +233,8 @@ class CommandAttempt:
     @property
     def _timeout_text(self) -> str:
         if self._timeout_cause is FailureCause.TOTAL_TIMEOUT:
-            return f"limit of {self._time_limit:g} s for all attempts exceeded"
-        return f"timeout of {self._time_limit:g} s exceeded"
+            return f"limit of {self._time_limit:,.10g} s for all attempts exceeded"
+        return f"timeout of {self._time_limit:,.10g} s exceeded"
 
     @property
     def _time_limit(self) -> float:
@@ -258,12 +259,15 @@ class CommandAttempt:
             case StoppedBy.COMMAND if returncode == 0:
                 return Outcome(state=RunState.SUCCEEDED, returncode=0)
             case StoppedBy.COMMAND:
-                self._failure = self._find_cause()
+                self._failure = self._explain(self._find_cause())
         if self._failure is None:
             return Outcome(state=RunState.FAILED, returncode=returncode, cause=FailureCause.COMMAND_FAILED)
         if self._stopped_by is StoppedBy.FAILURE:
             self._services.output.write_message(self._failure.text)
         return Outcome.of_failure(self._failure, returncode or LAUNCHER_FAILED)
+
+    def _explain(self, failure: Failure | None) -> Failure | None:
+        return explain_ray_exit(failure, self._job.command, self._services.processes)
 
     def _find_cause(self) -> Failure | None:
         """Return the failure of Ray or of a node that made the command fail; None if there was none."""

@@ -75,7 +75,7 @@ class Plan:
         rows += self.mount_rows()
         rows += [("volume", f"{v.mount_path} is {v.name}{' (read only)' if v.read_only else ''}") for v in job.volumes]
         limits = job.limits
-        rows.append(("timeout", f"{limits.attempt_timeout:g} s, {limits.retries} retries"))
+        rows.append(("timeout", f"{limits.attempt_timeout:,.10g} s, {limits.retries} retries"))
         return rows
 
     def mount_rows(self) -> list[tuple[str, str]]:

@@ -77,6 +77,8 @@ class FailureCause(TolerantStrEnum):
     RAY_VERSION_MISMATCH = "ray_version_mismatch"
     #: Ray ended on a node while the command ran.
     RAY_EXITED = "ray_exited"
+    #: The command called ``ray stop``, which ended the run's own Ray.
+    RAY_STOPPED = "ray_stopped"
     #: The connection to a rank was lost: its container or its supervisor exited.
     RANK_LOST = "rank_lost"
     #: A rank reported that it cannot continue.

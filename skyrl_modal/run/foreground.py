@@ -249,5 +249,6 @@ def report_end(result: RunResult, reporter: Reporter, reported: Collection[Failu
     """
     if result.state in (RunState.FAILED, RunState.LOST) and result.detail and result.cause not in reported:
         reporter.info(result.detail)
-    ending = f"{result.state}, exit code {result.returncode} after {result.duration:.1f} s"
+    limit = "" if result.time_limit is None else f" at the limit of {result.time_limit:,.10g} s"
+    ending = f"{result.state}{limit}, exit code {result.returncode} after {result.duration:.1f} s"
     reporter.info(f"{ending}; log: {result.log_path}")

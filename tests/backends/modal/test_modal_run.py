@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from skyrl_modal.modal_run import command_option
 from tests.support.loopback import LoopbackModal
 
 SCRIPT = """
@@ -23,9 +26,11 @@ def main(command: str) -> None:
 """
 
 
-def modal_run(server: LoopbackModal, checkout: Path, script: Path, command: str) -> subprocess.CompletedProcess[str]:
+def modal_run(
+    server: LoopbackModal, checkout: Path, script: Path, command: str, source: str = SCRIPT
+) -> subprocess.CompletedProcess[str]:
     """Run a command with ``modal run``."""
-    script.write_text(SCRIPT)
+    script.write_text(source)
     return subprocess.run(
         [sys.executable, "-m", "modal", "run", str(script), "--command", command],
         env={**os.environ, **server.env(), "SKYRL_REPO_ROOT": str(checkout)},
@@ -46,6 +51,43 @@ def test_scripts_of_the_command_are_checked(server: LoopbackModal, checkout: Pat
     assert done.stderr.count("stop.sh calls `ray stop`") == 1
     assert "the command calls" not in done.stderr
     assert len(server.function_calls) == 1
+
+
+def test_command_is_planned_before_the_app_starts(server: LoopbackModal, checkout: Path, tmp_path: Path) -> None:
+    """A command that is invalid is refused before anything is built or uploaded."""
+    (checkout / ".env").write_text("KEY_OF_TEST=s3cret-value\n")
+    script = SCRIPT.replace("gpu=None", 'gpu=None, secrets=["KEY_OF_TEST"]')
+
+    done = modal_run(server, checkout, tmp_path / "main.py", "echo s3cret-value", script)
+
+    assert done.returncode != 0
+    assert "KEY_OF_TEST" in done.stdout + done.stderr
+    assert server.apps == []
+
+
+def test_other_command_of_the_entrypoint_is_planned(server: LoopbackModal, checkout: Path, tmp_path: Path) -> None:
+    """A command that the entrypoint composes itself is planned too, before the function is called."""
+    (checkout / "stop.sh").write_text("exit 5\nray stop\n")
+    script = SCRIPT.replace("runner.run(command)", 'runner.run(f"bash {command}")')
+
+    done = modal_run(server, checkout, tmp_path / "main.py", "stop.sh", script)
+
+    assert done.returncode == 5, done.stdout + done.stderr
+    assert done.stderr.count("stop.sh calls `ray stop`") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["modal", "run", "main.py", "--command", "a b"], "a b"),
+        (["modal", "run", "--detach", "main.py::main", "--command=a=b"], "a=b"),
+        (["modal", "run", "main.py"], None),
+        (["modal", "run", "main.py", "--command"], None),
+    ],
+)
+def test_command_option(arguments: list[str], command: str | None) -> None:
+    """The command is found in both forms of an option."""
+    assert command_option(arguments) == command
 
 
 def test_empty_command_is_refused(server: LoopbackModal, checkout: Path, tmp_path: Path) -> None:
