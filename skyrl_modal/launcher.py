@@ -13,7 +13,7 @@ from attrs import Attribute, field, fields, frozen
 
 from skyrl_modal.backends import Backend, VolumeEntry, check_backend, get_backend
 from skyrl_modal.errors import PathNotFound, SkyRLModalError, SpecError, translate_system_errors
-from skyrl_modal.prepare.command import normalize_command
+from skyrl_modal.prepare.command import normalize_command, shorten_command
 from skyrl_modal.prepare.plan import Plan, make_plan
 from skyrl_modal.prepare.restore import changes_since
 from skyrl_modal.prepare.staging import check_with_backend, take_snapshots
@@ -264,7 +264,7 @@ class Launcher(RunSpec):
         """
         backend = self._backend
         plan = self.plan(command)
-        title = f"run {plan.job.run_id}: {plan.job.command}"
+        title = f"run {plan.job.run_id}: {shorten_command(plan.job.command)}"
         secret_values = check_with_backend(plan, backend, reporter, title=title)
         if interrupts is not None:
             interrupts.raise_if_recorded()

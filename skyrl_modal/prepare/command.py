@@ -12,8 +12,8 @@ from skyrl_modal.errors import SpecError
 MAX_COMMAND_BYTES = 24 << 20
 #: Size of an emoji in JSON: two escape sequences.
 _MAX_BYTES_OF_CHARACTER = 12
-#: Number of characters of an invalid command that an error contains.
-_SHOWN_CHARACTERS = 200
+#: Number of characters of a command that errors, plans and the header of a run contain.
+SHOWN_CHARACTERS = 2000
 
 
 def normalize_command(command: str | Sequence[str]) -> str:
@@ -43,12 +43,20 @@ def normalize_command(command: str | Sequence[str]) -> str:
     except UnicodeEncodeError:
         problem = "a character that cannot be encoded as UTF-8"
     if problem is not None:
-        raise SpecError("command", _shorten(command), f"it contains {problem}; remove it")
+        raise SpecError("command", shorten_command(command), f"it contains {problem}; remove it")
     if len(command) > MAX_COMMAND_BYTES // _MAX_BYTES_OF_CHARACTER and len(json.dumps(command)) > MAX_COMMAND_BYTES:
         remedy = f"a command has at most {MAX_COMMAND_BYTES >> 20} MiB in the run's records; write it to a script"
-        raise SpecError("command", _shorten(command), remedy)
+        raise SpecError("command", shorten_command(command), remedy)
     return command
 
 
-def _shorten(command: str) -> str:
-    return command if len(command) <= _SHOWN_CHARACTERS else f"{command[:_SHOWN_CHARACTERS]}..."
+def shorten_command(command: str) -> str:
+    """Return a command for people: without its end, if that would hide everything else.
+
+    Example:
+        >>> shorten_command("x" * 3000)[-24:]
+        'xx... (3,000 characters)'
+    """
+    if len(command) <= SHOWN_CHARACTERS:
+        return command
+    return f"{command[:SHOWN_CHARACTERS]}... ({len(command):,} characters)"

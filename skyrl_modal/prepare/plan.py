@@ -13,6 +13,7 @@ from skyrl_modal.errors import SpecError, StorageError
 from skyrl_modal.findings import Finding, Severity
 from skyrl_modal.gitfiles.report import format_size
 from skyrl_modal.mount import Selection, select
+from skyrl_modal.prepare.command import shorten_command
 from skyrl_modal.prepare.findings import checkout_finding, find_problems, image_finding, texts_of_command
 from skyrl_modal.prepare.hidden_files import check_hidden_files
 from skyrl_modal.prepare.job_builder import build_job
@@ -63,7 +64,7 @@ class Plan:
     def rows(self) -> list[tuple[str, str]]:
         """Return the plan as label and value pairs."""
         job, spec = self.job, self.spec
-        rows = [("command", job.command), ("backend", self.backend), ("workdir", job.workdir)]
+        rows = [("command", shorten_command(job.command)), ("backend", self.backend), ("workdir", job.workdir)]
         if job.name is not None:
             rows.append(("name", job.name))
         if job.tags:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyrl_modal import SpecError
-from skyrl_modal.prepare.command import normalize_command
+from skyrl_modal.prepare.command import SHOWN_CHARACTERS, normalize_command, shorten_command
 
 ARGUMENTS = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1)
 
@@ -33,3 +33,11 @@ def test_invalid_command_is_refused(command: Any) -> None:
         normalize_command(command)
 
     assert caught.value.field == "command"
+
+
+def test_long_command_is_shortened_for_people() -> None:
+    """A plan shows the beginning of a long command, and its length."""
+    assert shorten_command("x" * SHOWN_CHARACTERS) == "x" * SHOWN_CHARACTERS
+    shown = shorten_command("x" * 300_000)
+    assert len(shown) < SHOWN_CHARACTERS + 30
+    assert shown.endswith("x... (300,000 characters)")

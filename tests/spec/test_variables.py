@@ -142,7 +142,7 @@ def test_value_that_no_variable_can_have(value: str) -> None:
     with pytest.raises(SpecError) as caught:
         normalize_command(f"echo {value}{'x' * 10_000_000}")
     assert caught.value.field == "command"
-    assert len(str(caught.value)) < 400
+    assert len(str(caught.value)) < 3000
 
 
 def test_command_that_no_record_can_contain() -> None:
