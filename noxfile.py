@@ -191,6 +191,13 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def kills(session: nox.Session) -> None:
+    """Kill each process of a local run in each phase. Options: ``-- --no-ray --nodes 1 --times 1``."""
+    install(session, "-e", ".[local]", groups=("test",))
+    session.run("python", "-m", "tests.support.kill_table", *session.posargs)
+
+
+@nox.session
 def attack(session: nox.Session) -> None:
     """Try all attacks of tests/attacks. Options: ``-- --only NAME``, or ``-- --write`` to update the table."""
     install(session, "-e", ".[local]", groups=("test",))

@@ -27,7 +27,7 @@ def marked(cell: Cell) -> object:
     return pytest.param(cell, id=str(cell), marks=marks)
 
 
-@pytest.mark.parametrize("cell", map(marked, CELLS))
+@pytest.mark.parametrize("cell", [marked(cell) for cell in CELLS])
 def test_killed_process(cell: Cell, environment: KillEnvironment) -> None:
     """The run ends as in the table, for its caller and for other processes, and nothing of it remains."""
     assert environment.run(cell).violations == ()
