@@ -10,7 +10,8 @@ from dataclasses import replace
 from skyrl_modal.container.failures import Failure
 from skyrl_modal.protocol.state import FailureCause
 
-_CALL = re.compile(r"(?:^|[\s;&|(])ray\s+stop(?![\w-])", re.MULTILINE)
+#: A call in the command. It is compiled when Ray has exited.
+_CALL = r"(?m)(?:^|[\s;&|(])ray\s+stop(?![\w-])"
 _SUMMARY = (
     "the command called `ray stop`, which ended the run's own Ray. Remove the call: each run has a Ray of its own, "
     "which the launcher starts and ends"
@@ -27,7 +28,7 @@ def explain_ray_exit(failure: Failure | None, command: str, processes: Callable[
     """
     if failure is None or failure.cause is not FailureCause.RAY_EXITED:
         return failure
-    if any(_is_ray_stop(pid) for pid in processes()) or _CALL.search(command):
+    if any(_is_ray_stop(pid) for pid in processes()) or re.search(_CALL, command):
         return replace(failure, cause=FailureCause.RAY_STOPPED, summary=_SUMMARY, detail="")
     return failure
 

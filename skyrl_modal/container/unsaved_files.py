@@ -27,18 +27,19 @@ MAX_ENTRIES = 300_000
 MIN_BYTES = 1_000_000
 #: Folders that a message lists.
 _MAX_LISTED = 8
-#: Names of results. Their folders are reported from the first byte on.
-_RESULT = re.compile(
-    r"ckpt|checkpoint|global_step|export|outputs|dumped_|tfevents|wandb|mlruns|swanlog|tensorboard"
-    r"|\.(?:safetensors|pt|pth|ckpt|distcp|gguf|npz|npy|pkl|parquet|jsonl|csv)$",
-    re.IGNORECASE,
+#: Names of results. Their folders are reported from the first byte on. Compiled when it is needed.
+_RESULT = (
+    r"(?i)ckpt|checkpoint|global_step|export|outputs|dumped_|tfevents|wandb|mlruns|swanlog|tensorboard"
+    r"|\.(?:safetensors|pt|pth|ckpt|distcp|gguf|npz|npy|pkl|parquet|jsonl|csv)$"
 )
-#: Folders whose content can be created again, or that programs use for themselves.
-_IGNORED = re.compile(
-    r"\.cache|__pycache__|\.venv|venv|\.git|node_modules|site-packages|\.(?:mypy|pytest|ruff)_cache|\.ipynb_checkpoints"
-    r"|\.local|\.config|\.nv|\.triton|\.skyrl_modal|\.vscode-server|\.ssh|\.jupyter|torchinductor_.*|.*\.egg-info|uv-.*"
-    r"|\.uv.*|\.tmp.*|pip-.*|ray_tmp.*|wheels|uv\.lock|builds-v\d+|archive-v\d+|conda-meta|pkgs"
-)
+#: Names of folders and files whose content can be created again, or that programs use for themselves.
+_IGNORED_NAMES = frozenset({
+    ".cache", "__pycache__", ".venv", "venv", ".git", "node_modules", "site-packages", ".mypy_cache", ".pytest_cache",
+    ".ruff_cache", ".ipynb_checkpoints", ".local", ".config", ".nv", ".triton", ".skyrl_modal", ".vscode-server",
+    ".ssh", ".jupyter", "wheels", "uv.lock", "conda-meta", "pkgs",
+})  # fmt: skip
+_IGNORED_PREFIXES = ("torchinductor_", "uv-", ".uv", ".tmp", "pip-", "ray_tmp", "builds-v", "archive-v")
+_IGNORED_SUFFIX = ".egg-info"
 #: Folders of the image, and of the system, that commands do not write results to.
 _SYSTEM_FOLDERS = frozenset({
     "/proc", "/sys", "/dev", "/run", "/boot", "/etc", "/bin", "/sbin", "/lib",
@@ -192,12 +193,12 @@ class UnsavedFilesSearch:
                     is_old = place.only_new and not group and not self._is_new(entry)
                     if not is_old and not self._is_ignored(child, entry):
                         pending.append((entry.path, child, group or child))
-                elif child not in self._saved and not _IGNORED.fullmatch(entry.name):
+                elif child not in self._saved and not _is_ignored_name(entry.name):
                     self._count(entry, child, group or child)
         return True
 
     def _is_ignored(self, path: str, entry: os.DirEntry[str]) -> bool:
-        if path in self._saved or path in _SYSTEM_FOLDERS or _IGNORED.fullmatch(entry.name):
+        if path in self._saved or path in _SYSTEM_FOLDERS or _is_ignored_name(entry.name):
             return True
         if entry.name == "ray" and os.path.dirname(path) == os.environ.get("TMPDIR", "/tmp"):
             return True
@@ -216,11 +217,16 @@ class UnsavedFilesSearch:
             return
         if not entry.is_file(follow_symlinks=False) or status.st_ctime <= self._since:
             return
-        size = min(status.st_size, status.st_blocks * 512)
+        # Some file systems report no blocks for small files, whose content is in the inode.
+        size = min(status.st_size, status.st_blocks * 512 or 4096)
         self._files[group] = self._files.get(group, 0) + 1
         self._bytes[group] = self._bytes.get(group, 0) + size
-        if _RESULT.search(path, len(os.path.dirname(group))):
+        if re.search(_RESULT, path[len(os.path.dirname(group)) :]):
             self._results.add(group)
+
+
+def _is_ignored_name(name: str) -> bool:
+    return name in _IGNORED_NAMES or name.startswith(_IGNORED_PREFIXES) or name.endswith(_IGNORED_SUFFIX)
 
 
 def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
