@@ -1,7 +1,8 @@
 """Measure how long a run on Modal takes to start, compared with SkyRL's own script for Modal.
 
 ``python benchmarks/modal_files.py`` runs a short command in both ways in turns, against the loopback control plane,
-and prints medians and ratios. The way of SkyRL's script (examples/train_integrations/modal/main.py) is
+and prints medians and ratios of the wall time, and of the processor time of all processes, which other load on the
+machine affects less. The way of SkyRL's script (examples/train_integrations/modal/main.py) is
 ``Image.add_local_dir`` with its list of ignored names, and ``modal run``. Neither starts Ray. Before that, both ways
 compute a digest of the files in the container, which has to be the same.
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import resource
 import shutil
 import statistics
 import subprocess
@@ -34,6 +36,9 @@ PACKAGES = ["skyrl==0.4.0", "skyrl-gym==0.4.0"]
 #: The file with the paths of the files that are needed in the container.
 LIST = "needed-files.txt"
 DIGEST = f"xargs -d '\\n' sha256sum < {LIST} | sha256sum; xargs -d '\\n' stat -c %a < {LIST} | sha256sum"
+
+#: Wall time and processor time.
+Seconds = tuple[float, float]
 
 MAIN = """
 import os
@@ -123,6 +128,12 @@ def make_tree(root: Path, packages: Path | None, kept: int = 0, ignored: tuple[s
     return root
 
 
+def _processor_time() -> float:
+    """Return the processor time in seconds of this process, which is the server, and of all that have ended."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
 class Comparison:
     """Runs a command in both ways.
 
@@ -161,9 +172,9 @@ class Comparison:
         with LoopbackModal(client_timeout=30, scaledown=1) as server:
             yield server
 
-    def run(self, server: LoopbackModal, way: str, command: str) -> tuple[float, str]:
-        """Run a command in one way; return the seconds and the output."""
-        begin = time.perf_counter()
+    def run(self, server: LoopbackModal, way: str, command: str) -> tuple[Seconds, str]:
+        """Run a command in one way; return the wall time and the processor time in seconds, and the output."""
+        begin, processor = time.perf_counter(), _processor_time()
         done = subprocess.run(
             [sys.executable, *self.ways[way](command)],
             check=False,
@@ -173,7 +184,9 @@ class Comparison:
         )
         seconds = time.perf_counter() - begin
         assert done.returncode == 0, (way, done.stdout, done.stderr[-2000:])
-        return seconds, done.stdout
+        # The processor time of a container is known after its end.
+        server.wait_for_no_container(timeout=600)
+        return (seconds, _processor_time() - processor), done.stdout
 
     def check(self, server: LoopbackModal) -> None:
         """Check that both ways have the same files in the container. It is also the first run on the server."""
@@ -182,9 +195,9 @@ class Comparison:
         assert values[0] == values[1], digests
         assert len(values[0]) == 2, digests
 
-    def later_runs(self, rounds: int) -> dict[str, list[float]]:
+    def later_runs(self, rounds: int) -> dict[str, list[Seconds]]:
         """Return the seconds of runs after the first one, in turns."""
-        seconds: dict[str, list[float]] = {way: [] for way in self.ways}
+        seconds: dict[str, list[Seconds]] = {way: [] for way in self.ways}
         with self.server() as server:
             self.check(server)
             for _ in range(rounds):
@@ -192,9 +205,9 @@ class Comparison:
                     measured.append(self.run(server, way, "true")[0])
         return seconds
 
-    def first_runs(self, rounds: int) -> dict[str, list[float]]:
+    def first_runs(self, rounds: int) -> dict[str, list[Seconds]]:
         """Return the seconds of the first runs on an account, in turns. The package has no snapshot yet."""
-        seconds: dict[str, list[float]] = {way: [] for way in self.ways}
+        seconds: dict[str, list[Seconds]] = {way: [] for way in self.ways}
         for number in range(rounds):
             for way, measured in seconds.items():
                 with self.server() as server:
@@ -205,14 +218,16 @@ class Comparison:
         return seconds
 
 
-def report(name: str, goal: str, seconds: dict[str, list[float]]) -> None:
-    """Print a row of the table."""
-    theirs, own = seconds["main.py"], seconds["skyrl-modal"]
-    ratios = sorted(second / first for first, second in zip(theirs, own, strict=True))
-    median = statistics.median(own) / statistics.median(theirs)
-    spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
-    cells = [f"{statistics.median(theirs):.2f}", f"{statistics.median(own):.2f}", f"{median:.2f}", spread, goal]
-    print(f"| {name:40} | {' | '.join(f'{cell:>12}' for cell in cells)} | {len(own):2} |", flush=True)
+def report(name: str, goal: str, seconds: dict[str, list[Seconds]]) -> None:
+    """Print a row of the table for the wall time, and one for the processor time."""
+    for index, kind in enumerate(("wall", "processor")):
+        theirs, own = ([both[index] for both in seconds[way]] for way in ("main.py", "skyrl-modal"))
+        ratios = sorted(second / first for first, second in zip(theirs, own, strict=True))
+        median = statistics.median(own) / statistics.median(theirs)
+        spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+        cells = [f"{statistics.median(theirs):.2f}", f"{statistics.median(own):.2f}", f"{median:.2f}", spread, goal]
+        title = f"{name}, {kind}"
+        print(f"| {title:52} | {' | '.join(f'{cell:>12}' for cell in cells)} | {len(own):2} |", flush=True)
 
 
 def main() -> None:
@@ -222,10 +237,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", default="", help="names of cases, separated by commas")
     options = parser.parse_args()
-    few = max(5, options.rounds // 2)
+    few = min(5, options.rounds)
     header = ["main.py, s", "this, s", "ratio", "pairs", "goal"]
-    print(f"| {'':40} | {' | '.join(f'{cell:>12}' for cell in header)} |  n |")
-    print(f"|{'-' * 42}|{'|'.join(['-' * 14] * 5)}|----|", flush=True)
+    print(f"| {'':52} | {' | '.join(f'{cell:>12}' for cell in header)} |  n |")
+    print(f"|{'-' * 54}|{'|'.join(['-' * 14] * 5)}|----|", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         packages = skyrl_packages(folder, options.skyrl)
