@@ -151,6 +151,7 @@ def test_call_of_a_client_that_disappears(account: str, record: Record, mode: st
     source = CLIENT.replace('from_registry("ubuntu:22.04")', "debian_slim()").replace(
         "wait.spawn().get()", "(lambda call: (print(call.object_id, flush=True), call.get()))(wait.spawn())"
     )
+    source = source.replace(")(jobs.wait)", ", scaledown_window=5)(jobs.wait)")  # a container of a cancelled call ends
     source = source.replace("else wait.remote()", "else (print(app.app_id, flush=True), wait.remote())")
     process = subprocess.Popen([sys.executable, "-c", source, str(JOBS), mode], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
