@@ -39,7 +39,8 @@ def run_processes(mark: str) -> dict[tuple[Target, int], int]:
             bubblewrap = table[pid]
             if os.path.basename(commands.get(bubblewrap, "").split(" ")[0]) == "bwrap":
                 found[Target.BUBBLEWRAP, rank] = bubblewrap
-                found[Target.WRAPPER, rank] = table[bubblewrap]
+                if bubblewrap in table:
+                    found[Target.WRAPPER, rank] = table[bubblewrap]
             for child in _descendants(table, pid):
                 target = _target(child, table, pid)
                 if target is not None:

@@ -7,6 +7,7 @@ kernel ends everything that the rank has started. If the shell or bubblewrap is 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -103,7 +104,8 @@ class RankProcess:
         """Kill all processes of the rank, and remove its scratch folder."""
         # The process group exists as long as one of its processes, also if the shell was killed.
         if self.process.poll() is None or not self._has_exited:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # the last one has exited meanwhile
+                os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         os.read(self.alive_fd, 1)  # nothing is written to it: this waits until the supervisor has exited
         self.scratch.remove()
