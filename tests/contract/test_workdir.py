@@ -47,14 +47,16 @@ def facts_of(launcher: MakeLauncher, command: str, nodes: int, **fields: Any) ->
 
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_workers_run_in_the_workdir(launcher: MakeLauncher, workdir_checkout: Path, nodes: int) -> None:
-    """Tasks and actors read and write relative paths in the folder that the command runs in, on every node."""
+    """Tasks and actors read and write relative paths in the folder that the command runs in, on every node.
+
+    Modules in this folder that have the names of others do not end Ray, although Ray adds it to the path of its workers.
+    """
     facts = facts_of(launcher, f"{DRIVER} && test -e actor-0.txt", nodes)
 
     assert facts["driver"] == "/root/SkyRL/work"
     assert sorted(item["rank"] for item in facts["facts"]) == sorted([*"000", *"111"][: 3 * nodes])
     for item in facts["facts"]:
         assert (item["where"], item["read"], item["written"]) == ("/root/SkyRL/work", "input", "written")
-        assert not {"", ".", "/root/SkyRL/work"} & set(item["paths"])
 
 
 def test_working_dir_of_a_runtime_environment(launcher: MakeLauncher, workdir_checkout: Path) -> None:
