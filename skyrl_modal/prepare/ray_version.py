@@ -49,7 +49,7 @@ def find_version_mismatch(
         remedy = f"{note}. {mismatch_remedy(ray, requirement)}"
         return Finding(code=RAY_VERSION, severity=Severity.WARNING, message=mismatch, remedy=remedy)
     message = f"{mismatch}, and {where} calls `uv run`, whose driver cannot connect to another version of Ray"
-    remedy = mismatch_remedy(ray, requirement)
+    remedy = f"{mismatch_remedy(ray, requirement)}. A command that uses no Ray can run with ray=None (--no-ray)"
     return Finding(code=RAY_VERSION, severity=Severity.ERROR, message=message, remedy=remedy)
 
 
@@ -80,7 +80,7 @@ def mismatch_remedy(ray: RayInstallation, requirement: RayRequirement) -> str:
     """Return the command that installs the required Ray into the environment in use, if a local run could use it."""
     minimum = ".".join(map(str, RAY_TOKEN_VERSION))
     if requirement.version is not None and not permits(f">={minimum}", requirement.version):
-        return f"Use the Modal backend, or ray=None: the local backend requires Ray {minimum} or later."
+        return f"Use the Modal backend, or ray=None: the local backend requires Ray {minimum} or later"
     specifier = requirement.specifiers[0] if requirement.version is None else f"=={requirement.version}"
     return f'Run: {_installer(ray.python)} "ray[default]{specifier}"'
 
