@@ -49,7 +49,7 @@ def facts_of(launcher: MakeLauncher, command: str, nodes: int, **fields: Any) ->
 def test_workers_run_in_the_workdir(launcher: MakeLauncher, workdir_checkout: Path, nodes: int) -> None:
     """Tasks and actors read and write relative paths in the folder that the command runs in, on every node.
 
-    Modules in this folder that have the names of others do not end Ray, although Ray adds it to the path of its workers.
+    Modules in this folder with the names of others do not end Ray, although Ray adds it to the path of its workers.
     """
     facts = facts_of(launcher, f"{DRIVER} && test -e actor-0.txt", nodes)
 
