@@ -18,6 +18,7 @@ from .blobs import Blobs
 from .calls import Calls
 from .cluster import Clusters
 from .container import Python
+from .dicts import Dicts
 from .faults import Faults
 from .functions import Functions
 from .images import Images
@@ -90,9 +91,10 @@ class ControlPlane:
             Worker(self),
             Clusters(self),
         )
-        self.tunnels = Tunnels(self)
+        self.tunnels, self.dicts = Tunnels(self), Dicts(self)
         services = [self.apps, self.blobs, self.calls, self.images, self.functions, self.logs, self.mounts]
-        self.router = Router(self, [*services, self.secrets, self.volumes, self.worker, self.clusters, self.tunnels])
+        services += [self.secrets, self.dicts, self.volumes, self.worker, self.clusters, self.tunnels]
+        self.router = Router(self, services)
         self.config = grpclib.config.Configuration(
             http2_connection_window_size=FLOW_CONTROL_WINDOW, http2_stream_window_size=FLOW_CONTROL_WINDOW
         )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # Executed once for each idempotency key.
 ONCE = {"AppCreate", "FunctionMap", "FunctionPutInputs", "FunctionRetryInputs", "FunctionPutOutputs", "BlobCreate"}
 # Repeated in the background: recorded, but left out of `LoopbackModal.names` by default.
-POLLS = {"AppHeartbeat", "ContainerHeartbeat", "FunctionCallGetInfo"}
+POLLS = {"AppHeartbeat", "ContainerHeartbeat", "FunctionCallGetInfo", "DictGet", "DictUpdate"}
 
 # Refused by a workspace that has exceeded its spend limit; the results of calls too, as users have recorded.
 WORK = {"AppCreate", "FunctionCreate", "FunctionMap", "FunctionPutInputs", "FunctionGetOutputs", "FunctionRetryInputs"}
