@@ -128,6 +128,12 @@ class RankWorker:
     def _connect(self) -> bool:
         """Connect to rank 0. Return False if the rank was asked to stop before."""
         config, timeout = self._config, start_timeout(self._job)
+        unpacked, failure = None, None
+        try:
+            # Rank 0 does the same now. A failure is sent to it when it is connected.
+            unpacked = None if self._create_files is None else self._create_files()
+        except StartError as error:
+            failure = error
         address = (config.addresses[0], config.port)
         hello = Hello(config.tokens.ranks, config.rank, config.gpus)
         try:
@@ -141,8 +147,9 @@ class RankWorker:
             self.report("stopped before rank 0 could be reached")
             return False
         self._log(f"joined {config.rank_label(0)} as {config.rank_label(config.rank)}")
-        messages = [None if self._create_files is None else self._create_files()]
-        for message in [*messages, prepare_workdir(self._job)]:
+        if failure is not None:
+            raise failure
+        for message in (unpacked, prepare_workdir(self._job)):
             if message is not None:
                 self._log(message)
         return True

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from skyrl_modal.backends.local.environment import path_of_run
 from skyrl_modal.checkout import Checkout
 from skyrl_modal.errors import SpecError
 from skyrl_modal.findings import Finding, Severity
@@ -39,7 +38,7 @@ def find_version_mismatch(
     requirement = None if checkout is None else checkout.ray_requirement
     if job.ray is None or requirement is None:
         return None
-    ray = find_ray(path_of_run(job))
+    ray = _find_local_ray(job)
     mismatch = describe_mismatch(ray, requirement)
     if ray is None or mismatch is None:
         return None
@@ -65,7 +64,7 @@ def refuse_version_mismatch(job: Job, findings: Sequence[Finding]) -> None:
     """
     for finding in findings:
         if finding.code == RAY_VERSION and finding.severity is Severity.ERROR:
-            ray = find_ray(path_of_run(job))
+            ray = _find_local_ray(job)
             raise SpecError("ray", None if ray is None else ray.version, str(finding))
 
 
@@ -89,3 +88,11 @@ def _installer(python: str) -> str:
     """Return the command that installs packages for an interpreter. Environments that uv creates have no pip."""
     has_pip = any((Path(python).parent.parent / "lib").glob("python3.*/site-packages/pip"))
     return f"{python} -m pip install" if has_pip or not os.path.exists(python) else f"uv pip install --python {python}"
+
+
+def _find_local_ray(job: Job) -> RayInstallation | None:
+    """Return the Ray that the local backend would start for a run; None if there is none."""
+    # Imported here: runs on Modal do not need the local backend, whose import takes a quarter of their start-up time.
+    from skyrl_modal.backends.local.environment import path_of_run
+
+    return find_ray(path_of_run(job))
