@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 import time
@@ -123,6 +124,24 @@ def test_unknown_messages_are_skipped(server: Server) -> None:
 def test_message_to_an_absent_rank_is_dropped(server: Server) -> None:
     """Nothing happens if a rank is not connected."""
     server.ranks.send(2, Shutdown())
+
+
+def test_exit_before_connection_is_an_event(server: Server) -> None:
+    """A rank that exits before it has connected is an event; one that has connected is reported by its connection."""
+    pipes = [os.pipe(), os.pipe()]
+    server.ranks.watch([read_end for read_end, _ in pipes])
+    connection, _ = server.connect(1)
+    assert server.next_event() == RankJoined(1, Hello(TOKEN, 1, 2))
+
+    for _, write_end in pipes:
+        os.close(write_end)
+
+    assert server.next_event() == RankDisconnected(2)
+    assert server.ranks.never_joined_ranks == set()
+    connection.close()
+    assert server.next_event() == RankDisconnected(1)
+    for read_end, _ in pipes:
+        os.close(read_end)
 
 
 def test_connecting_can_be_cancelled() -> None:
