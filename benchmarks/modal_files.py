@@ -191,7 +191,7 @@ class Comparison:
     def check(self, server: LoopbackModal) -> None:
         """Check that both ways have the same files in the container. It is also the first run on the server."""
         digests = {way: self.run(server, way, DIGEST)[1].split() for way in self.ways}
-        values = [[word for word in words if len(word) == 64] for words in digests.values()]
+        values = [[part for part in output if len(part) == 64] for output in digests.values()]
         assert values[0] == values[1], digests
         assert len(values[0]) == 2, digests
 
