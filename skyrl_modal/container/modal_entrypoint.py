@@ -23,21 +23,23 @@ from skyrl_modal.container.counted_text import CountedText
 from skyrl_modal.container.environment import count_gpus, replaced_variables, run_environment
 from skyrl_modal.container.events import RankDisconnected, RankEvent, RankJoined
 from skyrl_modal.container.failures import describe_error
+from skyrl_modal.container.function_errors import FunctionError, make_mask
 from skyrl_modal.container.live_view import FunctionView
 from skyrl_modal.container.previous_container import Continue, Finished, Lost, PreviousContainer
-from skyrl_modal.container.rank_connections import RankServer, listen
+from skyrl_modal.container.rank_connections import RankServer, connect_to_rank_zero, listen
 from skyrl_modal.container.rank_worker import RankWorker
 from skyrl_modal.container.stop_signals import run_with_stop_requests, wait_for_stop
 from skyrl_modal.container.supervisor import Supervisor, SupervisorServices
 from skyrl_modal.container.unpack import unpack_mounts
 from skyrl_modal.container.unsaved_files import container_places
+from skyrl_modal.container.volume_commits import MountedVolume, VolumeCommits
 from skyrl_modal.event_queue import EventQueue
 from skyrl_modal.protocol.codec import decode, encode, from_json
 from skyrl_modal.protocol.events import MessageEvent, StateEvent
 from skyrl_modal.protocol.exit_codes import LAUNCHER_FAILED
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.log_lines import prefixed, state_line
-from skyrl_modal.protocol.messages import Shutdown
+from skyrl_modal.protocol.messages import Hello, RankFailed, Shutdown
 from skyrl_modal.protocol.rank_config import ClusterTokens, RankConfig
 from skyrl_modal.protocol.result import RunResultRecord
 from skyrl_modal.protocol.run_folder import RunFolder
@@ -69,8 +71,17 @@ def run_job(
         The RunResultRecord as a JSON object; None on ranks other than 0.
     """
     record = from_json(Job, job)
-    volumes = _Volumes(record)
-    config = _rank_config(record, decode(ClusterTokens, tokens or {}))
+    config: RankConfig | None = None
+    try:
+        config = _rank_config(record, decode(ClusterTokens, tokens or {}))
+        return _run_rank(record, config, archives or {})
+    except (Exception, SystemExit) as error:  # the exceptions by which Modal stops the function are none of these
+        return _handle_error(FunctionError(record, config, error), record, config)
+
+
+def _run_rank(record: Job, config: RankConfig, archives: Mapping[str, str]) -> dict[str, Any] | None:
+    volumes = _open_volumes(record, config)
+    volumes.reload()
     label = f", rank {config.rank} of {config.nodes}" if config.nodes > 1 else ""
     task = os.environ.get("MODAL_TASK_ID", "unknown task")
     _report(f"the container has started: Python {platform.python_version()}, {task}{label}")
@@ -80,12 +91,22 @@ def run_job(
     if config.rank:
         # If the run has already ended, rank 0 only reports the result and there is no cluster to join.
         if not PreviousContainer(record, _report).is_finished:
-            _run_worker(record, config, volumes, archives or {})
+            _run_worker(record, config, volumes, archives)
         return None
-    return encode(_run_rank_zero(record, config, volumes, archives or {}))
+    return encode(_run_rank_zero(record, config, volumes, archives))
 
 
-def _run_rank_zero(job: Job, config: RankConfig, volumes: _Volumes, archives: Mapping[str, str]) -> RunResultRecord:
+def _open_volumes(job: Job, config: RankConfig | None) -> VolumeCommits:
+    """Return the run's volumes."""
+    clients = {volume.name: modal.Volume.from_name(volume.name) for volume in job.volumes}
+    mounts = [MountedVolume(volume.name, volume.mount_path, clients[volume.name]) for volume in job.volumes]
+    writable = [mount for mount, volume in zip(mounts, job.volumes, strict=True) if not volume.read_only]
+    return VolumeCommits(mounts, writable, run_folder=job.run_folder, mask=make_mask(job, config))
+
+
+def _run_rank_zero(
+    job: Job, config: RankConfig, volumes: VolumeCommits, archives: Mapping[str, str]
+) -> RunResultRecord:
     folder, text = RunFolder(job.run_folder), CountedText()
     previous = PreviousContainer(job, _report)
     for chunk in folder.read_output():
@@ -115,7 +136,13 @@ def _run_rank_zero(job: Job, config: RankConfig, volumes: _Volumes, archives: Ma
             create_files=lambda: unpack_mounts(archives, volumes.paths),
         )
         supervisor = Supervisor(job, config, services, attempts=decision.attempts, first_message=decision.message)
-        result, stopped_by = run_with_stop_requests(supervisor.run, supervisor.request_stop)
+
+        def request_stop(reason: StopReason) -> None:
+            if reason is StopReason.CONTAINER_ENDING:
+                volumes.expect_end()
+            supervisor.request_stop(reason)
+
+        result, stopped_by = run_with_stop_requests(supervisor.run, request_stop)
     text.write(b"", final=True)
     result = _finish(folder, _with_digest(result, text), volumes)
     if stopped_by is None and result.next_start is not NextStart.NONE:
@@ -130,7 +157,7 @@ def _with_digest(result: RunResultRecord, text: CountedText) -> RunResultRecord:
     return replace(result, output=replace(result.output, live=text.digest))
 
 
-def _finish(folder: RunFolder, result: RunResultRecord, volumes: _Volumes) -> RunResultRecord:
+def _finish(folder: RunFolder, result: RunResultRecord, volumes: VolumeCommits) -> RunResultRecord:
     """Write the result to the volume and commit all volumes. Return the result with the outcome of the commit."""
     try:
         # The caller needs it on the volume too: a cancelled call returns no value.
@@ -158,7 +185,7 @@ def _finish(folder: RunFolder, result: RunResultRecord, volumes: _Volumes) -> Ru
     )
 
 
-def _handle_event(event: MessageEvent | StateEvent, volumes: _Volumes) -> None:
+def _handle_event(event: MessageEvent | StateEvent, volumes: VolumeCommits) -> None:
     """Print a message or a new state. Make a state visible on the volume too, for readers in other processes."""
     if isinstance(event, MessageEvent):
         _report(event.text, event.cause)
@@ -173,7 +200,7 @@ def _handle_event(event: MessageEvent | StateEvent, volumes: _Volumes) -> None:
     sys.stderr.flush()
 
 
-def _run_worker(job: Job, config: RankConfig, volumes: _Volumes, archives: Mapping[str, str]) -> None:
+def _run_worker(job: Job, config: RankConfig, volumes: VolumeCommits, archives: Mapping[str, str]) -> None:
     """Run a rank other than 0 to its end. Rank 0 waits until its volumes are committed."""
     worker = RankWorker(
         job,
@@ -184,6 +211,8 @@ def _run_worker(job: Job, config: RankConfig, volumes: _Volumes, archives: Mappi
     )
 
     def request_stop(reason: StopReason) -> None:
+        if reason is StopReason.CONTAINER_ENDING:
+            volumes.expect_end()
         # Modal may raise repeatedly. Rank 0, which is notified too, decides how long its command may save files.
         if reason is not StopReason.KILL:
             worker.request_stop(reason)
@@ -216,6 +245,36 @@ def _release_other_ranks(config: RankConfig) -> None:
     server.close()
 
 
+def _handle_error(error: FunctionError, job: Job, config: RankConfig | None) -> dict[str, Any] | None:
+    """Report an error of this module or of the supervisor. Return the result of the run; None on ranks other than 0."""
+    rank = 0 if config is None else config.rank
+    _report(f"the launcher failed in the container:\n{error.traceback.rstrip()}", error.cause)
+    error.write_log(rank)
+    if config is not None and rank:
+        _report_failed_rank(error, config)
+        return None
+    result = error.result()
+    if config is not None:
+        with contextlib.suppress(OSError):  # the supervisor may still listen
+            _release_other_ranks(config)
+    with contextlib.suppress(Exception):  # what failed may be the volumes themselves
+        result = replace(result, volume_error=_open_volumes(job, config).commit())
+    return encode(result)
+
+
+def _report_failed_rank(error: FunctionError, config: RankConfig) -> None:
+    """Report to rank 0 that this rank cannot continue. Rank 0 may have exited, or may know it already."""
+    hello = Hello(config.tokens.ranks, config.rank, config.gpus)
+    address = (config.addresses[0], config.port)
+    with contextlib.suppress(OSError):
+        connection = connect_to_rank_zero(
+            address, hello, timeout=RELEASE_RANKS_TIMEOUT, put=lambda event: None, cancelled=threading.Event()
+        )
+        if connection is not None:
+            connection.send(RankFailed(error.cause, error.summary))
+            connection.close()
+
+
 def _rank_config(job: Job, tokens: ClusterTokens) -> RankConfig:
     """Return the rank of this container."""
     gpus = count_gpus() if job.ray is not None and job.gpus_per_node != 0 else None
@@ -237,49 +296,3 @@ def _report(text: str, cause: FailureCause | None = None) -> None:
     """Print a message to standard error; standard output is the command's."""
     sys.stderr.write(prefixed(text, cause))
     sys.stderr.flush()
-
-
-class _Volumes:
-    """The run's volumes, as the latest commit left them.
-
-    Attributes:
-        paths: Their mount paths.
-    """
-
-    def __init__(self, job: Job) -> None:
-        self.paths = [volume.mount_path for volume in job.volumes]
-        volumes = {volume.name: modal.Volume.from_name(volume.name) for volume in job.volumes}
-        for volume in volumes.values():
-            volume.reload()
-        self._writable = [volumes[volume.name] for volume in job.volumes if not volume.read_only]
-        self._lock = threading.Lock()
-        self._background: list[threading.Thread] = []
-
-    def commit(self) -> str | None:
-        """Commit all volumes. Return what failed; None if nothing did."""
-        return self._commit(self._writable)
-
-    def commit_run_folder(self) -> None:
-        """Commit the first writable volume, which contains the run's folder. A later commit repeats what failed."""
-        self._commit(self._writable[:1])
-
-    def commit_run_folder_in_background(self) -> None:
-        """Start ``commit_run_folder`` in a thread."""
-        thread = threading.Thread(target=self.commit_run_folder, daemon=True)
-        self._background.append(thread)
-        thread.start()
-
-    def join_background_commits(self) -> None:
-        """Wait for the commits in threads. The last commit must come after them, since their errors are ignored."""
-        for thread in self._background:
-            thread.join()
-
-    def _commit(self, volumes: list[modal.Volume]) -> str | None:
-        errors = []
-        for volume in volumes:
-            try:
-                with self._lock:
-                    volume.commit()
-            except Exception as error:  # any error of Modal's: the result must reach the caller
-                errors.append(f"a volume could not be committed: {error}")
-        return "; ".join(errors) or None

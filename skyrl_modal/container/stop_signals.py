@@ -29,14 +29,17 @@ def run_with_stop_requests(
         What the function returned, and the last exception; None if there was none.
 
     Raises:
-        RuntimeError: The function raised an exception. Its traceback was printed by the thread.
+        RuntimeError: The function raised an exception, which is its cause.
     """
     results: list[T] = []
+    failures: list[BaseException] = []
     finished = threading.Event()
 
     def work() -> None:
         try:
             results.append(run())
+        except BaseException as error:  # raised again below, in the thread that Modal has called
+            failures.append(error)
         finally:
             finished.set()
 
@@ -55,7 +58,7 @@ def run_with_stop_requests(
         except BaseException as error:  # any exception in this thread is a request to stop
             exceptions.append(error)
     if not results:
-        raise RuntimeError("the supervisor failed; its traceback is above")
+        raise RuntimeError("the supervisor failed") from failures[0]
     return results[0], exceptions[-1] if exceptions else None
 
 

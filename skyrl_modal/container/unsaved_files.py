@@ -293,7 +293,7 @@ class UnsavedFilesReport:
 
 def describe_unsaved(folders: Sequence[UnsavedFolder], job: Job, *, is_complete: bool) -> str:
     """Return the warning about folders with files that are lost."""
-    listed = [f"{printable(item.path)} ({_count_text(item.files)}, {_size_text(item.bytes)})" for item in folders]
+    listed = [f"{printable(item.path)} ({count_text(item.files)}, {size_text(item.bytes)})" for item in folders]
     more = [f"and {len(listed) - _MAX_LISTED} more"] if len(listed) > _MAX_LISTED else []
     volume = next((volume.mount_path for volume in job.volumes if not volume.read_only), None)
     remedy = f"write them to a volume, such as {volume}" if volume else "declare a volume, and write them to it"
@@ -307,11 +307,13 @@ def printable(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _count_text(number: int) -> str:
+def count_text(number: int) -> str:
+    """Return a number of files for people."""
     return "1 file" if number == 1 else f"{number:,} files"
 
 
-def _size_text(size: int) -> str:
+def size_text(size: int) -> str:
+    """Return a size in bytes for people."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= factor:
             return f"{size / factor:,.1f} {unit}"

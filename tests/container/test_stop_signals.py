@@ -58,19 +58,17 @@ def test_interrupts_become_stop_requests() -> None:
     assert reasons == [StopReason.CONTAINER_ENDING, StopReason.KILL]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_failure_of_the_function_is_raised() -> None:
-    """An exception of the function is reported as RuntimeError; its traceback is printed by its thread."""
+@pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
+def test_failure_of_the_function_is_raised(error: type[BaseException]) -> None:
+    """An exception of the function is the cause of a RuntimeError, which is no request to stop."""
 
     def run() -> None:
-        raise ValueError
+        raise error
 
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError) as caught:
         run_with_stop_requests(run, pytest.fail)
 
-    for thread in threading.enumerate():
-        if thread.name == "supervisor":
-            thread.join()  # it may not have printed its traceback yet
+    assert type(caught.value.__cause__) is error
 
 
 def test_waiting_for_a_stop() -> None:

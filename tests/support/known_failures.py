@@ -25,9 +25,6 @@ KNOWN_FAILURES: dict[str, dict[str, str]] = {
         f"{MODAL}/test_modes.py::test_result_precedes_the_end_of_the_platforms_grace": (
             "issue 13, item 5: the grace period of the command is longer than the platform's"
         ),
-        f"{MODAL}/test_modes.py::test_run_is_complete[commits_fail_once]": (
-            "issue 13, item 9: a commit that fails is not repeated"
-        ),
         f"{MODAL}/test_modes.py::test_spend_limit_at_the_start_is_an_error[disabled-disabled]": (
             "issue 13, item 7: the error is about the field volumes"
         ),
