@@ -22,17 +22,6 @@ from tests.support.subprocess_coverage import measure_local_supervisors
 __all__ = ["pytest_addoption", "pytest_configure", "pytest_itemcollected"]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run tests that start a real Ray a second time if they fail, and show it in the summary.
-
-    Ray has fixed timeouts (30 s to start a node, 10 s to answer a request), which it sometimes exceeds if two CPUs have
-    to start a dozen of its processes. A defect of the package makes both runs fail.
-    """
-    for item in items:
-        if item.get_closest_marker("ray") is not None:
-            item.add_marker(pytest.mark.flaky(reruns=1))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def isolated_user_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Redirect user folders to a temporary directory, and fail the session if processes or files remain."""
