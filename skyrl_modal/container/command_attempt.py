@@ -220,6 +220,8 @@ class CommandAttempt:
                 return stop_sequence(signal.SIGTERM, grace)
             case StopRequested(reason):
                 self._stopped_by, self._stop_reason = StoppedBy.REQUEST, reason
+                if reason is StopReason.CONTAINER_ENDING and self._job.limits.ending_grace is not None:
+                    grace = min(grace, self._job.limits.ending_grace)
                 text = f"stopping the command ({describe_stop(reason)}): sending SIGINT, SIGKILL follows in {grace:g} s"
                 report(text, cause_of_stop(reason))
                 return stop_sequence(signal.SIGINT, grace)

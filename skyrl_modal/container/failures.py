@@ -12,6 +12,7 @@ _STOP_DESCRIPTIONS = {
     StopReason.CALLER_EXITED: "the caller exited",
     StopReason.RANK_ZERO_EXITED: "rank 0 exited",
     StopReason.CONTAINER_ENDING: "the container is ending",
+    StopReason.LEASE_EXPIRED: "the caller has sent no sign of life for longer than its lease",
     StopReason.KILL: "killed without a grace period",
 }
 
@@ -91,4 +92,8 @@ def describe_stop(reason: StopReason) -> str:
 
 def cause_of_stop(reason: StopReason) -> FailureCause:
     """Return the cause of failure of a run that was asked to stop."""
-    return FailureCause.PREEMPTED if reason is StopReason.CONTAINER_ENDING else FailureCause.STOPPED
+    causes = {
+        StopReason.CONTAINER_ENDING: FailureCause.PREEMPTED,
+        StopReason.LEASE_EXPIRED: FailureCause.LEASE_EXPIRED,
+    }
+    return causes.get(reason, FailureCause.STOPPED)

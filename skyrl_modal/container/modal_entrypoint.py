@@ -19,6 +19,8 @@ from typing import Any
 
 import modal
 
+from skyrl_modal.container.attempt_lease import AttemptLease, EarlierContainer
+from skyrl_modal.container.caller_watch import CallerWatch
 from skyrl_modal.container.counted_text import CountedText
 from skyrl_modal.container.environment import count_gpus, replaced_variables, run_environment
 from skyrl_modal.container.events import RankDisconnected, RankEvent, RankJoined
@@ -33,11 +35,12 @@ from skyrl_modal.container.supervisor import Supervisor, SupervisorServices
 from skyrl_modal.container.unpack import unpack_mounts
 from skyrl_modal.container.unsaved_files import container_places
 from skyrl_modal.container.volume_commits import MountedVolume, VolumeCommits
-from skyrl_modal.event_queue import EventQueue
+from skyrl_modal.event_queue import EventQueue, wait_interruptibly
 from skyrl_modal.protocol.codec import decode, encode, from_json
 from skyrl_modal.protocol.events import MessageEvent, StateEvent
 from skyrl_modal.protocol.exit_codes import LAUNCHER_FAILED
 from skyrl_modal.protocol.job import Job
+from skyrl_modal.protocol.leases import LEASE_DICT
 from skyrl_modal.protocol.log_lines import prefixed, state_line
 from skyrl_modal.protocol.messages import Hello, RankFailed, Shutdown
 from skyrl_modal.protocol.rank_config import ClusterTokens, RankConfig
@@ -49,6 +52,8 @@ from skyrl_modal.protocol.state import FailureCause, NextStart, RunState, StopRe
 CONTROL_PORT = 6378
 #: Seconds to wait until Modal stops a cluster that it is to start again.
 RESTART_TIMEOUT = 60.0
+#: Seconds after which Modal has killed a preempted container (https://modal.com/docs/guide/preemption).
+PLATFORM_GRACE = 30.0
 #: Seconds in which the other ranks have to join and exit if rank 0 only reports that the run is lost.
 RELEASE_RANKS_TIMEOUT = 15.0
 
@@ -75,25 +80,32 @@ def run_job(
     try:
         config = _rank_config(record, decode(ClusterTokens, tokens or {}))
         return _run_rank(record, config, archives or {})
+    except (_RunContinuedElsewhere, KeyboardInterrupt):
+        raise
     except (Exception, SystemExit) as error:  # the exceptions by which Modal stops the function are none of these
         return _handle_error(FunctionError(record, config, error), record, config)
 
 
 def _run_rank(record: Job, config: RankConfig, archives: Mapping[str, str]) -> dict[str, Any] | None:
-    volumes = _open_volumes(record, config)
-    volumes.reload()
     label = f", rank {config.rank} of {config.nodes}" if config.nodes > 1 else ""
     task = os.environ.get("MODAL_TASK_ID", "unknown task")
     _report(f"the container has started: Python {platform.python_version()}, {task}{label}")
     replaced = replaced_variables(record, run_environment(record, config))
     if replaced:
         _report(f"the image or a stored secret defines {', '.join(replaced)}; the command has the run's own values")
-    if config.rank:
+    store: Any = modal.Dict.from_name(LEASE_DICT, create_if_missing=True)
+    lease = AttemptLease(store, record.run_id, config.rank, _report)
+    earlier = lease.acquire()
+    try:
+        volumes = _reload_volumes(record, config, earlier)
+        if config.rank == 0:
+            return encode(_run_rank_zero(record, config, volumes, archives, lease, earlier))
         # If the run has already ended, rank 0 only reports the result and there is no cluster to join.
         if not PreviousContainer(record, _report).is_finished:
-            _run_worker(record, config, volumes, archives)
+            _run_worker(record, config, volumes, archives, lease)
         return None
-    return encode(_run_rank_zero(record, config, volumes, archives))
+    finally:
+        lease.release()
 
 
 def _open_volumes(job: Job, config: RankConfig | None) -> VolumeCommits:
@@ -104,16 +116,34 @@ def _open_volumes(job: Job, config: RankConfig | None) -> VolumeCommits:
     return VolumeCommits(mounts, writable, run_folder=job.run_folder, mask=make_mask(job, config))
 
 
+def _reload_volumes(job: Job, config: RankConfig, earlier: EarlierContainer) -> VolumeCommits:
+    """Return the volumes, with what an earlier container has committed."""
+    volumes = _open_volumes(job, config)
+    volumes.reload()
+    if earlier.is_known or not PreviousContainer(job, _report).may_run:
+        return volumes
+    _report(f"an earlier container may still save its files; waiting {PLATFORM_GRACE:g} s, after which Modal kills it")
+    wait_interruptibly(threading.Event().wait, PLATFORM_GRACE)
+    volumes.reload()
+    return volumes
+
+
 def _run_rank_zero(
-    job: Job, config: RankConfig, volumes: VolumeCommits, archives: Mapping[str, str]
+    job: Job,
+    config: RankConfig,
+    volumes: VolumeCommits,
+    archives: Mapping[str, str],
+    lease: AttemptLease,
+    earlier: EarlierContainer,
 ) -> RunResultRecord:
     folder, text = RunFolder(job.run_folder), CountedText()
     previous = PreviousContainer(job, _report)
     for chunk in folder.read_output():
         text.count(chunk)
-    decision = previous.decide()
+    decision = previous.decide(was_ending=earlier.was_ending)
     match decision:
         case Finished(result):
+            _release_other_ranks(config)
             return result
         case Lost(result):
             _report(result.detail, result.cause)
@@ -136,13 +166,7 @@ def _run_rank_zero(
             create_files=lambda: unpack_mounts(archives, volumes.paths),
         )
         supervisor = Supervisor(job, config, services, attempts=decision.attempts, first_message=decision.message)
-
-        def request_stop(reason: StopReason) -> None:
-            if reason is StopReason.CONTAINER_ENDING:
-                volumes.expect_end()
-            supervisor.request_stop(reason)
-
-        result, stopped_by = run_with_stop_requests(supervisor.run, request_stop)
+        result, stopped_by = _run_supervisor(supervisor, job, volumes, lease)
     text.write(b"", final=True)
     result = _finish(folder, _with_digest(result, text), volumes)
     if stopped_by is None and result.next_start is not NextStart.NONE:
@@ -151,6 +175,38 @@ def _run_rank_zero(
     if stopped_by is not None:
         raise stopped_by
     return result
+
+
+def _run_supervisor(
+    supervisor: Supervisor, job: Job, volumes: VolumeCommits, lease: AttemptLease
+) -> tuple[RunResultRecord, BaseException | None]:
+    """Run the supervisor to its end, and stop it if Modal stops this container or if a lease requires it.
+
+    Returns:
+        The result, and the exception by which Modal stopped the container; None if it did not.
+
+    Raises:
+        _RunContinuedElsewhere: Another container has continued the run, since this one did not renew its lease in time.
+    """
+
+    def request_stop(reason: StopReason) -> None:
+        if reason is StopReason.CONTAINER_ENDING:
+            lease.mark_ending()
+            volumes.expect_end()
+        supervisor.request_stop(reason)
+
+    lease.call_if_lost(lambda: supervisor.request_stop(StopReason.KILL))
+    watch = None
+    if job.lease is not None:
+        watch = CallerWatch(
+            lease.store, job.run_id, job.lease, lambda: supervisor.request_stop(StopReason.LEASE_EXPIRED)
+        )
+    result, stopped_by = run_with_stop_requests(supervisor.run, request_stop)
+    if watch is not None:
+        watch.stop(remove=result.next_start is NextStart.NONE)
+    if lease.is_lost:
+        raise _RunContinuedElsewhere("another container has continued the run")
+    return result, stopped_by
 
 
 def _with_digest(result: RunResultRecord, text: CountedText) -> RunResultRecord:
@@ -200,7 +256,9 @@ def _handle_event(event: MessageEvent | StateEvent, volumes: VolumeCommits) -> N
     sys.stderr.flush()
 
 
-def _run_worker(job: Job, config: RankConfig, volumes: VolumeCommits, archives: Mapping[str, str]) -> None:
+def _run_worker(
+    job: Job, config: RankConfig, volumes: VolumeCommits, archives: Mapping[str, str], lease: AttemptLease
+) -> None:
     """Run a rank other than 0 to its end. Rank 0 waits until its volumes are committed."""
     worker = RankWorker(
         job,
@@ -212,11 +270,13 @@ def _run_worker(job: Job, config: RankConfig, volumes: VolumeCommits, archives: 
 
     def request_stop(reason: StopReason) -> None:
         if reason is StopReason.CONTAINER_ENDING:
+            lease.mark_ending()
             volumes.expect_end()
         # Modal may raise repeatedly. Rank 0, which is notified too, decides how long its command may save files.
         if reason is not StopReason.KILL:
             worker.request_stop(reason)
 
+    lease.call_if_lost(lambda: worker.request_stop(StopReason.KILL))
     try:
         _, stopped_by = run_with_stop_requests(worker.run, request_stop)
         error = volumes.commit()
@@ -243,6 +303,10 @@ def _release_other_ranks(config: RankConfig) -> None:
                 case RankDisconnected():
                     running -= 1
     server.close()
+
+
+class _RunContinuedElsewhere(Exception):
+    """Another container has continued the run, so that this one must not report how it ended."""
 
 
 def _handle_error(error: FunctionError, job: Job, config: RankConfig | None) -> dict[str, Any] | None:

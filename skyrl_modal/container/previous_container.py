@@ -22,6 +22,7 @@ T = TypeVar("T")
 CONTAINER_DIED_MESSAGE = (
     "the container exited without a result while the command ran: out of memory, or its machine failed"
 )
+MOVED_MESSAGE = "Modal has moved the run to another container"
 _CONTINUED = (NextStart.SAME_ATTEMPT, NextStart.NEXT_ATTEMPT)
 
 
@@ -71,6 +72,7 @@ class PreviousContainer:
         self._folder = RunFolder(job.run_folder)
         self._report = report
         status = self._read(self._folder.read_status)
+        self._has_status = status is not None
         self._attempts = 0 if status is None else status.attempt
         self.result = self._read(self._folder.read_result)
 
@@ -86,11 +88,22 @@ class PreviousContainer:
         """Whether the run has ended, so that no container continues it."""
         return self.result is not None and self.result.next_start not in _CONTINUED
 
-    def decide(self) -> Decision:
-        """Return what this container has to do."""
+    @property
+    def may_run(self) -> bool:
+        """Whether the records show an earlier container that has not ended, as far as they show it."""
+        return self.result is None and self._has_status
+
+    def decide(self, *, was_ending: bool = False) -> Decision:
+        """Return what this container has to do.
+
+        Args:
+            was_ending: Whether the platform ended the earlier container, which was killed before it wrote its result.
+        """
         result, attempts = self.result, self._attempts
         if result is None and attempts == 0:
             return Continue()
+        if result is None and was_ending:
+            return Continue(attempts - 1, f"{MOVED_MESSAGE} before the command had ended; starting again")
         if result is None:
             if attempts > self._job.limits.retries:
                 return Lost(self._lost_result())
@@ -98,8 +111,7 @@ class PreviousContainer:
         match result.next_start:
             case NextStart.SAME_ATTEMPT:
                 # The interrupted attempt does not count.
-                message = "Modal has moved the run to another container; starting again"
-                return Continue(max(0, attempts - 1), message)
+                return Continue(max(0, attempts - 1), f"{MOVED_MESSAGE}; starting again")
             case NextStart.NEXT_ATTEMPT:
                 cause = (
                     f"{result.cause}" if result.failed_rank is None else f"{result.cause}, rank {result.failed_rank}"

@@ -75,6 +75,9 @@ class Limits:
         total_timeout: Seconds for all attempts together; None for no limit.
         retries: Number of further attempts.
         retry_exit_codes: Exit codes after which a further attempt is made; None for any.
+        start_deadline: Seconds from the submission in which the command has to start; None for no limit.
+        ending_grace: Like ``grace``, at most this if the platform ends the container, which it then kills; None for no
+            limit.
     """
 
     attempt_timeout: float = 3600.0
@@ -82,6 +85,8 @@ class Limits:
     total_timeout: float | None = None
     retries: int = 0
     retry_exit_codes: tuple[int, ...] | None = None
+    ending_grace: float | None = None
+    start_deadline: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,8 +126,12 @@ class Job:
         gpus_per_node: GPUs of each container as requested; None to count what the node has.
         ray: Options of Ray; None for no Ray.
         limits: Timeouts and retries.
+        lease: Seconds without a sign of life from the run's owner after which the run is stopped; None if it has no
+            owner, or if the backend detects in another way that the owner has exited.
         checkout: The checkout's state; None if none is mounted.
         created_at: When the job was created: ISO 8601, UTC.
+        submitted_at: When the backend was asked to execute it, by the caller's clock: ISO 8601, UTC. None for a backend
+            that starts it immediately.
         schema_version: Version of this record's schema.
 
     Example:
@@ -150,7 +159,9 @@ class Job:
     gpus_per_node: int | None = None
     ray: RayOptions | None = None
     limits: Limits = Limits()
+    lease: float | None = None
     checkout: CheckoutFacts | None = None
+    submitted_at: str | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property

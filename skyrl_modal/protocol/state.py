@@ -43,6 +43,10 @@ class StopReason(TolerantStrEnum):
     RANK_ZERO_EXITED = "rank_zero_exited"
     #: The container ends: a preemption, or the end of its app.
     CONTAINER_ENDING = "container_ending"
+    #: The process that owns the run did not renew its lease.
+    LEASE_EXPIRED = "lease_expired"
+    #: The command did not start within ``start_deadline``.
+    START_DEADLINE = "start_deadline"
     #: A stop without a grace period.
     KILL = "kill"
     UNKNOWN = "unknown"

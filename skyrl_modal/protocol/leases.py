@@ -1,0 +1,91 @@
+"""Leases: entries of a Dict on Modal by which containers and callers show that they still run.
+
+Only the change of a value has a meaning. A reader considers a lease expired if it has seen the same value for long
+enough on its own clock, so that the clocks of two machines need not agree.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Self
+
+from skyrl_modal.protocol.dataclass import dataclass
+
+#: The Dict with the leases of all runs of an environment. Modal removes entries that were not used for 7 days (modal
+#: 1.6.4, docstring of ``modal.Dict``), for example those of runs that were killed.
+LEASE_DICT = "skyrl-modal-leases"
+#: Seconds between two renewals of the lease of a container.
+RENEWAL_INTERVAL = 3.0
+#: Seconds without a renewal after which the lease of a container has expired.
+EXPIRY_TIMEOUT = 15.0
+#: Seconds between two renewals of the lease of a caller at least and at most.
+MIN_CALLER_INTERVAL = 0.2
+MAX_CALLER_INTERVAL = 10.0
+
+
+def container_key(run_id: str, rank: int) -> str:
+    """Return the key of the container that executes a rank of a run."""
+    return f"{run_id}/{rank}"
+
+
+def caller_key(run_id: str) -> str:
+    """Return the key of the process that owns a run."""
+    return f"{run_id}/caller"
+
+
+def caller_interval(lease: float) -> float:
+    """Return the seconds between two renewals of a caller's lease: several renewals can be lost before it expires.
+
+    Example:
+        >>> caller_interval(600), caller_interval(12)
+        (10.0, 2.0)
+    """
+    return min(max(lease / 6, MIN_CALLER_INTERVAL), MAX_CALLER_INTERVAL)
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerEntry:
+    """The value of a container's entry.
+
+    Attributes:
+        holder: Random digits of one execution of the function.
+        count: Number of renewals.
+        is_ending: Whether the platform has asked the container to exit.
+    """
+
+    holder: str
+    count: int = 0
+    is_ending: bool = False
+
+    def encode(self) -> str:
+        """Return the value as text.
+
+        Example:
+            >>> entry = ContainerEntry("a1", 3, is_ending=True)
+            >>> entry.encode(), ContainerEntry.decode(entry.encode()) == entry
+            ('a1 3 ending', True)
+        """
+        return f"{self.holder} {self.count} {'ending' if self.is_ending else 'running'}"
+
+    @classmethod
+    def decode(cls, value: object) -> Self:
+        """Return the entry for a value. Any other text is the entry of an unknown holder."""
+        holder, _, rest = str(value).partition(" ")
+        count, _, state = rest.partition(" ")
+        return cls(holder, int(count) if count.isdecimal() else 0, state == "ending")
+
+
+def caller_value(count: int) -> str:
+    """Return the value of a caller's entry: the number of renewals, and the time by the caller's clock."""
+    return f"{count} {time.time():.0f}"
+
+
+def caller_value_age(value: object) -> float | None:
+    """Return how old a caller's value is if both clocks agree, in seconds; None if it contains no time.
+
+    Example:
+        >>> caller_value_age("none") is None, -1 < caller_value_age(caller_value(1)) < 5
+        (True, True)
+    """
+    written_at = str(value).rpartition(" ")[2]
+    return time.time() - int(written_at) if written_at.isdecimal() else None
