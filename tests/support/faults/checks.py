@@ -154,6 +154,8 @@ def _expected_ends(case: Case, injected: int) -> list[tuple[RunState, set[int], 
         elif ending.state is not None and ending.returncode is not None:
             stopped = ending in (RAY_EXITED, RANK_LOST)
             codes = _codes_after_stop(case, 15) if stopped else {ending.returncode}
+            if stopped and SUCCEEDED in KILLS[case.fault][2] and case.exit_code:
+                codes = codes | {case.exit_code}  # it exits at the same time as Ray
             ends.append((ending.state, codes, {ending.cause}))
     return ends
 
