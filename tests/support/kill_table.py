@@ -14,6 +14,7 @@ import concurrent.futures
 import enum
 import queue
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -351,6 +352,8 @@ def main() -> int:
     cells = select(options.nodes, options.ray, options.target, options.phase, options.rank) * options.times
     begin = time.monotonic()
     findings: list[Finding] = []
+    # Exit through the finally blocks, which end all processes.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="skyrl-kills-", ignore_cleanup_errors=True) as folder:
         for finding in run_cells(cells, Path(folder), jobs=min(options.jobs, len(cells))):
             findings.append(finding)
