@@ -25,12 +25,6 @@ KNOWN_FAILURES: dict[str, dict[str, str]] = {
         f"{MODAL}/test_modes.py::test_result_precedes_the_end_of_the_platforms_grace": (
             "issue 13, item 5: the grace period of the command is longer than the platform's"
         ),
-        f"{MODAL}/test_modes.py::test_spend_limit_at_the_start_is_an_error[disabled-disabled]": (
-            "issue 13, item 7: the error is about the field volumes"
-        ),
-        f"{MODAL}/test_modes.py::test_spend_limit_ends_a_run": (
-            "issue 13, item 7: the error is treated as a lost connection, and repeated without end"
-        ),
         f"{MODAL}/test_modes.py::test_driver_that_fails_once_takes_no_attempt": (
             "issue 13, item 16: a driver that does not initialize fails the run"
         ),

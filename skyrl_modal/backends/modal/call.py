@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import time
 from typing import Any
 
 import modal
 import modal.exception
 
-from skyrl_modal.backends.modal.errors import TRANSIENT_ERRORS, error_text, is_cancellation
+from skyrl_modal.backends.modal.errors import (
+    account_refusal_text,
+    error_text,
+    is_account_refusal,
+    is_cancellation,
+    is_connection_error,
+    is_transient,
+)
 from skyrl_modal.backends.modal.limits import container_timeout
 from skyrl_modal.backends.modal.retry import MAX_POLL_INTERVAL, POLL_INTERVAL, retry_transient
 from skyrl_modal.backends.modal.run_folder import VolumeRunFolder
-from skyrl_modal.errors import RecordError
 from skyrl_modal.protocol.codec import ProtocolError, decode
 from skyrl_modal.protocol.exit_codes import INTERRUPTED, KILLED, LAUNCHER_FAILED, TIMED_OUT
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.result import RunResultRecord
-from skyrl_modal.protocol.state import FailureCause, RunState, StopReason
+from skyrl_modal.protocol.state import FailureCause, NextStart, RunState, StopReason
 
 #: Seconds of one request for the result. After it, a new request is sent, whose retries begin with short waits again.
 RESULT_POLL_TIMEOUT = 300.0
@@ -27,8 +35,25 @@ RESULT_TIMEOUT = 30.0
 UNREQUESTED_RESULT_TIMEOUT = 10.0
 #: Seconds after which a run without any file on its volume is considered not started.
 START_EVIDENCE_TIMEOUT = 10.0
+#: Seconds in which the container that Modal stops at the account's spend limit writes its result.
+REFUSED_RESULT_TIMEOUT = 10.0
+#: Characters of an error's text that a result contains.
+MAX_ERROR_TEXT = 2_000
 #: Seconds in which Modal confirms that a call was killed. After them it is left to end with its app.
 KILL_TIMEOUT = 4.0
+
+
+class FunctionFailed(Exception):
+    """The call ended with an exception of the function, or with a value that is no result.
+
+    The container returns a result for every error of the launcher (``container/function_errors.py``). What is left are
+    errors of the import of its modules, and of Modal's runtime. Their classes can be any, and are not to be confused
+    with errors of the request for the result.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        text = " ".join(str(error).split())
+        super().__init__(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
 
 class ModalCall:
@@ -39,14 +64,18 @@ class ModalCall:
         call: The call. The client may not have loaded it, so that it does not know its id.
         job: The run.
         folder: The run's folder, which may hold a result that the call could not return.
+        is_new: Whether it was submitted a moment ago.
     """
 
-    def __init__(self, call_id: str, call: modal.FunctionCall[Any], job: Job, folder: VolumeRunFolder) -> None:
+    def __init__(
+        self, call_id: str, call: modal.FunctionCall[Any], job: Job, folder: VolumeRunFolder, *, is_new: bool = False
+    ) -> None:
         self.id = call_id
         self._call = call
         self._job = job
         self._folder = folder
         self._is_cancelled = False
+        self._was_running = is_new
         self._killed = asyncio.Event()
 
     @property
@@ -60,16 +89,23 @@ class ModalCall:
         return self._killed.is_set()
 
     async def has_ended(self) -> bool:
-        """Return whether the call has ended."""
+        """Return whether the call has ended.
+
+        Raises:
+            modal.exception.Error: Modal refuses the token, or all work of the account.
+        """
         try:
-            await self._call.get.aio(timeout=0)
+            await self._poll(0)
         except TimeoutError:
+            self._was_running = True
             return False
-        except TRANSIENT_ERRORS:
-            return await self._folder.has_result()
         except modal.exception.AuthError:
             raise
-        except modal.exception.Error:
+        except Exception as error:
+            if is_transient(error):
+                return await self._folder.has_result()
+            if is_account_refusal(error) and not await self._folder.has_result():
+                raise
             return True
         return True
 
@@ -92,7 +128,9 @@ class ModalCall:
         """Wait for the result: the call's value, else what the supervisor wrote to the volume.
 
         Raises:
-            RecordError: The result is damaged, or was written by a newer version.
+            RecordError: The result on the volume is damaged, or was written by a newer version.
+            modal.exception.Error: Modal refuses the token; or all work of the account, and it is not known whether the
+                run has ended before.
         """
         try:
             while True:
@@ -101,18 +139,42 @@ class ModalCall:
                     return record
         except modal.exception.AuthError:
             raise
-        except modal.exception.Error as error:
+        except (modal.exception.Error, FunctionFailed) as error:
+            if is_account_refusal(error):
+                return await self._result_of_refusal(error)
             return await self._read_stored_result(error)
 
     async def _poll_result(self) -> RunResultRecord | None:
+        begin = time.time()  # the clock by which Modal's client ends its wait (1.6.4)
         try:
-            value = await self._call.get.aio(timeout=RESULT_POLL_TIMEOUT)
-        except TimeoutError:
+            value = await self._poll(RESULT_POLL_TIMEOUT)
+        except TimeoutError as error:
+            self._was_running = True
+            if time.time() - begin < RESULT_POLL_TIMEOUT / 2:
+                raise FunctionFailed(error) from error
             return None
         try:
             return decode(RunResultRecord, value)
         except ProtocolError as error:
-            raise RecordError(f"the value of the call {self.id}", str(error)) from error
+            raise FunctionFailed(error) from error
+
+    async def _poll(self, timeout: float) -> object:
+        """Return the value of the call.
+
+        Raises:
+            TimeoutError: It has not ended within ``timeout`` seconds.
+            FunctionFailed: It ended with an exception that is not of Modal's client.
+            Exception: An error of the request, or the client's exception about how the call ended.
+        """
+        try:
+            return await self._call.get.aio(timeout=timeout)
+        except (TimeoutError, modal.exception.Error):
+            raise
+        except Exception as error:
+            # The client raises errors of the network as its own (1.6.0 to 1.6.4), so others are the function's.
+            if is_connection_error(error):
+                raise
+            raise FunctionFailed(error) from error
 
     async def wait_or_kill(self) -> RunResultRecord:
         """Like ``wait``. After a kill that Modal does not confirm, return a result that states it."""
@@ -136,13 +198,47 @@ class ModalCall:
             result.cancel()
             killed.cancel()
 
-    async def _read_stored_result(self, error: modal.exception.Error) -> RunResultRecord:
+    async def _read_stored_result(self, error: Exception) -> RunResultRecord:
         """Return the result on the volume, else one that is built from the error of the call.
 
         For Modal a call may have ended while its container still saves and commits.
         """
         record, has_started = await self._wait_for_stored_result()
         return record or self._result_of_error(error, has_started=has_started)
+
+    async def _result_of_refusal(self, error: Exception) -> RunResultRecord:
+        """Return the result of a run that Modal has stopped, since the account's spend limit was reached.
+
+        Raises:
+            modal.exception.Error: The volume is refused as well, and the run was not known to be running.
+        """
+        record = None
+        try:
+            async with asyncio.timeout(REFUSED_RESULT_TIMEOUT):
+                while (record := await self._folder.read_result()) is None:
+                    await asyncio.sleep(POLL_INTERVAL)
+        except TimeoutError:
+            pass
+        except modal.exception.Error:
+            if not self._was_running:
+                raise
+        if record is not None and record.stop_reason is None and record.next_start is NextStart.NONE:
+            return record  # it ended before
+        if record is None:
+            record = RunResultRecord.without_record(
+                self._job,
+                state=RunState.FAILED,
+                returncode=LAUNCHER_FAILED,
+                cause=FailureCause.SPEND_LIMIT,
+                detail="",
+            )
+        return dataclasses.replace(
+            record,
+            state=RunState.FAILED,
+            returncode=LAUNCHER_FAILED,
+            cause=FailureCause.SPEND_LIMIT,
+            detail=account_refusal_text(error),
+        )
 
     async def _wait_for_stored_result(self) -> tuple[RunResultRecord | None, bool]:
         """Wait until the container has had time to write its result.
@@ -168,8 +264,11 @@ class ModalCall:
             await asyncio.sleep(interval)
             interval = min(2 * interval, MAX_POLL_INTERVAL)
 
-    def _result_of_error(self, error: modal.exception.Error, *, has_started: bool) -> RunResultRecord:
-        stop_reason, time_limit = None, None
+    def _result_of_error(self, error: Exception, *, has_started: bool) -> RunResultRecord:
+        stop_reason, time_limit, text = None, None, error_text(error)
+        if len(text) > MAX_ERROR_TEXT:
+            text = f"{text[: MAX_ERROR_TEXT // 2]} ... {text[-MAX_ERROR_TEXT // 2 :]}"
+        detail = f"Modal reported: {text}"
         if isinstance(error, modal.exception.FunctionTimeoutError):
             state, cause, returncode = RunState.TIMED_OUT, FailureCause.TOTAL_TIMEOUT, TIMED_OUT
             time_limit = container_timeout(self._job.limits)
@@ -177,6 +276,12 @@ class ModalCall:
             state, cause = RunState.CANCELLED, FailureCause.STOPPED
             returncode = KILLED if has_started or self.is_killed else INTERRUPTED
             stop_reason = StopReason.KILL if self.is_killed else StopReason.CANCELLED
+        elif isinstance(error, FunctionFailed | modal.exception.ExecutionError):
+            returncode = LAUNCHER_FAILED
+            state, cause = RunState.FAILED, FailureCause.NOT_STARTED
+            if has_started:
+                state, cause = RunState.LOST, FailureCause.SUPERVISOR_DIED
+            detail = f"the launcher failed in the container: {text}. Its traceback is in Modal's log of the app"
         else:
             state, cause, returncode = RunState.LOST, FailureCause.CONTAINER_DIED, LAUNCHER_FAILED
         return RunResultRecord.without_record(
@@ -186,5 +291,5 @@ class ModalCall:
             cause=cause,
             stop_reason=stop_reason,
             time_limit=time_limit,
-            detail=f"Modal reported: {error_text(error)}",
+            detail=detail,
         )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import re
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,14 +17,23 @@ from skyrl_modal.errors import BackendUnavailable, SkyRLModalError, SpecError
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.spec.run_spec import RunSpec
 
-#: Errors after which the same request may succeed: an outage of Modal's servers, a lost connection.
-TRANSIENT_ERRORS = (
+#: Errors of Modal's client after which the same request may succeed: an outage of Modal's servers, a lost connection.
+_TRANSIENT_CLIENT_ERRORS = (
     modal.exception.ServiceError,
     modal.exception.InternalError,
     modal.exception.ConnectionError,
     modal.exception.ResourceExhaustedError,
     modal.exception.LogsFetchError,
-    OSError,
+)
+#: Errors after which a request that is not necessary is not repeated.
+TRANSIENT_ERRORS = (*_TRANSIENT_CLIENT_ERRORS, OSError)
+#: Packages that the client uses to send requests, all of whose errors are about the connection (1.6.4).
+_CONNECTION_PACKAGES = ("aiohttp", "grpclib", "h2")
+#: Errors of the system that are about the network, if they have no class of their own.
+_NETWORK_ERRORS = frozenset(
+    getattr(errno, name)
+    for name in ("ENETDOWN", "ENETUNREACH", "ENETRESET", "EHOSTDOWN", "EHOSTUNREACH", "ENOTCONN", "EADDRNOTAVAIL")
+    if hasattr(errno, name)
 )
 #: The packages through which Modal's client sends requests (1.6.4).
 _CLIENT_PACKAGES = ("modal", "grpclib", "aiohttp", "google", "synchronicity")
@@ -33,6 +45,15 @@ BUILD_LOG_TIMEOUT = 15.0
 #: Texts of ``modal.exception.RemoteError`` for a call that was cancelled, with where they were seen:
 #: from Modal's servers (public logs of users; client 1.x), and from a server that sends no text (client 1.6.4).
 _CANCELLATION_TEXTS = ("Function call was cancelled by user or a failure.", "")
+
+#: Texts of errors that refuse all work of an account: "Workspace NAME has exceeded its spend limit" and "workspace NAME
+#: is disabled" (public logs of users; client 1.x).
+_ACCOUNT_REFUSAL = re.compile(r"\bspend(?:ing)? limit\b|\bworkspace\b.*\bis disabled\b", re.IGNORECASE | re.DOTALL)
+#: What to do about it.
+_ACCOUNT_REMEDY = (
+    "Modal refuses all work of this account, and waiting does not help. Raise the spend limit, or add a payment "
+    "method, in Modal's settings (https://modal.com/settings), then start the run again"
+)
 
 
 def error_text(error: BaseException) -> str:
@@ -60,6 +81,64 @@ def is_cancellation(error: BaseException) -> bool:
     return type(error) is modal.exception.RemoteError and str(error).strip() in _CANCELLATION_TEXTS
 
 
+def is_account_refusal(error: BaseException) -> bool:
+    """Return whether Modal refuses all work of the account: its spend limit is reached, or its workspace is disabled.
+
+    Modal's client has no class for it, so the text decides. See ``_ACCOUNT_REFUSAL`` for the versions.
+
+    Example:
+        >>> is_account_refusal(modal.exception.ResourceExhaustedError("Workspace x has exceeded its spend limit"))
+        True
+        >>> is_account_refusal(modal.exception.ResourceExhaustedError("rate limit exceeded"))
+        False
+    """
+    return isinstance(error, modal.exception.Error) and _ACCOUNT_REFUSAL.search(str(error)) is not None
+
+
+def account_refusal_text(error: BaseException) -> str:
+    """Return the reason and the remedy of an account refusal."""
+    return f"{error_text(error)}. {_ACCOUNT_REMEDY}"
+
+
+def is_transient(error: BaseException) -> bool:
+    """Return whether the same request may succeed later: an outage of Modal's servers, or of the network.
+
+    Errors of files on this machine, such as a full disk, are not transient.
+
+    Example:
+        >>> is_transient(modal.exception.ServiceError("unavailable")), is_transient(ConnectionResetError())
+        (True, True)
+        >>> is_transient(PermissionError()), is_transient(modal.exception.NotFoundError("no such volume"))
+        (False, False)
+    """
+    if is_account_refusal(error):
+        return False
+    return isinstance(error, _TRANSIENT_CLIENT_ERRORS) or is_connection_error(error) or is_network_error(error)
+
+
+def is_connection_error(error: BaseException) -> bool:
+    """Return whether an error is one of the packages by which Modal's client sends requests.
+
+    Example:
+        >>> is_connection_error(ConnectionResetError()), is_connection_error(modal.exception.NotFoundError(""))
+        (False, False)
+    """
+    package = type(error).__module__.partition(".")[0]
+    return package in _CONNECTION_PACKAGES
+
+
+def is_network_error(error: BaseException) -> bool:
+    """Return whether an error of the system is about the network, and not about a file.
+
+    Example:
+        >>> is_network_error(OSError(errno.ENETUNREACH, "")), is_network_error(OSError(errno.ENOSPC, ""))
+        (True, False)
+    """
+    if isinstance(error, ConnectionError | TimeoutError | socket.gaierror | ssl.SSLError):
+        return True
+    return isinstance(error, OSError) and error.errno in _NETWORK_ERRORS
+
+
 async def translate_error(error: BaseException, job: Job, spec: RunSpec | None = None) -> BaseException:
     """Return this package's error for an error of Modal's client. Other errors are returned unchanged.
 
@@ -71,6 +150,8 @@ async def translate_error(error: BaseException, job: Job, spec: RunSpec | None =
     text = error_text(error)
     if isinstance(error, SkyRLModalError | asyncio.CancelledError):
         return error
+    if is_account_refusal(error):
+        return backend_unavailable(error)
     if isinstance(error, modal.exception.ImageBuildError):
         return SpecError("image", job.image, f"the image could not be built: {text}{await _build_log(error)}")
     if spec is not None and isinstance(error, modal.exception.NotFoundError):
@@ -78,7 +159,7 @@ async def translate_error(error: BaseException, job: Job, spec: RunSpec | None =
         return SpecError("app_name", spec.app_name, remedy)
     if spec is not None and isinstance(error, modal.exception.InvalidError):
         return SpecError("app_name", spec.app_name, f"Modal refused the app: {text}")
-    if isinstance(error, OSError) or is_client_error(error):
+    if is_client_error(error):
         return backend_unavailable(error)
     return error
 
@@ -94,7 +175,7 @@ def is_client_error(error: BaseException) -> bool:
         (True, False)
     """
     package = type(error).__module__.partition(".")[0]
-    return package in _CLIENT_PACKAGES or isinstance(error, ConnectionError | TimeoutError | socket.gaierror)
+    return package in _CLIENT_PACKAGES or is_network_error(error)
 
 
 @contextmanager
@@ -116,6 +197,8 @@ def translated_client_errors() -> Iterator[None]:
 
 def backend_unavailable(error: BaseException) -> BackendUnavailable:
     """Return this package's error for a request that Modal did not fulfil, whatever it was about."""
+    if is_account_refusal(error):
+        return BackendUnavailable("modal", account_refusal_text(error))
     text = error_text(error)
     if isinstance(error, modal.exception.AuthError):
         return BackendUnavailable("modal", f"Modal refused the token ({text}). Run `modal setup`")

@@ -110,7 +110,7 @@ class ModalRunStart:
             self.url = await app.get_dashboard_url.aio()
             function_call = await function.spawn.aio(*self._app.arguments(job))
         self._app.release()
-        call = ModalCall(function_call.object_id, function_call, job, VolumeRunFolder(job))
+        call = ModalCall(function_call.object_id, function_call, job, VolumeRunFolder(job), is_new=True)
         self.channel.message(f"submitted to Modal after {elapsed_seconds():.1f} s (call {call.id}): {self.url}")
         return call
 

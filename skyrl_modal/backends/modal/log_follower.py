@@ -10,10 +10,10 @@ from datetime import datetime, timedelta
 import modal.exception
 
 from skyrl_modal.backends.modal.call import KILL_TIMEOUT, ModalCall
-from skyrl_modal.backends.modal.errors import TRANSIENT_ERRORS, error_text, translate_error
+from skyrl_modal.backends.modal.errors import TRANSIENT_ERRORS, error_text, is_account_refusal, translate_error
 from skyrl_modal.backends.modal.event_channel import EventChannel
 from skyrl_modal.backends.modal.log_stream import LogStream, stream_digest
-from skyrl_modal.backends.modal.retry import POLL_INTERVAL, retry_errors, retry_transient
+from skyrl_modal.backends.modal.retry import POLL_INTERVAL, report_waits, retry_errors, retry_transient
 from skyrl_modal.backends.modal.run_folder import VolumeRunFolder
 from skyrl_modal.backends.modal.stored_output import LogCopy, StoredOutput
 from skyrl_modal.backends.output_tail import last_lines_of
@@ -56,6 +56,10 @@ class LogFollower:
 
     async def follow(self, channel: EventChannel) -> None:
         """Forward output and messages live, then the missing end of the output if there is one, then the result."""
+        with report_waits(channel.message):
+            await self._follow(channel)
+
+    async def _follow(self, channel: EventChannel) -> None:
         stream = LogStream(channel)
         reading = asyncio.ensure_future(self._read_log(stream, channel))
         _reading_tasks.add(reading)
@@ -114,7 +118,10 @@ class LogFollower:
                 stored is forwarded.
         """
         for fetch in (self._read_output_text, self._fetch_stored_log):
-            text = await fetch()
+            try:
+                text = await fetch()
+            except modal.exception.Error:  # Modal refuses the volume; the result must reach the caller
+                continue
             if text is None or (expected is not None and stream_digest(text) != expected):
                 continue
             if stream.add_missing_end(text):
@@ -222,7 +229,7 @@ class _LogReader:
                 self._stream.add(entry.source, entry.message)
                 await self._channel.wait_for_space()
         except (modal.exception.Error, OSError) as error:
-            if self._stream.is_finished:
+            if self._stream.is_finished or is_account_refusal(error):  # the result, which follows, has the reason
                 return
             if not self._is_disconnected:
                 self._is_disconnected = True

@@ -12,7 +12,12 @@ import modal.exception
 from attrs import frozen
 
 from skyrl_modal.backends.modal.checks import check_token
-from skyrl_modal.backends.modal.errors import error_text, translated_client_errors
+from skyrl_modal.backends.modal.errors import (
+    backend_unavailable,
+    error_text,
+    is_account_refusal,
+    translated_client_errors,
+)
 from skyrl_modal.backends.modal.event_loop import event_loop, wait_for_future
 from skyrl_modal.errors import BackendUnavailable, SpecError
 
@@ -120,12 +125,15 @@ async def require(item: RequiredObject) -> None:
 
     Raises:
         SpecError: It does not.
+        BackendUnavailable: It refuses all work of the account.
     """
     try:
         await item.value.hydrate.aio()
     except modal.exception.NotFoundError as error:
         raise SpecError(item.field, item.name, f"{_remedy(item)} ({error_text(error)})") from error
     except modal.exception.InvalidError as error:
+        if is_account_refusal(error):
+            raise backend_unavailable(error) from error
         raise SpecError(item.field, item.name, f"Modal refused it: {error_text(error)}") from error
 
 

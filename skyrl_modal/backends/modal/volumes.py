@@ -20,7 +20,7 @@ from modal.types import FileEntry
 from skyrl_modal.backends.base import VolumeEntry
 from skyrl_modal.backends.contained_paths import PathOutside
 from skyrl_modal.backends.file_tree import LinkRules, SkippedEntries, walk_tree
-from skyrl_modal.backends.modal.errors import backend_unavailable, error_text, is_client_error
+from skyrl_modal.backends.modal.errors import backend_unavailable, error_text, is_account_refusal, is_client_error
 from skyrl_modal.backends.modal.preflight import connect
 from skyrl_modal.backends.transfer import STAGING_PREFIX, special_kind, staged_transfer, storage_errors
 from skyrl_modal.errors import PathNotFound, SpecError, StorageError
@@ -213,6 +213,8 @@ def _translated_errors(volume: VolumeSpec, path: str) -> Iterator[None]:
     except modal.exception.NotFoundError as error:
         raise PathNotFound(f"volume {volume.name} has no {path or '/'}: {error_text(error)}") from error
     except modal.exception.InvalidError as error:
+        if is_account_refusal(error):
+            raise backend_unavailable(error) from error
         raise SpecError("path", path, f"Modal refused it: {error_text(error)}") from error
     except Exception as error:
         if not is_client_error(error):
