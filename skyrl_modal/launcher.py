@@ -48,6 +48,8 @@ class Launcher(RunSpec):
         timeout: Limit of each attempt: seconds, a ``timedelta``, or text such as ``"90m"`` or ``"24h"``. Stored as
             seconds.
         retries: Number of further attempts after a failure or a timeout.
+        start_deadline: Time from the submission in which the command has to start, with the same values as ``timeout``;
+            None for no limit. It includes the wait for a container and the start of Ray.
         should_retry: Exit codes to retry after, or a predicate on the exit code; None retries after any failure.
         grace: Time between the first stop signal and SIGKILL. Stored as seconds.
         secrets: Names of variables that are read from the environment or a .env file, or ``SecretSpec`` for secrets

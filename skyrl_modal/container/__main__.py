@@ -109,7 +109,7 @@ def _run_supervisor(job: Job, config: RankConfig, ready: int | None, caller: int
     services = SupervisorServices(
         live=PipeWriter(1, RunFolder(job.run_folder).output), emit=writer.write, lost_places=sandbox_places
     )
-    supervisor = Supervisor(job, config, services)
+    supervisor = Supervisor(job, config, services, start_timeout=job.limits.start_deadline)
     if not _install_signal_handlers(supervisor, ready):
         return LAUNCHER_FAILED
     _stop_when_closed(caller, supervisor, StopReason.CALLER_EXITED)

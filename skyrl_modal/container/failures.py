@@ -13,6 +13,7 @@ _STOP_DESCRIPTIONS = {
     StopReason.RANK_ZERO_EXITED: "rank 0 exited",
     StopReason.CONTAINER_ENDING: "the container is ending",
     StopReason.LEASE_EXPIRED: "the caller has sent no sign of life for longer than its lease",
+    StopReason.START_DEADLINE: "the command did not start in time",
     StopReason.KILL: "killed without a grace period",
 }
 

@@ -25,6 +25,7 @@ from skyrl_modal.container.output import OutputRecorder
 from skyrl_modal.container.process_tree import ProcessScope, reap_orphans
 from skyrl_modal.container.ray_cluster import ClusterServices, RayCluster
 from skyrl_modal.container.ray_node import ray_session_folder
+from skyrl_modal.container.start_timer import StartTimer
 from skyrl_modal.container.unsaved_files import LostPlaces, UnsavedFilesReport, printable
 from skyrl_modal.container.workdir import prepare_workdir
 from skyrl_modal.protocol.dataclass import dataclass
@@ -33,6 +34,7 @@ from skyrl_modal.protocol.job import Job, Limits
 from skyrl_modal.protocol.rank_config import RankConfig
 from skyrl_modal.protocol.result import RunResultRecord, UnsavedFolder
 from skyrl_modal.protocol.run_folder import SUPERVISOR_LOG, RunFolder
+from skyrl_modal.protocol.start_deadline import start_deadline_text
 from skyrl_modal.protocol.state import FailureCause, NextStart, RunState, StopReason
 from skyrl_modal.protocol.status import StatusRecord
 
@@ -65,6 +67,7 @@ class Supervisor:
         services: How it reaches the caller.
         attempts: Number of attempts that an earlier container made.
         first_message: A message to write before the output; None for none.
+        start_timeout: Seconds in which the command has to start for the first time; None for no limit.
     """
 
     def __init__(
@@ -75,12 +78,15 @@ class Supervisor:
         *,
         attempts: int = 0,
         first_message: str | None = None,
+        start_timeout: float | None = None,
     ) -> None:
         self._job = job
         self._config = config
         self._services = services
         self._attempts = attempts
         self._first_message = first_message
+        self._start_timeout = start_timeout
+        self._start_timer: StartTimer | None = None
         self._folder = RunFolder(job.run_folder)
         self._events = EventRouter(reap=self._reap, is_outdated=self._is_outdated)
         self._env = run_environment(job, config)
@@ -110,7 +116,7 @@ class Supervisor:
         try:
             outcome = self._run_attempts(begin)
         except RunStopped as stopped:
-            outcome = Outcome.of_stop(stopped.reason)
+            outcome = self._outcome_of_stop(stopped.reason)
         except StartError as error:
             outcome = Outcome.of_failure(error.failure)
             self._report(error.failure.text, error.failure.cause)
@@ -118,6 +124,8 @@ class Supervisor:
             outcome = Outcome.of_failure(Failure(FailureCause.SYSTEM_ERROR, describe_error(error)))
             self._report(describe_error(error), FailureCause.SYSTEM_ERROR)
         finally:
+            if self._start_timer is not None:
+                self._start_timer.stop()
             self._tear_down(self._scope)
         unsaved = self._report_unsaved_files(outcome)
         self._output.finish()
@@ -148,6 +156,7 @@ class Supervisor:
         job, limits = self._job, self._job.limits
         self._folder.create()
         self._folder.write_job(_mask_job(job, self._secrets))
+        self._start_start_timer()
         messages = [None if self._services.create_files is None else self._services.create_files()]
         for message in [*messages, prepare_workdir(job)]:
             if message is not None:
@@ -172,6 +181,25 @@ class Supervisor:
             )
             cluster.end_attempt()
 
+    def _start_start_timer(self) -> None:
+        """Begin to count the time until the command starts.
+
+        Raises:
+            RunStopped: The time is already over: this container started too late.
+        """
+        if self._start_timeout is None:
+            return
+        self._start_timer = StartTimer(self._start_timeout, lambda: self.request_stop(StopReason.START_DEADLINE))
+        if self._start_timer.has_expired:
+            raise RunStopped(StopReason.START_DEADLINE)
+
+    def _outcome_of_stop(self, reason: StopReason) -> Outcome:
+        if reason is StopReason.START_DEADLINE:
+            text = start_deadline_text(self._job.limits.start_deadline or 0.0)
+            self._report(text, FailureCause.START_DEADLINE)
+            return Outcome.of_failure(Failure(FailureCause.START_DEADLINE, text))
+        return Outcome.of_stop(reason)
+
     def _make_cluster(self) -> RayCluster:
         services = ClusterServices(
             events=self._events,
@@ -185,6 +213,8 @@ class Supervisor:
 
     def _run_attempt(self, cluster: RayCluster, total_deadline: float | None) -> Outcome:
         job = self._job
+        if self._start_timer is not None and not self._start_timer.stop():
+            raise RunStopped(StopReason.START_DEADLINE)
         # Record the attempt before it starts, so that it is not repeated if the container dies.
         self._attempts += 1
         self._set_state(RunState.RUNNING)

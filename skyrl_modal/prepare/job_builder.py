@@ -78,6 +78,7 @@ def build_job(
             attempt_timeout=spec.timeout,
             grace=spec.grace,
             retries=spec.retries,
+            start_deadline=spec.start_deadline,
             retry_exit_codes=None if spec.should_retry is None else tuple(spec.should_retry),
         ),
         checkout=None if checkout is None else _checkout_facts(checkout),

@@ -77,6 +77,8 @@ class Plan:
         rows += [("volume", f"{v.mount_path} is {v.name}{' (read only)' if v.read_only else ''}") for v in job.volumes]
         limits = job.limits
         rows.append(("timeout", f"{limits.attempt_timeout:,.10g} s, {limits.retries} retries"))
+        if limits.start_deadline is not None:
+            rows.append(("start", f"within {limits.start_deadline:,.10g} s of the submission"))
         return rows
 
     def mount_rows(self) -> list[tuple[str, str]]:

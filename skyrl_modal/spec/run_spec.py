@@ -46,6 +46,10 @@ def _to_grace(value: float | str | timedelta) -> float:
     return parse_duration(value, name="grace")
 
 
+def _to_start_deadline(value: float | str | timedelta | None) -> float | None:
+    return None if value is None else parse_duration(value, name="start_deadline")
+
+
 def _to_secrets(value: str | SecretSpec | Sequence[str | SecretSpec]) -> Sequence[str | SecretSpec]:
     return (value,) if isinstance(value, str | SecretSpec) else tuple(value)
 
@@ -112,6 +116,11 @@ class RunSpec:
         default=0,
         validator=whole_number(0, 10),
         metadata=_option("Further attempts after a failure or a timeout. Default: 0."),
+    )
+    start_deadline: float | None = field(
+        default=None,
+        converter=_to_start_deadline,
+        metadata=_option("Time in which the command has to start, such as 30m. Default: no limit."),
     )
     secrets: Sequence[str | SecretSpec] = field(default=(), converter=_to_secrets)
     env: Mapping[str, str] = field(factory=dict, converter=to_env)

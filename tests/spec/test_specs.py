@@ -40,6 +40,9 @@ from skyrl_modal.spec.stored import decode_spec, encode_spec
         ({"timeout": float("nan")}, "timeout=nan"),
         ({"timeout": True}, "timeout=True"),
         ({"grace": 0}, "grace=0"),
+        ({"start_deadline": 0}, "start_deadline=0"),
+        ({"start_deadline": "soon"}, "start_deadline='soon'"),
+        ({"start_deadline": True}, "start_deadline=True"),
         ({"gpu": "A100:x"}, "gpu='A100:x'"),
         ({"gpu": "A100:0"}, "gpu='A100:0'"),
         ({"gpu": ""}, "gpu=''"),
@@ -228,6 +231,7 @@ def test_stored_spec_is_restored(checkout: Path, tmp_path: Path) -> None:
         tags=["a", "b"],
         checkout=checkout,
         grace=30,
+        start_deadline="30m",
     )
 
     assert decode_spec(encode_spec(spec, checkout=None)) == spec

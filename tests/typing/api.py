@@ -76,6 +76,7 @@ launcher = Launcher(
     checkout=Path.home(),
     backend="local",
     grace=30,
+    start_deadline=timedelta(hours=1),
 )
 
 Launcher(should_retry=lambda code: code > 128)
