@@ -30,6 +30,7 @@ from skyrl_modal.container.live_view import FunctionView
 from skyrl_modal.container.previous_container import Continue, Finished, Lost, PreviousContainer
 from skyrl_modal.container.rank_connections import RankServer, connect_to_rank_zero, listen
 from skyrl_modal.container.rank_worker import RankWorker
+from skyrl_modal.container.start_deadline import StartDeadline
 from skyrl_modal.container.stop_signals import run_with_stop_requests, wait_for_stop
 from skyrl_modal.container.supervisor import Supervisor, SupervisorServices
 from skyrl_modal.container.unpack import unpack_mounts
@@ -156,19 +157,21 @@ def _run_rank_zero(
             previous.remove_result()
     if job.gpus_per_node is None:
         job = replace(job, gpus_per_node=count_gpus() if config.gpus is None else config.gpus)
+    deadline = StartDeadline(job, lease.store)
     with contextlib.ExitStack() as tunnels:
-        services = SupervisorServices(
-            live=FunctionView(text.write),
-            emit=lambda event: _handle_event(event, volumes),
-            # Ray listens on 127.0.0.1 and requires its token, so the public URL gives no access by itself.
-            open_url=lambda port: tunnels.enter_context(modal.forward(port)).url,
-            lost_places=container_places,
-            create_files=lambda: unpack_mounts(archives, volumes.paths),
+        supervisor = Supervisor(
+            job,
+            config,
+            _make_services(text, volumes, archives, deadline, tunnels),
+            attempts=decision.attempts,
+            first_message=decision.message,
+            start_timeout=deadline.seconds_left(has_started=previous.has_started),
         )
-        supervisor = Supervisor(job, config, services, attempts=decision.attempts, first_message=decision.message)
         result, stopped_by = _run_supervisor(supervisor, job, volumes, lease)
     text.write(b"", final=True)
     result = _finish(folder, _with_digest(result, text), volumes)
+    if result.next_start is NextStart.NONE:
+        deadline.forget_start()
     if stopped_by is None and result.next_start is not NextStart.NONE:
         # Another container of the cluster was lost or is ending. Modal stops this one as well and starts all again.
         stopped_by = wait_for_stop(RESTART_TIMEOUT)
@@ -179,6 +182,23 @@ def _run_rank_zero(
 
 def _run_supervisor(
     supervisor: Supervisor, job: Job, volumes: VolumeCommits, lease: AttemptLease
+def _make_services(
+    text: CountedText,
+    volumes: VolumeCommits,
+    archives: Mapping[str, str],
+    deadline: StartDeadline,
+    tunnels: contextlib.ExitStack,
+) -> SupervisorServices:
+    return SupervisorServices(
+        live=FunctionView(text.write),
+        emit=lambda event: _handle_event(event, volumes, deadline),
+        # Ray listens on 127.0.0.1 and requires its token, so the public URL gives no access by itself.
+        open_url=lambda port: tunnels.enter_context(modal.forward(port)).url,
+        lost_places=container_places,
+        create_files=lambda: unpack_mounts(archives, volumes.paths),
+    )
+
+
 ) -> tuple[RunResultRecord, BaseException | None]:
     """Run the supervisor to its end, and stop it if Modal stops this container or if a lease requires it.
 
@@ -241,7 +261,7 @@ def _finish(folder: RunFolder, result: RunResultRecord, volumes: VolumeCommits) 
     )
 
 
-def _handle_event(event: MessageEvent | StateEvent, volumes: VolumeCommits) -> None:
+def _handle_event(event: MessageEvent | StateEvent, volumes: VolumeCommits, deadline: StartDeadline) -> None:
     """Print a message or a new state. Make a state visible on the volume too, for readers in other processes."""
     if isinstance(event, MessageEvent):
         _report(event.text, event.cause)
@@ -249,6 +269,7 @@ def _handle_event(event: MessageEvent | StateEvent, volumes: VolumeCommits) -> N
     if event.state is RunState.RUNNING:
         # The command starts after the commit: if the container dies before, the attempt was not started.
         volumes.commit_run_folder()
+        deadline.record_start()
     else:
         volumes.commit_run_folder_in_background()
     # A run may have no writable volume, and a commit may fail or be late. The state is in the log then.

@@ -89,6 +89,11 @@ class PreviousContainer:
         return self.result is not None and self.result.next_start not in _CONTINUED
 
     @property
+    def has_started(self) -> bool:
+        """Whether an earlier container has started the command, as far as the records show it."""
+        return self._attempts > 0
+
+    @property
     def may_run(self) -> bool:
         """Whether the records show an earlier container that has not ended, as far as they show it."""
         return self.result is None and self._has_status

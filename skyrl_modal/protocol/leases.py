@@ -33,6 +33,11 @@ def caller_key(run_id: str) -> str:
     return f"{run_id}/caller"
 
 
+def started_key(run_id: str) -> str:
+    """Return the key that shows that the command of a run has started."""
+    return f"{run_id}/started"
+
+
 def caller_interval(lease: float) -> float:
     """Return the seconds between two renewals of a caller's lease: several renewals can be lost before it expires.
 
