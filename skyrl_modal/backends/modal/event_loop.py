@@ -7,8 +7,8 @@ import atexit
 import concurrent.futures
 import functools
 import logging
+import os
 import threading
-import warnings
 from typing import TypeVar
 
 import modal.exception
@@ -17,32 +17,42 @@ from skyrl_modal.event_queue import wait_interruptibly
 
 T = TypeVar("T")
 
+#: Seconds in which the event loop has to stop when the process exits. Its steps are short.
+EXIT_TIMEOUT = 2.0
+
 
 @functools.cache
 def event_loop() -> asyncio.AbstractEventLoop:
     """Return the event loop, which runs in a thread. The loop of a notebook or of the application is not used."""
     loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="skyrl-modal", daemon=True)
+    thread.start()
     # Registered after modal's own exit handler, so that it is called before it.
-    atexit.register(_ignore_open_streams)
-    threading.Thread(target=loop.run_forever, name="skyrl-modal", daemon=True).start()
+    atexit.register(_stop, loop, thread, os.getpid())
     return loop
 
 
-def _ignore_open_streams() -> None:
-    """Suppress what Python reports about log streams that are open when the process exits.
+def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread, pid: int) -> None:
+    """Stop the event loop as the process exits, with its tasks where they are.
 
-    Modal's client cannot close a log stream that waits (modal 1.6.4). asyncio logs an error for it. If the loop of the
-    client has ended before, synchronicity 0.12 logs one, and Python warns about the coroutine ``_aclose``.
+    Modal's client stops its own loop next, which ends the requests that wait, such as a log stream. The tasks that wait
+    for them would then send further requests to the loop that has ended: to close the stream, or to open it again. Each
+    of them would be reported on standard error (modal 1.6.4 with synchronicity 0.12: "Synchronizer thread unexpectedly
+    died", "coroutine '_aclose' was never awaited").
     """
+    if os.getpid() != pid:  # a child process that was forked has no thread of its own
+        return
+    loop.set_exception_handler(lambda loop, context: None)  # Python reports the tasks that have not ended
     logging.getLogger("asyncio").addFilter(_is_unexpected_error)
-    logging.getLogger("synchronicity.synchronizer").addFilter(lambda record: False)
-    warnings.filterwarnings("ignore", "coroutine '_aclose' was never awaited", RuntimeWarning)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(EXIT_TIMEOUT)
 
 
 def _is_unexpected_error(record: logging.LogRecord) -> bool:
-    """Return whether a message of asyncio, logged as the process exits, reports more than an open log stream.
+    """Return whether a message of asyncio, logged as the process exits, reports more than a request that was waiting.
 
-    The text is CPython's (Objects/genobject.c, 3.11 to 3.13).
+    The loop of Modal's client logs an error for each of them. The text is CPython's (Objects/genobject.c, 3.11 to
+    3.13).
     """
     error = record.exc_info[1] if record.exc_info else None
     is_open_stream = isinstance(error, RuntimeError) and "aclose(): asynchronous generator" in str(error)
