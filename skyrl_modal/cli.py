@@ -62,6 +62,7 @@ def _launcher_options(function: Callable[..., Any]) -> Callable[..., Any]:
         _field_option("timeout"),
         _field_option("retries", type=int),
         _field_option("start_deadline"),
+        _field_option("lease"),
         _field_option("workdir"),
         _field_option("checkout"),
         click.option(

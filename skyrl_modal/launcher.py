@@ -50,6 +50,9 @@ class Launcher(RunSpec):
         retries: Number of further attempts after a failure or a timeout.
         start_deadline: Time from the submission in which the command has to start, with the same values as ``timeout``;
             None for no limit. It includes the wait for a container and the start of Ray.
+        lease: How long a ``run`` may continue on Modal without a connection to this process, with the same values as
+            ``timeout``: a laptop that sleeps, an outage of the network, or SIGKILL. Then it is stopped with its grace
+            period.
         should_retry: Exit codes to retry after, or a predicate on the exit code; None retries after any failure.
         grace: Time between the first stop signal and SIGKILL. Stored as seconds.
         secrets: Names of variables that are read from the environment or a .env file, or ``SecretSpec`` for secrets

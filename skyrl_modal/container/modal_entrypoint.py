@@ -81,7 +81,7 @@ def run_job(
     try:
         config = _rank_config(record, decode(ClusterTokens, tokens or {}))
         return _run_rank(record, config, archives or {})
-    except (_RunContinuedElsewhere, KeyboardInterrupt):
+    except (RestartNeeded, _RunContinuedElsewhere, KeyboardInterrupt):
         raise
     except (Exception, SystemExit) as error:  # the exceptions by which Modal stops the function are none of these
         return _handle_error(FunctionError(record, config, error), record, config)
@@ -175,13 +175,13 @@ def _run_rank_zero(
     if stopped_by is None and result.next_start is not NextStart.NONE:
         # Another container of the cluster was lost or is ending. Modal stops this one as well and starts all again.
         stopped_by = wait_for_stop(RESTART_TIMEOUT)
+        if stopped_by is None:
+            raise RestartNeeded(f"the cluster has to start again: {result.detail or result.cause}")
     if stopped_by is not None:
         raise stopped_by
     return result
 
 
-def _run_supervisor(
-    supervisor: Supervisor, job: Job, volumes: VolumeCommits, lease: AttemptLease
 def _make_services(
     text: CountedText,
     volumes: VolumeCommits,
@@ -199,6 +199,8 @@ def _make_services(
     )
 
 
+def _run_supervisor(
+    supervisor: Supervisor, job: Job, volumes: VolumeCommits, lease: AttemptLease
 ) -> tuple[RunResultRecord, BaseException | None]:
     """Run the supervisor to its end, and stop it if Modal stops this container or if a lease requires it.
 
@@ -267,9 +269,9 @@ def _handle_event(event: MessageEvent | StateEvent, volumes: VolumeCommits, dead
         _report(event.text, event.cause)
         return
     if event.state is RunState.RUNNING:
+        deadline.record_start()
         # The command starts after the commit: if the container dies before, the attempt was not started.
         volumes.commit_run_folder()
-        deadline.record_start()
     else:
         volumes.commit_run_folder_in_background()
     # A run may have no writable volume, and a commit may fail or be late. The state is in the log then.
@@ -324,6 +326,10 @@ def _release_other_ranks(config: RankConfig) -> None:
                 case RankDisconnected():
                     running -= 1
     server.close()
+
+
+class RestartNeeded(Exception):
+    """The run continues on a new cluster, which the function's retry policy starts because this input fails."""
 
 
 class _RunContinuedElsewhere(Exception):

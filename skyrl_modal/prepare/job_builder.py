@@ -81,6 +81,7 @@ def build_job(
             start_deadline=spec.start_deadline,
             retry_exit_codes=None if spec.should_retry is None else tuple(spec.should_retry),
         ),
+        lease=spec.lease,
         checkout=None if checkout is None else _checkout_facts(checkout),
     )
 

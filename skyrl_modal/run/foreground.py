@@ -22,7 +22,7 @@ from skyrl_modal.protocol.result import RunResultRecord
 from skyrl_modal.protocol.state import FailureCause, RunState
 from skyrl_modal.reporting import NullReporter, Reporter
 from skyrl_modal.run.handle import Run
-from skyrl_modal.run.interrupts import STOPPING_MESSAGE, InterruptEvent, Interrupts
+from skyrl_modal.run.interrupts import InterruptEvent, Interrupts
 from skyrl_modal.run.log_lines import TAIL_BYTES
 from skyrl_modal.run.output_sink import OutputTarget, Sink, open_sink
 from skyrl_modal.run.result import RunResult
@@ -118,9 +118,10 @@ class ForegroundRun:
         self._call_safely(self._report_token)
         while True:
             match self._events.get():
-                case InterruptEvent(count):
-                    if count == 1:
-                        self._call_safely(self._reporter.info, STOPPING_MESSAGE)
+                case InterruptEvent(1) as event:
+                    self._call_safely(self._reporter.info, event.message)
+                case InterruptEvent():
+                    pass
                 case _CancelFailed(error):
                     raise self._error or error
                 case _ReadingEnded(None):
@@ -247,7 +248,8 @@ def report_end(result: RunResult, reporter: Reporter, reported: Collection[Failu
         reporter: Receives the messages.
         reported: Causes that messages of the run have reported.
     """
-    if result.state in (RunState.FAILED, RunState.LOST) and result.detail and result.cause not in reported:
+    is_failure = result.state in (RunState.FAILED, RunState.LOST) or result.cause is FailureCause.LEASE_EXPIRED
+    if is_failure and result.detail and result.cause not in reported:
         reporter.info(result.detail)
     limit = "" if result.time_limit is None else f" at the limit of {result.time_limit:,.10g} s"
     ending = f"{result.state}{limit}, exit code {result.returncode} after {result.duration:.1f} s"

@@ -46,6 +46,10 @@ def _to_grace(value: float | str | timedelta) -> float:
     return parse_duration(value, name="grace")
 
 
+def _to_lease(value: float | str | timedelta) -> float:
+    return parse_duration(value, name="lease")
+
+
 def _to_start_deadline(value: float | str | timedelta | None) -> float | None:
     return None if value is None else parse_duration(value, name="start_deadline")
 
@@ -121,6 +125,11 @@ class RunSpec:
         default=None,
         converter=_to_start_deadline,
         metadata=_option("Time in which the command has to start, such as 30m. Default: no limit."),
+    )
+    lease: float = field(
+        default=600.0,
+        converter=_to_lease,
+        metadata=_option("How long a run may continue without a connection to this process. Default: 10m."),
     )
     secrets: Sequence[str | SecretSpec] = field(default=(), converter=_to_secrets)
     env: Mapping[str, str] = field(factory=dict, converter=to_env)

@@ -16,15 +16,6 @@ KNOWN_FAILURES: dict[str, dict[str, str]] = {
         f"{MODAL}/test_modes.py::test_wait_for_capacity_is_reported": (
             "issue 13, item 12: the reason for waiting is in the app's log, which is not read"
         ),
-        f"{MODAL}/test_cluster.py::test_dead_container_takes_one_attempt": (
-            "issue 13, item 13: a cluster is started again by a retry policy only"
-        ),
-        f"{MODAL}/test_modes.py::test_preempted_command_saves_and_resumes[overlap-10]": (
-            "issue 13, item 4: the new container does not wait for the old one"
-        ),
-        f"{MODAL}/test_modes.py::test_result_precedes_the_end_of_the_platforms_grace": (
-            "issue 13, item 5: the grace period of the command is longer than the platform's"
-        ),
         f"{MODAL}/test_modes.py::test_driver_that_fails_once_takes_no_attempt": (
             "issue 13, item 16: a driver that does not initialize fails the run"
         ),

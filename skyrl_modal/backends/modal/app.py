@@ -13,7 +13,7 @@ import modal
 from skyrl_modal.backends.base import Handle, PreparedRun
 from skyrl_modal.backends.modal.archive import files_to_send
 from skyrl_modal.backends.modal.image import build_image
-from skyrl_modal.backends.modal.limits import container_timeout, total_time_limit
+from skyrl_modal.backends.modal.limits import MAX_ENDING_GRACE, container_timeout, total_time_limit
 from skyrl_modal.backends.modal.preflight import RequiredObject
 from skyrl_modal.container import modal_entrypoint
 from skyrl_modal.protocol.codec import encode, to_json
@@ -37,12 +37,16 @@ class RunApp:
     """
 
     def __init__(self, run: PreparedRun) -> None:
-        limits = dataclasses.replace(run.job.limits, total_timeout=total_time_limit(run.job.limits))
-        self.job = dataclasses.replace(run.job, limits=limits)
+        limits = dataclasses.replace(
+            run.job.limits, total_timeout=total_time_limit(run.job.limits), ending_grace=MAX_ENDING_GRACE
+        )
+        # Only ``ModalRunStart`` renews a lease.
+        self.job = dataclasses.replace(run.job, limits=limits, lease=None)
         self.spec = run.spec
         self.tokens = ClusterTokens.generate()
         self.warnings: list[str] = []
         self._snapshots = run.snapshots
+        self._app: modal.App | None = None
         self._sending: Sending | None = None
         self._archives: dict[str, str] = {}
         self._volumes = {volume.mount_path: _volume_reference(volume) for volume in self.job.volumes}
@@ -90,7 +94,7 @@ class RunApp:
         self._sending, self._archives = files_to_send(zip(remote_paths, self._snapshots, strict=True))
         if self._sending is not None:
             image = image.add_local_dir(self._sending.path, ARCHIVE_FOLDER)
-        app = modal.App(spec.app_name, tags={"skyrl_run": job.run_id})
+        self._app = app = modal.App(spec.app_name, tags={"skyrl_run": job.run_id})
         run_job: Any = modal_entrypoint.run_job
         if job.nodes > 1:
             run_job = modal.clustered(size=job.nodes, rdma=spec.rdma)(run_job)
@@ -105,8 +109,7 @@ class RunApp:
             region=spec.region,
             cloud=spec.cloud,
             timeout=math.ceil(container_timeout(job.limits)),
-            # The supervisor counts the attempts, so that they have one container and one log.
-            retries=0,
+            retries=_retries(job),
         )(run_job)
         return app, function
 
@@ -116,9 +119,14 @@ class RunApp:
 
     def handle(self, call_id: str) -> Handle:
         """Return what ``ModalBackend.attach`` finds the run by, with the token of its dashboard if it has one."""
+        handle = {"call_id": call_id}
+        if self._app is not None and self._app.app_id is not None:
+            handle["app_id"] = self._app.app_id
+        if self.job.submitted_at is not None:
+            handle["submitted_at"] = self.job.submitted_at
         if self.job.ray is not None and self.job.ray.dashboard:
-            return {"call_id": call_id, "ray_token": self.tokens.ray}
-        return {"call_id": call_id}
+            handle["ray_token"] = self.tokens.ray
+        return handle
 
     def release(self) -> None:
         """Release the snapshots and their archives, which have been uploaded or are not needed any more."""
@@ -126,6 +134,19 @@ class RunApp:
             self._sending.release()
         for snapshot in self._snapshots:
             snapshot.release()
+
+
+def _retries(job: Job) -> modal.Retries | int:
+    """Return Modal's retry policy for the function.
+
+    The supervisor starts further attempts itself, so that they have one container and one log, and returns normally if
+    the command failed. It cannot replace the container of a rank: Modal fails the call of a cluster of which a
+    container died, and only a retry policy starts the cluster again
+    (https://modal.com/docs/guide/multi-node-clusters). The attempts are counted in the run's folder in every case.
+    """
+    if job.nodes == 1 or not job.limits.retries:
+        return 0
+    return modal.Retries(max_retries=job.limits.retries, backoff_coefficient=1.0, initial_delay=1.0)
 
 
 def _volume_reference(volume: Volume) -> modal.Volume:

@@ -10,7 +10,7 @@ from skyrl_modal.backends.base import CheckResult, Handle, PreparedRun, VolumeEn
 from skyrl_modal.backends.modal import checks, volumes
 from skyrl_modal.backends.modal.app import RunApp
 from skyrl_modal.backends.modal.execution import ModalExecution
-from skyrl_modal.backends.modal.limits import check_cluster, check_timeout, total_time_limit
+from skyrl_modal.backends.modal.limits import check_cluster, check_timeout, grace_warnings, total_time_limit
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.spec.volume import VolumeSpec
@@ -44,7 +44,7 @@ class ModalBackend:
         """
         checks.check_token()
         check_timeout(spec.timeout)
-        warnings = check_cluster(spec) if spec.nodes > 1 else []
+        warnings = [*(check_cluster(spec) if spec.nodes > 1 else []), *grace_warnings(job.limits)]
         checks.check_dashboard(job, spec.image)
         limit = total_time_limit(job.limits)
         if limit is not None:

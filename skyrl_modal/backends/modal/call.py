@@ -79,6 +79,11 @@ class ModalCall:
         self._killed = asyncio.Event()
 
     @property
+    def job(self) -> Job:
+        """The run, with the time of its submission if that is known."""
+        return self._job
+
+    @property
     def logs(self) -> Any:
         """Modal's log of the call."""
         return self._call.logs
@@ -87,6 +92,11 @@ class ModalCall:
     def is_killed(self) -> bool:
         """Whether this process has killed the call."""
         return self._killed.is_set()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether this process has requested the end of the call."""
+        return self._is_cancelled
 
     async def has_ended(self) -> bool:
         """Return whether the call has ended.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any, Self, TypeVar
 
 import modal
@@ -15,126 +14,27 @@ from skyrl_modal.backends.base import Handle
 from skyrl_modal.backends.modal.app import RunApp
 from skyrl_modal.backends.modal.call import ModalCall
 from skyrl_modal.backends.modal.checks import check_token
-from skyrl_modal.backends.modal.errors import error_text, translate_error, translated_client_errors
+from skyrl_modal.backends.modal.deadline_call import DeadlineCall
+from skyrl_modal.backends.modal.errors import translate_error, translated_client_errors
 from skyrl_modal.backends.modal.event_channel import EventChannel
 from skyrl_modal.backends.modal.event_loop import event_loop, wait_for_future
 from skyrl_modal.backends.modal.log_follower import LogFollower, output_location
-from skyrl_modal.backends.modal.preflight import check_resources, connect
+from skyrl_modal.backends.modal.preflight import connect
 from skyrl_modal.backends.modal.run_folder import VolumeRunFolder
+from skyrl_modal.backends.modal.run_start import ModalRunStart
 from skyrl_modal.backends.modal.stored_output import LogCopy, StoredOutput
 from skyrl_modal.backends.output_tail import skip_output
 from skyrl_modal.errors import RecordError, SkyRLModalError
-from skyrl_modal.gitfiles.report import format_size
-from skyrl_modal.protocol.events import HandleEvent, OutputEvent, ResultEvent, RunEvent
+from skyrl_modal.protocol.events import OutputEvent, ResultEvent, RunEvent
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.result import RunResultRecord
+from skyrl_modal.protocol.start_deadline import with_submission_time
 from skyrl_modal.protocol.state import RunState
 
 T = TypeVar("T")
 
-#: Seconds between two messages about a step that takes long.
-PROGRESS_INTERVAL = 15.0
 #: Seconds that one request for the result may take at least: ``wait(0)`` still sends one.
 MIN_RESULT_TIMEOUT = 2.0
-
-
-class ModalRunStart:
-    """Builds, uploads and starts a run's app; follows the run if this process owns it.
-
-    Args:
-        run_app: The run's app.
-        owned: Whether the run ends when this process exits.
-
-    Attributes:
-        owned: Whether the run ends when this process exits.
-        channel: The events of an owned run.
-        call: The call, when it has been submitted to Modal.
-        handle: What ``ModalBackend.attach`` finds the run by; empty before ``call`` is known.
-        url: The app's page; None before the app exists.
-    """
-
-    def __init__(self, run_app: RunApp, *, owned: bool) -> None:
-        self.owned = owned
-        self.channel = EventChannel(event_loop())
-        self.call: concurrent.futures.Future[ModalCall] = concurrent.futures.Future()
-        self.handle: Handle = {}
-        self.url: str | None = None
-        self._app = run_app
-        self._task = asyncio.run_coroutine_threadsafe(self._run_app(), event_loop())
-
-    def cancel(self) -> None:
-        """Abandon the start, or end the owned run's app with its run."""
-        self._task.cancel()
-
-    async def _run_app(self) -> None:
-        """Build, upload and start the app; if this process owns the run, stream it until it ends."""
-        has_followed = False
-        try:
-            async with self._progress_messages("checking that Modal is reachable"):
-                self._app.leave_out(await check_resources(self._app.required_objects))
-            app, function = await asyncio.to_thread(self._app.define)
-            for warning in self._app.warnings:
-                self.channel.warning(warning)
-            async with contextlib.AsyncExitStack() as stack:
-                call = await self._submit(stack, app, function)
-                self.handle = self._app.handle(call.id)
-                self.call.set_result(call)
-                if self.owned:
-                    self.channel.put(HandleEvent(self.handle))
-                    await LogFollower(call, self._app.job, VolumeRunFolder(self._app.job)).follow(self.channel)
-                    has_followed = True
-        except asyncio.CancelledError:
-            self._abandon(KeyboardInterrupt())
-        except BaseException as error:
-            if has_followed:
-                # The run has its result. Modal ends the app when it receives no more signs of life from this process.
-                self.channel.warning(f"the app may run for some more seconds: {error_text(error)}")
-                self.channel.finish()
-            else:
-                self._abandon(await translate_error(error, self._app.job, self._app.spec))
-        else:
-            self.channel.finish()
-        finally:
-            self._app.release()
-
-    async def _submit(
-        self, stack: contextlib.AsyncExitStack, app: modal.App, function: modal.Function[..., Any, Any]
-    ) -> ModalCall:
-        """Build the image, upload the files and call the function. The app of an owned run ends with the stack."""
-        job = self._app.job
-        files = " and ".join(f"{mount.files:,} files ({format_size(mount.bytes)})" for mount in job.mounts)
-        step = f"building missing layers of the image, and uploading missing files of {files or 'no mounts'}"
-        self.channel.message(step)
-        async with self._progress_messages(step) as elapsed_seconds:
-            await stack.enter_async_context(app.run(detach=not self.owned))
-            self.url = await app.get_dashboard_url.aio()
-            function_call = await function.spawn.aio(*self._app.arguments(job))
-        self._app.release()
-        call = ModalCall(function_call.object_id, function_call, job, VolumeRunFolder(job), is_new=True)
-        self.channel.message(f"submitted to Modal after {elapsed_seconds():.1f} s (call {call.id}): {self.url}")
-        return call
-
-    def _abandon(self, error: BaseException) -> None:
-        if not self.call.done():
-            self.call.set_exception(error)
-        self.channel.finish(error)
-
-    @contextlib.asynccontextmanager
-    async def _progress_messages(self, step: str) -> AsyncIterator[Callable[[], float]]:
-        """Report at intervals that a step still takes. The context is a function that returns the elapsed seconds."""
-        loop = asyncio.get_running_loop()
-        begin = loop.time()
-
-        async def report() -> None:
-            while True:
-                await asyncio.sleep(PROGRESS_INTERVAL)
-                self.channel.message(f"still {step} ({loop.time() - begin:.0f} s)")
-
-        reporting = asyncio.ensure_future(report())
-        try:
-            yield lambda: loop.time() - begin
-        finally:
-            reporting.cancel()
 
 
 class ModalExecution:
@@ -191,7 +91,9 @@ class ModalExecution:
         with translated_client_errors():
             function_call: modal.FunctionCall[Any] = modal.FunctionCall.from_id(call_id)
         call: concurrent.futures.Future[ModalCall] = concurrent.futures.Future()
-        call.set_result(ModalCall(call_id, function_call, job, VolumeRunFolder(job)))
+        if "submitted_at" in handle:
+            job = with_submission_time(job, handle["submitted_at"])
+        call.set_result(DeadlineCall(call_id, function_call, job, VolumeRunFolder(job)))
         return cls(job, call, handle=handle)
 
     @property
@@ -323,7 +225,8 @@ class ModalExecution:
         return self._call.result()
 
     def _follower(self, call: ModalCall) -> LogFollower:
-        return LogFollower(call, self.job, self._folder)
+        app_id = self.handle.get("app_id")
+        return LogFollower(call, call.job, self._folder, app_id if isinstance(app_id, str) else None)
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         return asyncio.run_coroutine_threadsafe(self._translate_errors(work), event_loop())

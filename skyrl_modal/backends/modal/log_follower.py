@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import modal.exception
 
+from skyrl_modal.backends.modal.app_log import CLOCK_TOLERANCE, AppLog
 from skyrl_modal.backends.modal.call import KILL_TIMEOUT, ModalCall
+from skyrl_modal.backends.modal.container_wait import ContainerWait
 from skyrl_modal.backends.modal.errors import TRANSIENT_ERRORS, error_text, is_account_refusal, translate_error
 from skyrl_modal.backends.modal.event_channel import EventChannel
 from skyrl_modal.backends.modal.log_stream import LogStream, stream_digest
@@ -20,13 +22,12 @@ from skyrl_modal.backends.output_tail import last_lines_of
 from skyrl_modal.protocol.events import ResultEvent
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.log_lines import parse_state_line
-from skyrl_modal.protocol.result import StreamDigest
+from skyrl_modal.protocol.result import RunResultRecord, StreamDigest
+from skyrl_modal.protocol.start_deadline import submission_time
 from skyrl_modal.protocol.state import RunState
 
 #: Seconds without output after which the rest of the output, which should follow the result, is fetched instead.
 LOG_CATCH_UP_TIMEOUT = 10.0
-#: How long before the job's creation Modal's stored log is read: the clocks of two machines may differ.
-CLOCK_TOLERANCE = timedelta(minutes=5)
 
 #: Number of entries of Modal's log that are fetched for the last lines, at the beginning and at most (the limit of
 #: modal 1.6.4).
@@ -47,12 +48,14 @@ class LogFollower:
         call: The call.
         job: The run.
         folder: The run's folder, which holds the complete output when the run has ended.
+        app: The app of the call, or its id; None if it is not known.
     """
 
-    def __init__(self, call: ModalCall, job: Job, folder: VolumeRunFolder) -> None:
+    def __init__(self, call: ModalCall, job: Job, folder: VolumeRunFolder, app: modal.App | str | None = None) -> None:
         self._call = call
         self._job = job
         self._folder = folder
+        self._app = app
 
     async def follow(self, channel: EventChannel) -> None:
         """Forward output and messages live, then the missing end of the output if there is one, then the result."""
@@ -60,22 +63,39 @@ class LogFollower:
             await self._follow(channel)
 
     async def _follow(self, channel: EventChannel) -> None:
-        stream = LogStream(channel)
+        wait = ContainerWait(
+            AppLog(self._app, submission_time(self._job)), channel, submission_time(self._job), self._has_started
+        )
+        stream = LogStream(channel, wait)
+        waiting = asyncio.ensure_future(wait.report())
         reading = asyncio.ensure_future(self._read_log(stream, channel))
         _reading_tasks.add(reading)
         reading.add_done_callback(_reading_tasks.discard)
         try:
             record = await self._call.wait_or_kill()
+            waiting.cancel()
+            if self._is_unexpected(record):
+                await wait.report_rest()
             expected = record.output.live
             if expected is not None:
                 await stream.wait_until_complete(expected, LOG_CATCH_UP_TIMEOUT)
             if expected is None or not stream.is_complete(expected):
                 await self._forward_missing_output(stream, channel, expected)
         finally:
+            waiting.cancel()
             stream.is_finished = True
             channel.close()
         stream.flush()
         channel.put(ResultEvent(record))
+
+    async def _has_started(self) -> bool:
+        return await self._folder.read_status() is not None
+
+    def _is_unexpected(self, record: RunResultRecord) -> bool:
+        """Return whether Modal may have ended the run, and its lines may explain why."""
+        if record.state is RunState.CANCELLED:
+            return not self._call.is_cancelled
+        return record.state is RunState.LOST
 
     async def follow_to_end(self, channel: EventChannel) -> None:
         """Like ``follow``, and finish the channel, with this package's error if it fails."""

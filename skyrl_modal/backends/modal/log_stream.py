@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 
+from skyrl_modal.backends.modal.container_wait import ContainerWait
 from skyrl_modal.backends.modal.event_channel import EventChannel
 from skyrl_modal.protocol.events import OutputEvent, StateEvent
 from skyrl_modal.protocol.log_lines import parse_line, parse_state_line
@@ -19,14 +20,16 @@ class LogStream:
 
     Args:
         channel: Receives the events.
+        wait: Is notified of what shows that a container has started or is preempted; None if nothing waits for it.
 
     Attributes:
         is_finished: Whether nothing is to be forwarded any more.
     """
 
-    def __init__(self, channel: EventChannel) -> None:
+    def __init__(self, channel: EventChannel, wait: ContainerWait | None = None) -> None:
         self.is_finished = False
         self._channel = channel
+        self._wait = wait
         #: Characters of each source that were forwarded, and those that a repeated log still has to skip.
         self._forwarded = {"stdout": 0, "stderr": 0, "system": 0}
         self._to_skip = dict(self._forwarded)
@@ -46,6 +49,8 @@ class LogStream:
         if not new:
             return
         self._forwarded[source] += len(new)
+        if self._wait is not None:
+            self._wait.entry_arrived()
         if source == "stdout":
             data = new.encode("utf-8", "replace")
             self._hash.update(data)
@@ -60,9 +65,14 @@ class LogStream:
         if source == "system":
             self._channel.message(f"Modal: {line}")
         elif (state := parse_state_line(line)) is not None:
+            if self._wait is not None:
+                self._wait.state_arrived(state)
             self._channel.put(StateEvent(state))
         else:
-            self._channel.message(*parse_line(line))
+            text, cause = parse_line(line)
+            if self._wait is not None:
+                self._wait.message_arrived(cause)
+            self._channel.message(text, cause)
 
     def flush(self) -> None:
         """Forward last lines that have no newline."""

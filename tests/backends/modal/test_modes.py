@@ -31,7 +31,7 @@ def make_launcher(checkout: Path, volume: object) -> MakeLauncher:
 
 @pytest.mark.parametrize(
     ("mode", "seconds"),
-    [("recorded", 1), ("late_replacement", 1), pytest.param("overlap", 10, marks=pytest.mark.slow)],
+    [("recorded", 1), ("late_replacement", 1), ("overlap", 5)],
 )
 def test_preempted_command_saves_and_resumes(
     make_server: MakeServer, make_launcher: MakeLauncher, tmp_path: Path, mode: str, seconds: int
