@@ -38,7 +38,7 @@ from skyrl_modal.container.masking import SecretMask
 from skyrl_modal.container.ports import MASTER_PORT, claim_port
 from skyrl_modal.container.rank_connections import RankServer, listen
 from skyrl_modal.container.ray_node import RayFolders, RayNode, require_ray
-from skyrl_modal.container.start_slots import START_SLOT_FRACTION, START_SLOT_INTERVAL, claim_start_slots
+from skyrl_modal.container.start_slots import START_SLOT_FRACTION, wait_for_start_slots
 from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.job import Job, RayOptions, WorkerLossPolicy
 from skyrl_modal.protocol.messages import (
@@ -112,6 +112,8 @@ class RayCluster:
         self._cluster = ClusterNodes(version="", nodes=())
         self._restarts = dict.fromkeys(range(1, config.nodes), 0)
         self._started_ranks: set[int] = set()
+        # Those whose node was started before the head was registered, and may exit for that reason.
+        self._early_ranks: set[int] = set()
         self.url: str | None = None
         self.disconnected_ranks: set[int] = set()
         master_port, self._master_port_claim = claim_port(MASTER_PORT)
@@ -192,28 +194,12 @@ class RayCluster:
         deadline = time.monotonic() + timeout
         with contextlib.ExitStack() as slots:
             if self._job.ray is not None:
-                slots.enter_context(self._wait_for_start_slots(timeout * START_SLOT_FRACTION))
+                limit = timeout * START_SLOT_FRACTION
+                slots.enter_context(wait_for_start_slots(self._config, self._events, self._report, limit))
                 self._start_head(self._job.ray)
             begin = time.monotonic()
             self._wait_until_ready(deadline)
             self._report_ready(time.monotonic() - begin)
-
-    def _wait_for_start_slots(self, timeout: float) -> contextlib.ExitStack:
-        """Wait until not too many other runs start their Ray on this machine, and return the claim of the slots."""
-        end = time.monotonic() + timeout
-        is_reported = False
-        while (slots := claim_start_slots(self._config.start_slots_fd, self._config.nodes)) is None:
-            if not is_reported:
-                is_reported = True
-                self._report("waiting for other runs on this machine to start their Ray")
-            if time.monotonic() >= end:
-                self._report(f"other runs are still starting their Ray after {timeout:g} s; starting this one too")
-                return contextlib.ExitStack()
-            deadline = min(end, time.monotonic() + START_SLOT_INTERVAL)
-            event = self._events.wait_for(lambda event: isinstance(event, StopRequested), deadline)
-            if isinstance(event, StopRequested):
-                raise RunStopped(event.reason)
-        return slots
 
     def _start_head(self, options: RayOptions) -> None:
         config, services = self._config, self._services
@@ -221,7 +207,7 @@ class RayCluster:
         self.env = with_ray_token(self.env, ray, config.tokens)
         self._cluster = ClusterNodes(version="", nodes=())
         self._restarts = dict.fromkeys(self._restarts, 0)
-        self._started_ranks = set()
+        self._started_ranks, self._early_ranks = set(), set()
         self._starts += 1
         folders = RayFolders(services.session, services.folder.rank_logs(0))
         put: Callable[[RayEvent], None] = self._events.put
@@ -238,6 +224,14 @@ class RayCluster:
             env = {name: self.env[name] for name in ("MASTER_ADDR", "MASTER_PORT")}
             self._server.send(rank, StartRay(self._node.address, env))
             self._started_ranks.add(rank)
+            if not self._cluster.nodes:
+                self._early_ranks.add(rank)
+
+    def _start_workers_of_ready_head(self) -> None:
+        """Start the nodes of ranks that have none, if the head is registered."""
+        if self._cluster.nodes:
+            for rank in self._connected_ranks - self._started_ranks:
+                self._start_worker(rank)
 
     def _wait_until_ready(self, deadline: float) -> None:
         job, config = self._job, self._config
@@ -259,9 +253,17 @@ class RayCluster:
                     raise_if(missing_gpus(job, config, rank, hello.gpus))
                     if rank not in self._started_ranks:
                         self._start_worker(rank)
+                case RankMessageReceived(rank, RayExited(returncode)) if rank in self._early_ranks:
+                    # Ray 2.60: "No node info found for head node in GCS" if the head's raylet starts slowly.
+                    self._early_ranks.discard(rank)
+                    text = f"{config.rank_label(rank)}: `ray start` exited with code {returncode}; starting it again"
+                    self._report(text)
+                    self._started_ranks.discard(rank)
+                    self._start_workers_of_ready_head()
                 case ClusterChanged(_, cluster):
                     self._cluster = cluster
                     raise_if(incomplete_cluster(job, config, cluster.nodes))
+                    self._start_workers_of_ready_head()
                 case event:
                     raise_if(self._failure_during_start(event))
 

@@ -9,11 +9,47 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
+
+from skyrl_modal.container.event_router import EventRouter
+from skyrl_modal.container.events import StopRequested
+from skyrl_modal.container.failures import Report, RunStopped
+from skyrl_modal.protocol.rank_config import RankConfig
 
 #: Seconds between two attempts to claim slots. There is no event for it.
 START_SLOT_INTERVAL = 0.1
 #: The part of ``start_timeout`` after which a run starts its Ray without a slot.
 START_SLOT_FRACTION = 0.5
+
+
+def wait_for_start_slots(
+    config: RankConfig, events: EventRouter, report: Report, timeout: float
+) -> contextlib.ExitStack:
+    """Wait until not too many other runs start their Ray on this machine, and return the claim of the slots.
+
+    Args:
+        config: This rank.
+        events: The events of the run, of which stop requests end the wait.
+        report: Receives messages.
+        timeout: Seconds after which the run starts without slots.
+
+    Raises:
+        RunStopped: The run was asked to stop.
+    """
+    end = time.monotonic() + timeout
+    is_reported = False
+    while (slots := claim_start_slots(config.start_slots_fd, config.nodes)) is None:
+        if not is_reported:
+            is_reported = True
+            report("waiting for other runs on this machine to start their Ray")
+        if time.monotonic() >= end:
+            report(f"other runs are still starting their Ray after {timeout:g} s; starting this one too")
+            return contextlib.ExitStack()
+        deadline = min(end, time.monotonic() + START_SLOT_INTERVAL)
+        event = events.wait_for(lambda event: isinstance(event, StopRequested), deadline)
+        if isinstance(event, StopRequested):
+            raise RunStopped(event.reason)
+    return slots
 
 
 def claim_start_slots(folder: int | None, count: int) -> contextlib.ExitStack | None:

@@ -128,6 +128,32 @@ def test_nodes_may_share_this_machines_network(
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize(("failures", "returncode"), [(1, 0), (2, 125)])
+def test_node_that_joins_before_the_head_is_ready(
+    cluster: MakeLauncher,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failures: int,
+    returncode: int,
+) -> None:
+    """A node that exits since the head is not registered yet is started once more; another exit fails the run."""
+    folder = tmp_path / "bin"  # runs see it, since it is on their PATH
+    script = f"""import tempfile
+tempfile.mkstemp(dir={str(folder)!r}, prefix="joining-")
+if sum(name.startswith("joining-") for name in os.listdir({str(folder)!r})) <= {failures}:
+    sys.exit("No node info found for head node in GCS")"""
+    other_ray(folder, script)
+    (folder / "python").symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+
+    result = cluster(ray=RaySpec(num_cpus=1)).run("true", quiet=True)
+
+    assert result.returncode == returncode
+    assert len(list(folder.glob("joining-*"))) == 2
+    assert (result.cause is None) == (returncode == 0)
+
+
+@pytest.mark.ray
 def test_nodes_without_namespaces_share_the_network(cluster: MakeLauncher, no_namespaces: None) -> None:
     """Without namespaces a cluster has its two nodes at this machine's address."""
     output = io.BytesIO()
