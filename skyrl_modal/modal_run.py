@@ -17,6 +17,7 @@ from skyrl_modal.launcher import Launcher
 from skyrl_modal.prepare.command import normalize_command
 from skyrl_modal.prepare.plan import make_plan
 from skyrl_modal.prepare.staging import check_with_backend, take_snapshots
+from skyrl_modal.protocol.start_deadline import with_submission_time
 from skyrl_modal.run.foreground import report_end
 from skyrl_modal.run.handle import Run
 from skyrl_modal.run.interrupts import STOPPING_MESSAGE
@@ -96,6 +97,7 @@ class ModalRun:
         self._reporter.info(f"run {job.run_id}: {job.command}")
         if job.command != self._plan.job.command:
             self._check_command(job.command)
+        self._run_app.job = job = with_submission_time(job)
         try:
             call = self._function.spawn(*self._run_app.arguments(job))
         except modal.exception.Error as error:

@@ -42,9 +42,15 @@ def submission_time(job: Job) -> float:
     return datetime.fromisoformat(job.submitted_at or job.created_at).timestamp()
 
 
-def with_submission_time(job: Job) -> Job:
-    """Return a job that is submitted now."""
-    return replace(job, submitted_at=datetime.now(UTC).isoformat())
+def with_submission_time(job: Job, submitted_at: object = None) -> Job:
+    """Return a job with the time of its submission: now, or a stored time, which is ignored if it is damaged."""
+    if submitted_at is None:
+        return replace(job, submitted_at=datetime.now(UTC).isoformat())
+    try:
+        datetime.fromisoformat(str(submitted_at))
+    except ValueError:
+        return job
+    return replace(job, submitted_at=str(submitted_at))
 
 
 def seconds_to_start(job: Job) -> float | None:

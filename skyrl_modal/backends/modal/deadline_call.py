@@ -63,6 +63,12 @@ class DeadlineCall(ModalCall):
                 return
             await asyncio.sleep(MAX_POLL_INTERVAL)
 
+    async def _wait_for_stored_result(self) -> tuple[RunResultRecord | None, bool]:
+        """Like ``ModalCall``. A call that no container has started leaves no result that could be waited for."""
+        if self._is_late and await self._folder.read_status() is None:
+            return await self._folder.read_result(), False
+        return await super()._wait_for_stored_result()
+
     async def _has_container(self) -> bool:
         """Return whether the volume or the call's log shows that a container has started."""
         if await self._folder.read_status() is not None:

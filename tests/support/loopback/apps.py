@@ -180,7 +180,8 @@ class Apps(Service):
         return api_pb2.AppGetByDeploymentNameResponse(app_id=app.id if app else "", environment_name="main")
 
     async def AppGetOrCreate(self, request: Any, context: Context) -> Any:
-        app = self._named(request.app_name, request.environment_name)
+        # Clients from 1.6.4 on also send the id of an app, which may be ephemeral or stopped.
+        app = self.apps.get(request.app_name) or self._named(request.app_name, request.environment_name)
         if app is None:
             if request.object_creation_type == api_pb2.OBJECT_CREATION_TYPE_UNSPECIFIED:
                 raise GRPCError(Status.NOT_FOUND, f"App {request.app_name!r} not found in environment 'main'.")
