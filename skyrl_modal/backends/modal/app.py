@@ -12,7 +12,7 @@ import modal
 
 from skyrl_modal.backends.base import Handle, PreparedRun
 from skyrl_modal.backends.modal.archive import files_to_send
-from skyrl_modal.backends.modal.image import build_image
+from skyrl_modal.backends.modal.image import add_container_code, build_image
 from skyrl_modal.backends.modal.limits import MAX_ENDING_GRACE, container_timeout, total_time_limit
 from skyrl_modal.backends.modal.preflight import RequiredObject
 from skyrl_modal.container import modal_entrypoint
@@ -95,6 +95,7 @@ class RunApp:
         if self._sending is not None:
             image = image.add_local_dir(self._sending.path, ARCHIVE_FOLDER)
         self._app = app = modal.App(spec.app_name, tags={"skyrl_run": job.run_id})
+        image = add_container_code(image)
         run_job: Any = modal_entrypoint.run_job
         if job.nodes > 1:
             run_job = modal.clustered(size=job.nodes, rdma=spec.rdma)(run_job)
@@ -111,6 +112,7 @@ class RunApp:
             timeout=math.ceil(container_timeout(job.limits)),
             retries=_retries(job),
         )(run_job)
+            include_source=False,
         return app, function
 
     def arguments(self, job: Job) -> tuple[str, dict[str, str], dict[str, Any]]:

@@ -31,6 +31,9 @@ DEFAULT_REPO_ROOT = "/root/SkyRL"
 RDMA_PACKAGE = "libibverbs1"
 #: The virtual environment of ``UvSync``. It is outside of the checkout, whose folder is replaced when the run starts.
 UV_ENVIRONMENT = "/opt/skyrl-venv"
+_PACKAGE = "skyrl_modal"
+#: What the container imports of this package: the import contract "inside the container".
+_CONTAINER_PARTS = frozenset({"__init__.py", "container", "event_queue.py", "machine.py", "protocol"})
 #: Size of a pyproject.toml.
 _MAX_PYPROJECT_BYTES = 4 << 20
 
@@ -69,6 +72,21 @@ def build_image(
     for step in spec.steps:
         image = _add_step(image, step, repo_root or DEFAULT_REPO_ROOT, checkout)
     return image.env(dict(spec.env)) if spec.env else image
+
+
+def add_container_code(image: modal.Image) -> modal.Image:
+    """Return the image with the modules of this package that the container imports, instead of all of them.
+
+    Modal's client reads and asks for each file of a package in each run.
+    """
+    return image.add_local_python_source(_PACKAGE, ignore=_is_not_for_container)
+
+
+def _is_not_for_container(path: Path) -> bool:
+    parts = path.parts
+    if path.is_absolute():
+        parts = path.relative_to(Path(__file__).resolve().parents[2]).parts
+    return path.suffix != ".py" or parts[0] not in _CONTAINER_PARTS
 
 
 def _add_step(image: modal.Image, step: ImageStep, repo_root: str, checkout: Path | None) -> modal.Image:
