@@ -44,7 +44,7 @@ KILL_TIMEOUT = 4.0
 
 
 class FunctionFailed(Exception):
-    """The call ended with an exception of the function, or with a value that is no result.
+    """The call ended with an exception of the function.
 
     The container returns a result for every error of the launcher (``container/function_errors.py``). What is left are
     errors of the import of its modules, and of Modal's runtime. Their classes can be any, and are not to be confused
@@ -52,8 +52,12 @@ class FunctionFailed(Exception):
     """
 
     def __init__(self, error: BaseException) -> None:
-        text = " ".join(str(error).split())
-        super().__init__(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+        name, text = type(error).__name__, " ".join(error_text(error).split())
+        super().__init__(name if text == name else f"{name}: {text}")
+
+
+class UnreadableResult(FunctionFailed):
+    """The value of the call is no result, or one of a newer version."""
 
 
 class ModalCall:
@@ -166,7 +170,7 @@ class ModalCall:
         try:
             return decode(RunResultRecord, value)
         except ProtocolError as error:
-            raise FunctionFailed(error) from error
+            raise UnreadableResult(error) from error
 
     async def _poll(self, timeout: float) -> object:
         """Return the value of the call.
@@ -286,6 +290,9 @@ class ModalCall:
             state, cause = RunState.CANCELLED, FailureCause.STOPPED
             returncode = KILLED if has_started or self.is_killed else INTERRUPTED
             stop_reason = StopReason.KILL if self.is_killed else StopReason.CANCELLED
+        elif isinstance(error, UnreadableResult):
+            state, cause, returncode = RunState.LOST, FailureCause.UNKNOWN, LAUNCHER_FAILED
+            detail = f"the result of the run cannot be read: {text}"
         elif isinstance(error, FunctionFailed | modal.exception.ExecutionError):
             returncode = LAUNCHER_FAILED
             state, cause = RunState.FAILED, FailureCause.NOT_STARTED

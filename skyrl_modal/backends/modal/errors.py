@@ -63,7 +63,10 @@ def error_text(error: BaseException) -> str:
         >>> error_text(TimeoutError()), error_text(ValueError("no such volume"))
         ('TimeoutError', 'no such volume')
     """
-    return str(error).strip() or type(error).__name__
+    try:
+        return str(error).strip() or type(error).__name__
+    except Exception:  # a class of the application whose __str__ fails
+        return type(error).__name__
 
 
 def is_cancellation(error: BaseException) -> bool:
@@ -92,7 +95,7 @@ def is_account_refusal(error: BaseException) -> bool:
         >>> is_account_refusal(modal.exception.ResourceExhaustedError("rate limit exceeded"))
         False
     """
-    return isinstance(error, modal.exception.Error) and _ACCOUNT_REFUSAL.search(str(error)) is not None
+    return isinstance(error, modal.exception.Error) and _ACCOUNT_REFUSAL.search(error_text(error)) is not None
 
 
 def account_refusal_text(error: BaseException) -> str:
