@@ -22,7 +22,7 @@ CALLER = """
 import sys
 from skyrl_modal import Launcher, VolumeSpec
 launcher = Launcher(backend={backend!r}, checkout={checkout!r}, volumes=[VolumeSpec(name={volume!r})], ray=None,
-                    gpu=None, grace={grace})
+                    gpu=None, grace={grace}, lease={lease})
 try:
     result = launcher.run(sys.argv[1])
 except KeyboardInterrupt:
@@ -35,9 +35,9 @@ print("ended", result.returncode)
 class Caller:
     """A process that calls ``Launcher.run``."""
 
-    def __init__(self, made: Launcher, command: str, grace: float = 6) -> None:
+    def __init__(self, made: Launcher, command: str, grace: float = 6, lease: float = 600) -> None:
         script = CALLER.format(
-            backend=made.backend, checkout=str(made.checkout), volume=made.volumes[0].name, grace=grace
+            backend=made.backend, checkout=str(made.checkout), volume=made.volumes[0].name, grace=grace, lease=lease
         )
         self.process = subprocess.Popen(
             [sys.executable, "-c", script, command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -139,8 +139,8 @@ def test_second_interrupt_kills(start_caller: StartCaller) -> None:
 def test_run_ends_with_its_caller(
     start_caller: StartCaller, launcher: MakeLauncher, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """A run whose caller is killed is stopped with its grace period."""
-    caller = start_caller(SAVING_COMMAND)
+    """A run whose caller is killed is stopped with its grace period; after SIGKILL, Modal notices it by the lease."""
+    caller = start_caller(SAVING_COMMAND, lease=8 if number == signal.SIGKILL else 600)
     caller.wait_for("up")
 
     caller.process.send_signal(number)
@@ -156,7 +156,7 @@ def test_submitted_run_continues(launcher: MakeLauncher) -> None:
     """A submitted run continues after its caller has exited, and another process attaches to it."""
     made = launcher()
     script = CALLER.format(
-        backend=made.backend, checkout=str(made.checkout), volume=made.volumes[0].name, grace=6
+        backend=made.backend, checkout=str(made.checkout), volume=made.volumes[0].name, grace=6, lease=600
     ).replace("result = launcher.run(sys.argv[1])", "print(launcher.submit(sys.argv[1]).id); sys.exit()")
     # On Modal, files that others write to a volume are visible after a reload only.
     pause = "until [ -e /root/data/go ]; do sleep 0.05; done" if made.backend == "local" else "sleep 5"

@@ -47,16 +47,6 @@ def test_preempted_command_saves_and_resumes(
     assert [line for line in lines if not line.startswith("skyrl-modal |")] == ["up", "saving", "saved", "resumed 1"]
 
 
-def test_result_precedes_the_end_of_the_platforms_grace(make_server: MakeServer, make_launcher: MakeLauncher) -> None:
-    """A command that needs more time than the platform allows is killed earlier, so that the run continues."""
-    server = make_server(mode="short_grace")
-    command = '[ -e "$SKYRL_DATA/x" ] && exit 0; touch "$SKYRL_DATA/x"; trap "" INT TERM; echo up; sleep 600'
-
-    result = make_launcher(grace=60).run(command, output=ActingOutput("up\n", server.preempt), quiet=True)
-
-    assert (result.state, result.returncode) == (RunState.SUCCEEDED, 0)
-
-
 @pytest.mark.parametrize(
     "mode", ["commits_fail_once", "reload_after_commit", "slow_commits", "direct_volumes", "no_pidfd"]
 )

@@ -153,6 +153,8 @@ class Case:
         fields: dict[str, object] = {"grace": 1 if self.on_signal == "ignore" else 30, "timeout": 600}
         if self.nodes > 1:
             fields |= {"nodes": self.nodes, "gpu": "H100:8" if self.backend == "modal" else None}
+        if self.fault == "client SIGKILL" and self.backend == "modal":
+            fields["lease"] = 8  # the run ends when it has expired
         if self.fault in TIMEOUT_FAULTS:
             fields["timeout"] = round(0.3 + self.interval, 3)
         return fields

@@ -165,9 +165,8 @@ def _causes_after_stop(case: Case) -> set[FailureCause | None]:
     if case.backend == "local":
         return {FailureCause.STOPPED}
     causes: set[FailureCause | None] = {FailureCause.STOPPED}
-    if case.fault in ("client SIGKILL", "client SIGTERM"):
-        # Modal stops the app, and with it the container.
-        causes.add(FailureCause.PREEMPTED)
+    if case.fault == "client SIGKILL":
+        return {FailureCause.LEASE_EXPIRED}
     if case.fault == "Ctrl-C twice" or case.is_early:
         # The container may be killed before it writes a result.
         causes.add(FailureCause.NOT_CONFIRMED)
@@ -197,8 +196,8 @@ def _check_end(case: Case, observation: Observation, observed: dict[str, Any]) -
 
 def _stop_reasons(case: Case) -> set[StopReason | None]:
     """Return the possible reasons of a stop."""
-    if case.fault in ("client SIGKILL", "client SIGTERM"):
-        return {StopReason.CALLER_EXITED} if case.backend == "local" else {StopReason.CONTAINER_ENDING}
+    if case.fault == "client SIGKILL":
+        return {StopReason.CALLER_EXITED if case.backend == "local" else StopReason.LEASE_EXPIRED}
     return {StopReason.CANCELLED, StopReason.KILL}
 
 
