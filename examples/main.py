@@ -24,4 +24,5 @@ app = runner.app
 def main(command: str = "nvidia-smi") -> None:
     """Run COMMAND in the container."""
     result = runner.run(command)
-    sys.exit(result.returncode)
+    if result.returncode:  # Modal reports every exit as an uncaught exception, also one with the code 0
+        sys.exit(result.returncode)

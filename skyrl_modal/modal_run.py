@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from skyrl_modal.backends.modal.app import RunApp
 from skyrl_modal.backends.modal.backend import ModalBackend
 from skyrl_modal.backends.modal.errors import backend_unavailable
 from skyrl_modal.backends.modal.execution import ModalExecution
+from skyrl_modal.gitfiles.report import format_size
 from skyrl_modal.launcher import Launcher
 from skyrl_modal.prepare.command import normalize_command
 from skyrl_modal.prepare.plan import make_plan
@@ -26,6 +28,8 @@ from skyrl_modal.views.text import StderrReporter
 
 #: The command of the plan if the real one is not known when the app's script is imported. It names no script.
 _PLACEHOLDER_COMMAND = ":"
+#: Number of bytes of output that ``modal run`` displays before it ends, also on a slow machine.
+DISPLAYED_BYTES = 1 << 20
 #: The option of ``modal run`` that names the command, as in SkyRL's own script.
 _COMMAND_OPTION = "--command"
 
@@ -108,7 +112,21 @@ class ModalRun:
         run._save_to_index()
         result = self._wait(run)
         report_end(result, self._reporter)
+        self._report_long_output(run.id, execution.wait().output.bytes)
         return result
+
+    def _report_long_output(self, run_id: str, size: int) -> None:
+        """Report at the exit of this process that ``modal run`` may not have displayed the whole output.
+
+        After the end of the app it displays for ``MODAL_LOGS_TIMEOUT`` (10 s by default) what it has not displayed yet,
+        and omits the rest without a message (modal 1.6.4). It does not report what it has displayed.
+        """
+        if size > DISPLAYED_BYTES:
+            text = (
+                f"`modal run` may have displayed only a part of the output, which has {format_size(size)}. "
+                f"`skyrl-modal logs {run_id}` prints all of it"
+            )
+            atexit.register(self._reporter.warn, text)
 
     def _check_command(self, command: str) -> None:
         """Plan the command, if it was not known when the app's script was imported, and report new warnings.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from skyrl_modal import Run
 from skyrl_modal.modal_run import command_option
 from tests.support.loopback import LoopbackModal
 
@@ -97,3 +98,31 @@ def test_empty_command_is_refused(server: LoopbackModal, checkout: Path, tmp_pat
     assert done.returncode != 0
     assert "pass a shell command" in done.stdout + done.stderr
     assert server.function_calls == []
+
+
+def test_long_output_is_reported_as_maybe_cut(server: LoopbackModal, checkout: Path, tmp_path: Path) -> None:
+    """After a long output, the last message states that it may be cut, and which command prints all of it."""
+    short = modal_run(server, checkout, tmp_path / "main.py", "seq 100")
+    long = modal_run(server, checkout, tmp_path / "main.py", "seq 300000")
+
+    assert (short.returncode, long.returncode) == (0, 0), short.stderr + long.stderr
+    assert "skyrl-modal logs" not in short.stderr
+    last = long.stderr.splitlines()[-1]
+    run_id = last.split("`skyrl-modal logs ")[1].split("`")[0]
+    assert "warning: `modal run` may have displayed only a part of the output" in last
+    assert list(Run.attach(run_id).logs(tail=1)) == ["300000"]
+
+
+def test_example_ends_as_a_completed_app(server: LoopbackModal, checkout: Path, tmp_path: Path) -> None:
+    """The example's app is completed if the command succeeds, and the exit code of a failure is kept."""
+    source = (
+        (Path(__file__).parents[3] / "examples" / "main.py")
+        .read_text()
+        .replace("Launcher()", "Launcher(ray=None, gpu=None)")
+    )
+
+    done = modal_run(server, checkout, tmp_path / "main.py", "true", source)
+    failed = modal_run(server, checkout, tmp_path / "main.py", "exit 5", source)
+
+    assert (done.returncode, failed.returncode) == (0, 5), done.stderr + failed.stderr
+    assert "SystemExit" not in done.stdout + done.stderr
