@@ -7,16 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from skyrl_modal import Launcher, Run, RunResult, RunState, VolumeSpec
+from skyrl_modal import Run, RunResult, RunState, VolumeSpec, runs
 from skyrl_modal.backends.local.volumes import volume_folder
-from tests.support.small_mounts import run_with_mount
 
 #: Seconds that no correct run of these tests needs, also on a loaded machine.
 TIMEOUT = 60.0
@@ -90,7 +88,15 @@ class Caller:
                 stdout=pipe if kind in ("pipe", "both") else file,
                 stderr=pipe if kind == "both" else subprocess.DEVNULL,
             )
-        self.run = Run.attach((self._folder / "started").read_text().strip())
+
+    def wait_until_started(self) -> None:
+        """Wait until the command has started, and its run is in the index, which may be later."""
+        run_id = (self._folder / "started").read_text().strip()
+        deadline = time.monotonic() + TIMEOUT
+        while not any(run.id == run_id for run in runs(limit=None)):
+            assert time.monotonic() < deadline, f"run {run_id} is not in the index"
+            time.sleep(0.01)
+        self.run = Run.attach(run_id)
 
     def stop_reading(self) -> None:
         """Stop reading, and let the command write its output. Return when it has been written."""
@@ -131,6 +137,7 @@ def make_caller(volume: VolumeSpec, checkout: Path) -> Iterator[MakeCaller]:
 
     def make(kind: str, command: str, timeout: str = "10m") -> Caller:
         callers.append(Caller(kind, volume, checkout, command, timeout))
+        callers[-1].wait_until_started()
         return callers[-1]
 
     yield make
@@ -237,76 +244,3 @@ def test_second_ctrl_c_interrupts_a_callback(make_caller: MakeCaller, kind: str)
 
     assert (result.state, result.returncode) == (RunState.CANCELLED, 137)
     assert caller.process.wait(TIMEOUT) == 130
-
-
-@pytest.mark.usefixtures("no_namespaces")
-@pytest.mark.parametrize("volumes", [[], [VolumeSpec(name="unused", read_only=True)]])
-def test_stopped_reader_without_a_writable_volume(launcher: Callable[..., Launcher], volumes: list[Any]) -> None:
-    """Without a writable volume, the rest of the output is read from a private file."""
-    chunks: list[bytes] = []
-    gate = threading.Event()
-
-    def sink(data: bytes) -> None:
-        gate.wait()
-        chunks.append(data)
-
-    command = f"head -c {OUTPUT_BYTES} /dev/zero; exit 7"
-    results: list[RunResult] = []
-    run = threading.Thread(target=lambda: results.append(launcher(volumes=volumes).run(command, output=sink)))
-    run.start()
-    gate.set()
-    run.join(TIMEOUT)
-
-    assert results[0].returncode == 7
-    assert sum(map(len, chunks)) == OUTPUT_BYTES
-
-
-#: Run a command whose output is not read until the run has ended, on a volume that is full soon.
-FULL_VOLUME_CALLER = """
-import sys, threading
-from skyrl_modal import Launcher, runs
-
-sizes, is_first = [], True
-def sink(data):
-    global is_first
-    if is_first:
-        is_first = False
-        [run] = runs()
-        run.wait(60)
-    sizes.append(len(data))
-
-launcher = Launcher(backend="local", ray=None, gpu=None, timeout=sys.argv[1], grace=1)
-result = launcher.run(sys.argv[2], output=sink)
-print(sum(sizes), result.state)
-"""
-
-
-@pytest.mark.parametrize(
-    ("command", "timeout", "state"),
-    [
-        ("head -c 100000000 /dev/zero; exit 0", "2s", "timed_out"),
-        ("head -c 20000000 /dev/zero", "60s", "succeeded"),
-    ],
-)
-def test_stopped_reader_and_a_full_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkout: Path, command: str, timeout: str, state: str
-) -> None:
-    """Output that neither the file nor the buffers accept delays the command, but not its end. A warning counts it."""
-    for name in ("XDG_DATA_HOME", "XDG_STATE_HOME"):
-        (tmp_path / name).mkdir()
-        monkeypatch.setenv(name, str(tmp_path / name))
-
-    done = run_with_mount(
-        tmp_path / "XDG_DATA_HOME",
-        "size=2m",
-        [sys.executable, "-c", FULL_VOLUME_CALLER, timeout, command],
-        cwd=checkout,
-    )
-
-    size, seen_state = done.stdout.split()
-    assert (seen_state, done.returncode) == (state, 0)
-    missing = [line for line in done.stderr.splitlines() if "bytes of output are missing" in line]
-    if missing:
-        assert "No space left on device" in missing[0]
-    else:
-        assert int(size) == 20_000_000
