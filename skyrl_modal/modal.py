@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING
 import modal
 
 from skyrl_modal.container.counted_text import CountedText
-from skyrl_modal.container.environment import count_gpus
+from skyrl_modal.container.gpus import count_gpus
 from skyrl_modal.container.live_view import FunctionView
 from skyrl_modal.container.stop_signals import run_with_stop_requests
 from skyrl_modal.container.supervisor import Supervisor, SupervisorServices

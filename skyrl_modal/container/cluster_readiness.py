@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from skyrl_modal.container.events import ClusterNode, ClusterNodes
 from skyrl_modal.container.failures import Failure
 from skyrl_modal.protocol.job import Job
+from skyrl_modal.protocol.messages import Hello
 from skyrl_modal.protocol.rank_config import RankConfig, node_name
 from skyrl_modal.protocol.state import FailureCause
 
@@ -19,23 +20,29 @@ def start_timeout(job: Job) -> float:
     return JOIN_TIMEOUT if job.ray is None else job.ray.start_timeout
 
 
-def missing_gpus(job: Job, config: RankConfig, rank: int, counted: int | None) -> Failure | None:
-    """Return the failure of a node with fewer GPUs than requested, before its Ray is started.
+def missing_gpus(job: Job, config: RankConfig, hellos: Iterable[Hello] = ()) -> Failure | None:
+    """Return the failure of a node with fewer GPUs than requested, before its Ray or the command is started.
 
     Args:
         job: The run.
-        config: The cluster.
-        rank: The rank of the node.
-        counted: GPUs that were counted there; None if they were not counted.
+        config: Rank 0 of the cluster.
+        hellos: What the other ranks have sent.
     """
     requested = job.gpus_per_node
-    if job.ray is None or not requested or counted is None or counted >= requested:
+    if not requested or (job.ray is None and not config.has_modal_runtime):
+        return None  # on this machine, only Ray needs the requested number
+    ranks = [(config.rank, config.gpus, config.gpu_problem)]
+    ranks += [(hello.rank, hello.gpus, hello.gpu_problem) for hello in hellos]
+    too_few = [item for item in ranks if item[1] is not None and item[1] < requested]
+    if not too_few:
         return None
+    rank, counted, problem = min(too_few)
+    reason = f" ({problem})" if problem else ""
     return Failure(
         FailureCause.GPUS_MISSING,
-        f"{config.rank_label(rank)} has {counted} of the {requested} requested GPUs, as counted by nvidia-smi. Start "
-        "the run again; if the number stays the same, check the CUDA version of the image, or ask Modal's support",
+        f"{config.rank_label(rank)} has {counted} of the {requested} requested GPUs{reason}",
         rank=rank,
+        is_of_machine=config.has_modal_runtime,
     )
 
 

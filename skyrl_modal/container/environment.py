@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Mapping
 
 from skyrl_modal.machine import RayInstallation, append_to_path, complete_path, visible_gpu_count
@@ -22,7 +21,6 @@ UV_DEFAULTS = {
 IMAGE_PROGRAMS = "/home/ray/.local/bin"
 #: Ray's settings of token authentication, of Ray 2.52 and later.
 _RAY_AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-_NVIDIA_SMI_TIMEOUT = 60.0
 
 
 def run_environment(job: Job, config: RankConfig) -> dict[str, str]:
@@ -141,13 +139,3 @@ def with_ray_token(env: Mapping[str, str], ray: RayInstallation, tokens: Cluster
     if ray.has_token_authentication and tokens.ray:
         result.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=tokens.ray)
     return result
-
-
-def count_gpus() -> int:
-    """Return the number of GPUs that ``nvidia-smi`` lists; without it, the number that the driver lists."""
-    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, check=True, capture_output=True, timeout=_NVIDIA_SMI_TIMEOUT)
-    except (OSError, subprocess.SubprocessError):
-        return visible_gpu_count()
-    return sum(line.strip().isdigit() for line in done.stdout.splitlines())

@@ -39,12 +39,14 @@ class Failure:
         summary: One sentence.
         detail: Further lines, such as the tail of a log; empty for none.
         rank: The rank that failed; None if it is not known.
+        is_of_machine: Whether the run may succeed in another container, since this machine caused the failure.
     """
 
     cause: FailureCause
     summary: str
     detail: str = ""
     rank: int | None = None
+    is_of_machine: bool = False
 
     @property
     def text(self) -> str:

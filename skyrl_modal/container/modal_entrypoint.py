@@ -22,14 +22,16 @@ import modal
 from skyrl_modal.container.attempt_lease import AttemptLease, EarlierContainer
 from skyrl_modal.container.caller_watch import CallerWatch
 from skyrl_modal.container.counted_text import CountedText
-from skyrl_modal.container.environment import count_gpus, replaced_variables, run_environment
+from skyrl_modal.container.environment import replaced_variables, run_environment
 from skyrl_modal.container.events import RankDisconnected, RankEvent, RankJoined
 from skyrl_modal.container.failures import describe_error
 from skyrl_modal.container.function_errors import FunctionError, make_mask
+from skyrl_modal.container.gpus import GpuProbe
 from skyrl_modal.container.live_view import FunctionView
 from skyrl_modal.container.previous_container import Continue, Finished, Lost, PreviousContainer
 from skyrl_modal.container.rank_connections import RankServer, connect_to_rank_zero, listen
 from skyrl_modal.container.rank_worker import RankWorker
+from skyrl_modal.container.replacement import ContainerUnusable, Replacements, exit_container
 from skyrl_modal.container.start_deadline import StartDeadline
 from skyrl_modal.container.stop_signals import run_with_stop_requests, wait_for_stop
 from skyrl_modal.container.supervisor import Supervisor, SupervisorServices
@@ -81,6 +83,8 @@ def run_job(
     try:
         config = _rank_config(record, decode(ClusterTokens, tokens or {}))
         return _run_rank(record, config, archives or {})
+    except ContainerUnusable:
+        exit_container()
     except (RestartNeeded, _RunContinuedElsewhere, KeyboardInterrupt):
         raise
     except (Exception, SystemExit) as error:  # the exceptions by which Modal stops the function are none of these
@@ -88,6 +92,7 @@ def run_job(
 
 
 def _run_rank(record: Job, config: RankConfig, archives: Mapping[str, str]) -> dict[str, Any] | None:
+    probe = GpuProbe.if_requested(record.gpus_per_node)
     label = f", rank {config.rank} of {config.nodes}" if config.nodes > 1 else ""
     task = os.environ.get("MODAL_TASK_ID", "unknown task")
     _report(f"the container has started: Python {platform.python_version()}, {task}{label}")
@@ -99,6 +104,7 @@ def _run_rank(record: Job, config: RankConfig, archives: Mapping[str, str]) -> d
     earlier = lease.acquire()
     try:
         volumes = _reload_volumes(record, config, earlier)
+        config = config if probe is None else probe.apply_to(config)
         if config.rank == 0:
             return encode(_run_rank_zero(record, config, volumes, archives, lease, earlier))
         # If the run has already ended, rank 0 only reports the result and there is no cluster to join.
@@ -156,13 +162,13 @@ def _run_rank_zero(
         case Continue():
             previous.remove_result()
     if job.gpus_per_node is None:
-        job = replace(job, gpus_per_node=count_gpus() if config.gpus is None else config.gpus)
-    deadline = StartDeadline(job, lease.store)
+        job = replace(job, gpus_per_node=max(1, config.gpus or 0))
+    deadline, replacements = StartDeadline(job, lease.store), Replacements(lease.store, job.run_id)
     with contextlib.ExitStack() as tunnels:
         supervisor = Supervisor(
             job,
             config,
-            _make_services(text, volumes, archives, deadline, tunnels),
+            replace(_make_services(text, volumes, archives, deadline, tunnels), replace_container=replacements.request),
             attempts=decision.attempts,
             first_message=decision.message,
             start_timeout=deadline.seconds_left(has_started=previous.has_started),
@@ -172,6 +178,10 @@ def _run_rank_zero(
     result = _finish(folder, _with_digest(result, text), volumes)
     if result.next_start is NextStart.NONE:
         deadline.forget_start()
+        if previous.was_replaced:
+            replacements.forget()
+    if stopped_by is None and result.is_replaced:
+        raise ContainerUnusable
     if stopped_by is None and result.next_start is not NextStart.NONE:
         # Another container of the cluster was lost or is ending. Modal stops this one as well and starts all again.
         stopped_by = wait_for_stop(RESTART_TIMEOUT)
@@ -368,9 +378,8 @@ def _report_failed_rank(error: FunctionError, config: RankConfig) -> None:
 
 def _rank_config(job: Job, tokens: ClusterTokens) -> RankConfig:
     """Return the rank of this container."""
-    gpus = count_gpus() if job.ray is not None and job.gpus_per_node != 0 else None
     if job.nodes == 1:
-        return RankConfig(tokens=tokens, gpus=gpus, has_modal_runtime=True)
+        return RankConfig(tokens=tokens, has_modal_runtime=True)
     cluster = modal.Cluster.from_context()
     is_port_used = job.ray is not None and job.ray.port == CONTROL_PORT
     return RankConfig(
@@ -378,7 +387,6 @@ def _rank_config(job: Job, tokens: ClusterTokens) -> RankConfig:
         addresses=tuple(cluster.container_ips(family="ipv4")),
         port=CONTROL_PORT - 1 if is_port_used else CONTROL_PORT,
         tokens=tokens,
-        gpus=gpus,
         has_modal_runtime=True,
     )
 

@@ -23,7 +23,7 @@ CONTAINER_DIED_MESSAGE = (
     "the container exited without a result while the command ran: out of memory, or its machine failed"
 )
 MOVED_MESSAGE = "Modal has moved the run to another container"
-_CONTINUED = (NextStart.SAME_ATTEMPT, NextStart.NEXT_ATTEMPT)
+_CONTINUED = (NextStart.SAME_ATTEMPT, NextStart.PENDING_ATTEMPT, NextStart.NEXT_ATTEMPT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,11 @@ class PreviousContainer:
         return self._attempts > 0
 
     @property
+    def was_replaced(self) -> bool:
+        """Whether this container replaces one whose GPUs did not work."""
+        return self.result is not None and self.result.is_replaced
+
+    @property
     def may_run(self) -> bool:
         """Whether the records show an earlier container that has not ended, as far as they show it."""
         return self.result is None and self._has_status
@@ -117,6 +122,10 @@ class PreviousContainer:
             case NextStart.SAME_ATTEMPT:
                 # The interrupted attempt does not count.
                 return Continue(max(0, attempts - 1), f"{MOVED_MESSAGE}; starting again")
+            case NextStart.PENDING_ATTEMPT if self.was_replaced:
+                return Continue(attempts)  # the command has not noticed it
+            case NextStart.PENDING_ATTEMPT:
+                return Continue(attempts, f"{MOVED_MESSAGE}; starting again")
             case NextStart.NEXT_ATTEMPT:
                 cause = (
                     f"{result.cause}" if result.failed_rank is None else f"{result.cause}, rank {result.failed_rank}"

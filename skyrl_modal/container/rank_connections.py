@@ -98,6 +98,7 @@ class RankServer:
         self._nodes = nodes
         self._put = put
         self._connections: dict[int, Connection] = {}
+        self._hellos: dict[int, Hello] = {}
         self._never_joined = set(range(1, nodes))
         self._lock = threading.Lock()
         threading.Thread(target=self._accept, name="ranks", daemon=True).start()
@@ -107,6 +108,12 @@ class RankServer:
         """The ranks that are connected now."""
         with self._lock:
             return set(self._connections)
+
+    @property
+    def hellos(self) -> list[Hello]:
+        """The first messages of the ranks that have connected."""
+        with self._lock:
+            return list(self._hellos.values())
 
     @property
     def never_joined_ranks(self) -> set[int]:
@@ -196,6 +203,7 @@ class RankServer:
             if not 0 < hello.rank < self._nodes or hello.rank in self._connections:
                 return False
             self._connections[hello.rank] = connection
+            self._hellos[hello.rank] = hello
             self._never_joined.discard(hello.rank)
         return True
 

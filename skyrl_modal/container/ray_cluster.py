@@ -189,7 +189,6 @@ class RayCluster:
             StartError: Something is missing, or did not start in time.
             RunStopped: The run was asked to stop.
         """
-        raise_if(missing_gpus(self._job, self._config, 0, self._config.gpus))
         timeout = start_timeout(self._job)
         deadline = time.monotonic() + timeout
         with contextlib.ExitStack() as slots:
@@ -202,6 +201,11 @@ class RayCluster:
             self._report_ready(time.monotonic() - begin)
 
     def _start_head(self, options: RayOptions) -> None:
+    def check_gpus(self) -> None:
+        """Raise StartError if a rank that has joined has fewer GPUs than requested."""
+        hellos = [] if self._server is None else self._server.hellos
+        raise_if(missing_gpus(self._job, self._config, hellos))
+
         config, services = self._config, self._services
         ray = require_ray(options, self.env)
         self.env = with_ray_token(self.env, ray, config.tokens)
@@ -241,16 +245,11 @@ class RayCluster:
                     raise RunStopped(reason)
                 case DeadlineReached():
                     raise StartError(
-                        start_timeout_exceeded(
-                            job,
-                            config,
-                            connected=self._connected_ranks,
-                            nodes=self._cluster.nodes,
-                            log_tail=self._log_tail,
-                        )
+                    connected, nodes, tail = self._connected_ranks, self._cluster.nodes, self._log_tail
+                        start_timeout_exceeded(job, config, connected=connected, nodes=nodes, log_tail=tail)
                     )
-                case RankJoined(rank, hello):
-                    raise_if(missing_gpus(job, config, rank, hello.gpus))
+                case RankJoined(rank):
+                    self.check_gpus()
                     if rank not in self._started_ranks:
                         self._start_worker(rank)
                 case RankMessageReceived(rank, RayExited(returncode)) if rank in self._early_ranks:

@@ -25,6 +25,7 @@ from skyrl_modal.container.output import OutputRecorder
 from skyrl_modal.container.process_tree import ProcessScope, reap_orphans
 from skyrl_modal.container.ray_cluster import ClusterServices, RayCluster
 from skyrl_modal.container.ray_node import ray_session_folder
+from skyrl_modal.container.replacement import Replacement
 from skyrl_modal.container.start_timer import StartTimer
 from skyrl_modal.container.unsaved_files import LostPlaces, UnsavedFilesReport, printable
 from skyrl_modal.container.workdir import prepare_workdir
@@ -49,6 +50,7 @@ class SupervisorServices:
         open_url: Returns a URL by which a port of this machine's 127.0.0.1 can be reached.
         create_files: Creates the mounted files, and returns a message about it; None if they exist already.
         lost_places: Returns the folders whose new files are lost with the run; None if there are none.
+        replace_container: Requests another container for this one, whose GPUs do not work; None if there is no other.
     """
 
     live: LiveView
@@ -56,6 +58,7 @@ class SupervisorServices:
     open_url: Callable[[int], str] = "http://127.0.0.1:{}".format
     create_files: Callable[[], str | None] | None = None
     lost_places: LostPlaces | None = None
+    replace_container: Callable[[], Replacement] | None = None
 
 
 class Supervisor:
@@ -118,8 +121,7 @@ class Supervisor:
         except RunStopped as stopped:
             outcome = self._outcome_of_stop(stopped.reason)
         except StartError as error:
-            outcome = Outcome.of_failure(error.failure)
-            self._report(error.failure.text, error.failure.cause)
+            outcome = self._end_by_failure(error.failure)
         except OSError as error:
             outcome = Outcome.of_failure(Failure(FailureCause.SYSTEM_ERROR, describe_error(error)))
             self._report(describe_error(error), FailureCause.SYSTEM_ERROR)
@@ -164,11 +166,13 @@ class Supervisor:
         if self._first_message is not None:
             self._output.write_message(self._first_message)
         self._cluster = cluster = self._make_cluster()
+        cluster.check_gpus()
         total_deadline = None if limits.total_timeout is None else begin + limits.total_timeout
         while True:
             if not cluster.is_started:
                 self._set_state(RunState.PREPARING)
                 cluster.start()
+            cluster.check_gpus()
             outcome = self._run_attempt(cluster, total_deadline)
             is_late = total_deadline is not None and time.monotonic() >= total_deadline
             if not may_retry(limits, outcome, self._attempts, is_total_timeout_exceeded=is_late):
@@ -198,7 +202,24 @@ class Supervisor:
             text = start_deadline_text(self._job.limits.start_deadline or 0.0)
             self._report(text, FailureCause.START_DEADLINE)
             return Outcome.of_failure(Failure(FailureCause.START_DEADLINE, text))
-        return Outcome.of_stop(reason)
+        outcome = Outcome.of_stop(reason)
+        if outcome.next_start is NextStart.SAME_ATTEMPT:
+            # The command was not running, so no attempt was interrupted.
+            return replace(outcome, next_start=NextStart.PENDING_ATTEMPT)
+        return outcome
+
+    def _end_by_failure(self, failure: Failure) -> Outcome:
+        """Report a failure before the command, and return its outcome: the end, or another container's start."""
+        replacement = None
+        if failure.is_of_machine and self._services.replace_container is not None:
+            replacement = self._services.replace_container()
+            failure = replace(failure, summary=f"{failure.summary}. {replacement.note}")
+        outcome = Outcome.of_failure(failure)
+        if replacement is not None and replacement.is_granted:
+            self._report(failure.text)
+            return replace(outcome, next_start=NextStart.PENDING_ATTEMPT)
+        self._report(failure.text, failure.cause)
+        return outcome
 
     def _make_cluster(self) -> RayCluster:
         services = ClusterServices(

@@ -18,6 +18,8 @@ LEASE_DICT = "skyrl-modal-leases"
 RENEWAL_INTERVAL = 3.0
 #: Seconds without a renewal after which the lease of a container has expired.
 EXPIRY_TIMEOUT = 15.0
+#: Number of containers of one run that are replaced, if their GPUs do not work, before the run fails.
+MAX_REPLACEMENTS = 3
 #: Seconds between two renewals of the lease of a caller at least and at most.
 MIN_CALLER_INTERVAL = 0.2
 MAX_CALLER_INTERVAL = 10.0
@@ -36,6 +38,11 @@ def caller_key(run_id: str) -> str:
 def started_key(run_id: str) -> str:
     """Return the key that shows that the command of a run has started."""
     return f"{run_id}/started"
+
+
+def replacements_key(run_id: str) -> str:
+    """Return the key of the number of containers that were replaced, since their GPUs did not work."""
+    return f"{run_id}/replaced"
 
 
 def caller_interval(lease: float) -> float:

@@ -45,11 +45,13 @@ class Hello:
         token: The run's token for ranks.
         rank: The rank that connects.
         gpus: GPUs of its node; None if they were not counted.
+        gpu_problem: What failed when they were counted; empty if nothing did.
     """
 
     token: str = field(repr=False)
     rank: int
     gpus: int | None = None
+    gpu_problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)

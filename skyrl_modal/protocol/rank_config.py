@@ -45,6 +45,7 @@ class RankConfig:
             time; None if no other run starts on this machine.
         cpus: CPUs that this node's Ray may use; None for all that it finds.
         gpus: GPUs of this node; None if they have not been counted.
+        gpu_problem: What failed when they were counted; empty if nothing did.
         ray_folder: The folder for the files of Ray's head, whose sockets need a short path; None for ``ray`` in
             $TMPDIR.
         object_store_memory: Size of this node's object store in bytes; None for Ray's default.
@@ -62,6 +63,7 @@ class RankConfig:
     start_slots_fd: int | None = None
     cpus: int | None = None
     gpus: int | None = None
+    gpu_problem: str = ""
     object_store_memory: int | None = None
     ray_folder: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)

@@ -110,6 +110,11 @@ class RunResultRecord:
         if datetime.fromisoformat(self.started_at).tzinfo is None:
             raise ValueError(f"started_at has no time zone: {self.started_at!r}")
 
+    @property
+    def is_replaced(self) -> bool:
+        """Whether the container that wrote it was replaced by another one, since its GPUs did not work."""
+        return self.next_start is NextStart.PENDING_ATTEMPT and self.cause is FailureCause.GPUS_MISSING
+
     @classmethod
     def without_record(
         cls,

@@ -124,6 +124,8 @@ class NextStart(TolerantStrEnum):
     NONE = "none"
     #: It starts the same attempt again, which was interrupted by the platform.
     SAME_ATTEMPT = "same_attempt"
+    #: It starts the attempt that this container could not start.
+    PENDING_ATTEMPT = "pending_attempt"
     #: It starts the next attempt: this one failed.
     NEXT_ATTEMPT = "next_attempt"
     UNKNOWN = "unknown"

@@ -18,6 +18,8 @@ from skyrl_modal.container.cluster_readiness import (
 )
 from skyrl_modal.container.events import ClusterNode, ClusterNodes
 from skyrl_modal.protocol.job import CheckoutFacts, RayOptions
+from skyrl_modal.protocol.messages import Hello
+from skyrl_modal.protocol.rank_config import RankConfig
 from skyrl_modal.protocol.state import FailureCause
 from tests.container.records import make_cluster, make_job
 
@@ -77,16 +79,31 @@ def test_nothing_is_missing_without_ray(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("requested", "counted"), [(2, 2), (2, 3), (2, None), (None, 0), (0, 0)])
 def test_enough_gpus(tmp_path: Path, requested: int | None, counted: int | None) -> None:
     """There is no failure if the GPUs suffice, were not requested, or were not counted."""
-    assert missing_gpus(make_job(tmp_path, gpus_per_node=requested, ray=RayOptions()), CLUSTER, 1, counted) is None
+    job = make_job(tmp_path, gpus_per_node=requested, ray=RayOptions())
+
+    assert missing_gpus(job, CLUSTER, [Hello("token", 1, counted)]) is None
 
 
 def test_too_few_gpus(tmp_path: Path) -> None:
     """A node with fewer GPUs than requested fails before its Ray is started."""
-    failure = missing_gpus(make_job(tmp_path, gpus_per_node=2, ray=RayOptions()), CLUSTER, 1, 1)
+    job = make_job(tmp_path, gpus_per_node=2, ray=RayOptions())
+
+    failure = missing_gpus(job, CLUSTER, [Hello("token", 1, 1, "nvidia-smi failed")])
 
     assert failure is not None
     assert (failure.cause, failure.rank) == (FailureCause.GPUS_MISSING, 1)
-    assert "has 1 of the 2 requested GPUs" in failure.summary
+    assert "has 1 of the 2 requested GPUs (nvidia-smi failed)" in failure.summary
+
+
+@pytest.mark.parametrize(("is_modal", "has_ray"), [(True, False), (True, True), (False, True), (False, False)])
+def test_too_few_gpus_of_rank_zero(tmp_path: Path, is_modal: bool, has_ray: bool) -> None:
+    """On Modal another container may have the GPUs. On this machine, a run without Ray does not need all of them."""
+    job = make_job(tmp_path, gpus_per_node=2, ray=RayOptions() if has_ray else None)
+
+    failure = missing_gpus(job, RankConfig(gpus=0, has_modal_runtime=is_modal))
+
+    assert (failure is not None) is (is_modal or has_ray)
+    assert failure is None or failure.is_of_machine is is_modal
 
 
 def test_not_connected_ranks() -> None:

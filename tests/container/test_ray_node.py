@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from skyrl_modal.container.environment import count_gpus, ray_environment, run_environment, with_ray_token
+from skyrl_modal.container.environment import ray_environment, run_environment, with_ray_token
 from skyrl_modal.container.events import RayEvent, RayNodeExited
 from skyrl_modal.container.failures import StartError
 from skyrl_modal.container.masking import SecretMask
@@ -112,27 +112,6 @@ def test_variables_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     expected = {"A": "1", "SKYRL_RUN_ID": "run-1", "NUM_NODES": "2", "NUM_GPUS": "4", "NODE_RANK": "0"}
     assert {**expected, "SKYRL_DATA": "/data", "PYTHONUNBUFFERED": "1"}.items() <= env.items()
     assert not {"RAY_ADDRESS", "SKYRL_REPO_ROOT"} & env.keys()
-
-
-@pytest.mark.parametrize(("output", "expected"), [("0\n1\n", 2), ("", 0), ("No devices were found\n", 0)])
-def test_gpus_are_counted_by_nvidia_smi(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, expected: int
-) -> None:
-    """Each line with an index counts as one GPU."""
-    program = tmp_path / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\nprintf '%s' '{output}'\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-
-    assert count_gpus() == expected
-
-
-def test_gpus_without_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without nvidia-smi, the visible devices are counted."""
-    monkeypatch.setenv("PATH", "/nonexistent")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-
-    assert count_gpus() == 3
 
 
 @pytest.fixture

@@ -16,8 +16,5 @@ KNOWN_FAILURES: dict[str, dict[str, str]] = {
         f"{MODAL}/test_modes.py::test_wait_for_capacity_is_reported": (
             "issue 13, item 12: the reason for waiting is in the app's log, which is not read"
         ),
-        f"{MODAL}/test_modes.py::test_driver_that_fails_once_takes_no_attempt": (
-            "issue 13, item 16: a driver that does not initialize fails the run"
-        ),
     },
 }

@@ -19,6 +19,7 @@ from skyrl_modal.container import modal_entrypoint
 from skyrl_modal.protocol.codec import encode, to_json
 from skyrl_modal.protocol.file_archive import ARCHIVE_FOLDER
 from skyrl_modal.protocol.job import Job, Volume
+from skyrl_modal.protocol.leases import MAX_REPLACEMENTS
 from skyrl_modal.protocol.rank_config import ClusterTokens
 from skyrl_modal.snapshots.archive_cache import Sending
 
@@ -145,10 +146,12 @@ def _retries(job: Job) -> modal.Retries | int:
     the command failed. It cannot replace the container of a rank: Modal fails the call of a cluster of which a
     container died, and only a retry policy starts the cluster again
     (https://modal.com/docs/guide/multi-node-clusters). The attempts are counted in the run's folder in every case.
+    Without a folder on a volume, only the policy limits them, so it has no starts for containers with broken GPUs then.
+    Modal also fails an input whose containers have died too often, which includes those with broken GPUs.
     """
-    if job.nodes == 1 or not job.limits.retries:
-        return 0
-    return modal.Retries(max_retries=job.limits.retries, backoff_coefficient=1.0, initial_delay=1.0)
+    replacements = MAX_REPLACEMENTS if job.gpus_per_node != 0 and job.run_folder_volume is not None else 0
+    starts = replacements + (job.limits.retries if job.nodes > 1 else 0)
+    return modal.Retries(max_retries=starts, backoff_coefficient=1.0, initial_delay=1.0) if starts else 0
 
 
 def _volume_reference(volume: Volume) -> modal.Volume:

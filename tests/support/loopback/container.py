@@ -141,6 +141,9 @@ class ContainerProcess:
             '#!/bin/sh\ncase "$1" in --query-gpu=index) name="" ;; *) name="GPU %g: loopback" ;; esac\n'
             f'seq -f "${{name:-%g}}" 0 {count - 1}\n'
         )
+        replaced = self.plane.faults.next_gpu_program(rank)
+        if replaced is not None:
+            tool.write_text(f"#!/bin/sh\n{replaced}\n")
         if self._is_driver_broken():
             tool.write_text(f'#!/bin/sh\necho "{runtime.DRIVER_FAILURE}"\nexit 9\n')
         tool.chmod(0o755)

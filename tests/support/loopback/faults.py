@@ -75,7 +75,17 @@ class Faults:
         self.offline = False
         self._held: frozenset[str] = frozenset()
         self.lost_gpus: dict[int, int] = {}  # by rank: number of GPUs that its container lacks
+        self.gpu_programs: list[tuple[int, str]] = []  # rank and nvidia-smi of containers that start next
         self.refused = 0  # number of RPCs that were refused
+
+    def next_gpu_program(self, rank: int) -> str | None:
+        """Return the shell script that replaces the nvidia-smi of a container, and remove it from the list."""
+        with self._lock:
+            found = next((item for item in self.gpu_programs if item[0] == rank), None)
+            if found is None:
+                return None
+            self.gpu_programs.remove(found)
+            return found[1]
 
     # -- for tests ---------------------------------------------------------------------------------------------------
 
