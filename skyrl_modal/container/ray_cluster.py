@@ -200,12 +200,12 @@ class RayCluster:
             self._wait_until_ready(deadline)
             self._report_ready(time.monotonic() - begin)
 
-    def _start_head(self, options: RayOptions) -> None:
     def check_gpus(self) -> None:
         """Raise StartError if a rank that has joined has fewer GPUs than requested."""
         hellos = [] if self._server is None else self._server.hellos
         raise_if(missing_gpus(self._job, self._config, hellos))
 
+    def _start_head(self, options: RayOptions) -> None:
         config, services = self._config, self._services
         ray = require_ray(options, self.env)
         self.env = with_ray_token(self.env, ray, config.tokens)
@@ -244,8 +244,8 @@ class RayCluster:
                 case StopRequested(reason):
                     raise RunStopped(reason)
                 case DeadlineReached():
-                    raise StartError(
                     connected, nodes, tail = self._connected_ranks, self._cluster.nodes, self._log_tail
+                    raise StartError(
                         start_timeout_exceeded(job, config, connected=connected, nodes=nodes, log_tail=tail)
                     )
                 case RankJoined(rank):
