@@ -40,6 +40,8 @@ from skyrl_modal.spec.stored import decode_spec, encode_spec
         ({"timeout": float("nan")}, "timeout=nan"),
         ({"timeout": True}, "timeout=True"),
         ({"grace": 0}, "grace=0"),
+        ({"lease": 0}, "lease=0"),
+        ({"lease": "soon"}, "lease='soon'"),
         ({"start_deadline": 0}, "start_deadline=0"),
         ({"start_deadline": "soon"}, "start_deadline='soon'"),
         ({"start_deadline": True}, "start_deadline=True"),
@@ -232,6 +234,7 @@ def test_stored_spec_is_restored(checkout: Path, tmp_path: Path) -> None:
         checkout=checkout,
         grace=30,
         start_deadline="30m",
+        lease="20m",
     )
 
     assert decode_spec(encode_spec(spec, checkout=None)) == spec

@@ -47,7 +47,7 @@ from skyrl_modal.protocol.state import FailureCause, StopReason
 # -- declaration ------------------------------------------------------------------------------------------------
 
 Launcher()
-Launcher(gpu=None, ray=None, checkout="~/SkyRL", timeout=60, grace=timedelta(seconds=9))
+Launcher(gpu=None, ray=None, checkout="~/SkyRL", timeout=60, grace=timedelta(seconds=9), lease="20m")
 Launcher(backend=LocalBackend(), secrets="WANDB_API_KEY", timeout="1h30m")
 launcher = Launcher(
     image=ImageSpec(base="python:3.12", apt="git", pip=["wandb"], commands=["true"], env={"A": 1, "B": Path("/b")}),

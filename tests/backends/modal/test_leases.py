@@ -1,8 +1,7 @@
-"""Tests of leases: of a run's container, and of the process that owns a run."""
+"""Tests of the leases of containers: preemptions with an overlap, clusters that start again, and grace periods."""
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -10,55 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from skyrl_modal import Launcher, Run, RunState, SpecError, VolumeSpec
+from skyrl_modal import Launcher, RunState, VolumeSpec
 from skyrl_modal.backends.modal.limits import MAX_ENDING_GRACE
-from skyrl_modal.protocol.leases import caller_key
 from skyrl_modal.protocol.state import FailureCause, StopReason
-from tests.backends.modal.conftest import ActingOutput, Script, stored_output
-from tests.support.commands import saving_command
+from tests.backends.modal.conftest import ActingOutput, stored_output
+from tests.support.leases import lease_keys, wait_for_end
 from tests.support.loopback import LoopbackModal
 from tests.support.loopback.modes import Mode
 
 Make = Callable[..., Launcher]
 MakeServer = Callable[..., LoopbackModal]
-
-CALLER = """
-import sys, threading
-from skyrl_modal import Launcher, VolumeSpec
-checkout, volume, lease, command, where = sys.argv[1:]
-launcher = Launcher(checkout=checkout, volumes=[VolumeSpec(name=volume)], ray=None, gpu=None, lease=lease, grace=20)
-if where == "thread":
-    started = threading.Event()
-    options = {"output": lambda data: started.set()}
-    threading.Thread(target=launcher.run, args=[command], kwargs=options, daemon=True).start()
-    started.wait()
-    sys.exit()
-result = launcher.run(command)
-print("ended", result.returncode, result.state, result.cause, result.stop_reason, flush=True)
-"""
-
-
-class StartCaller:
-    """Starts a process that owns a run.
-
-    Args:
-        script: Starts a script.
-        checkout: The checkout.
-        volume: The run's volume.
-    """
-
-    def __init__(self, script: Callable[..., Script], checkout: Path, volume: VolumeSpec) -> None:
-        self._start = lambda *arguments: script(CALLER, str(checkout), volume.name, *arguments)
-
-    def __call__(self, command: str, *, lease: float = 600, where: str = "main") -> Script:
-        """Start it."""
-        return self._start(str(lease), command, where)
-
-
-@pytest.fixture
-def caller(script: Callable[..., Script], checkout: Path, volume: VolumeSpec) -> StartCaller:
-    """Return a function that starts a process that owns a run."""
-    return StartCaller(script, checkout, volume)
 
 
 @pytest.fixture
@@ -66,23 +26,6 @@ def late_launcher(checkout: Path, volume: VolumeSpec) -> Make:
     """Return a function that makes launchers, after the test has started its control plane."""
     defaults = {"backend": "modal", "checkout": checkout, "volumes": [volume], "ray": None, "gpu": None}
     return lambda **fields: Launcher(**{**defaults, **fields})
-
-
-def keys(server: LoopbackModal) -> list[bytes]:
-    """Return the serialized keys of all leases."""
-    return [key for found in server.plane.dicts.dicts.values() for key in found.entries]
-
-
-def has_caller(server: LoopbackModal) -> bool:
-    """Return whether a caller has a lease."""
-    return any(caller_key("").encode() in key for key in keys(server))
-
-
-def wait_for_end(server: LoopbackModal) -> None:
-    """Wait until all containers have exited and all apps are stopped."""
-    server.wait_for_no_container()
-    apps = server.apps
-    server.wait_until(lambda: all(app.stopped_at for app in apps), what="an app has not ended")
 
 
 # -- containers ------------------------------------------------------------------------------------------------------
@@ -119,7 +62,7 @@ def test_new_container_waits_for_the_old_one(
     messages = capfd.readouterr().err
     assert delay or "waiting for the earlier container" in messages
     assert "incomplete" not in messages
-    assert keys(server) == []
+    assert lease_keys(server) == []
 
 
 def test_second_preemption_of_a_waiting_container(make_server: MakeServer, late_launcher: Make, tmp_path: Path) -> None:
@@ -146,6 +89,23 @@ def test_second_preemption_of_a_waiting_container(make_server: MakeServer, late_
     assert (result.state, result.returncode, result.attempts) == (RunState.FAILED, 5, 1)
     assert output_lines(used, result, tmp_path) == ["up", "saving", "saved", "resumed 1"]
     assert len(server.containers(running=False)) == 3
+
+
+def test_run_is_cancelled_while_its_container_waits(make_server: MakeServer, late_launcher: Make) -> None:
+    """The old container saves to its end, the new one exits, and the run is cancelled rather than preempted."""
+    server = make_server(mode=Mode(replacement_delay=0.0))
+    run = late_launcher(grace=20).submit(saving(8))
+    server.wait_for_text("up\n")
+    server.preempt()
+    server.wait_for_text("waiting for the earlier container")
+
+    run.cancel()
+    result = run.wait(60)
+
+    assert (result.state, result.returncode, result.attempts) == (RunState.CANCELLED, 9, 1)
+    assert (result.cause, result.stop_reason) == (FailureCause.STOPPED, StopReason.CANCELLED)
+    assert [line for line in run.logs() if not line.startswith("skyrl-modal |")] == ["up", "saving", "saved"]
+    wait_for_end(server)
 
 
 def test_killed_container_is_waited_for_until_its_lease_expires(
@@ -236,134 +196,43 @@ def test_retry_policy_is_that_of_clusters_only(server: LoopbackModal, launcher: 
     assert len(server.containers(running=False)) == 1 + 2 + 2
 
 
-# -- the owner of a run ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("delay", [0.0, 0.8])
+def test_new_cluster_waits_for_the_old_one(
+    make_server: MakeServer, late_launcher: Make, tmp_path: Path, delay: float
+) -> None:
+    """A preempted cluster saves undisturbed, although all ranks of its replacement have started."""
+    server = make_server(mode=Mode(replacement_delay=delay))
+    used = late_launcher(nodes=2, gpu="H100:8", grace=20)
 
-LINES = "for i in $(seq 1 30); do echo line $i; sleep 0.5; done; exit 4"
+    result = used.run(saving(8), output=ActingOutput("up\n", server.preempt), quiet=True)
 
-
-def test_run_survives_an_outage_within_its_lease(server: LoopbackModal, caller: StartCaller) -> None:
-    """An outage that is longer than Modal allows for the client of an app does no harm, and loses no output."""
-    process = caller(LINES, lease=60)
-    process.wait_for("line 3")
-
-    with server.offline():
-        server.wait_until(lambda: all(not app.connected for app in server.plane.apps.apps.values()))
-        server.wait_for_text("line 20\n")
-    code, out, err = process.end()
-
-    lines = [line for line in out.splitlines() if line.startswith("line")]
-    assert lines == [f"line {number}" for number in range(4, 31)]
-    assert (code, out.splitlines()[-1]) == (0, "ended 4 failed command_failed None")
-    assert "incomplete" not in err
+    assert (result.state, result.returncode, result.attempts) == (RunState.FAILED, 5, 1)
+    assert output_lines(used, result, tmp_path) == ["up", "saving", "saved", "resumed 1"]
+    assert len(server.containers(running=False)) == 4
     wait_for_end(server)
-    assert keys(server) == []
+    assert lease_keys(server) == []
 
 
-def test_suspended_caller_within_its_lease(server: LoopbackModal, caller: StartCaller) -> None:
-    """A caller that is suspended for less than its lease receives all output afterwards."""
-    process = caller(LINES, lease=60)
-    process.wait_for("line 3")
+@pytest.mark.parametrize(("rank", "retries"), [(0, 1), (1, 1), (1, 0), (0, 0)])
+def test_dead_rank_and_the_retries_of_a_cluster(
+    server: LoopbackModal, launcher: Make, volume: VolumeSpec, rank: int, retries: int
+) -> None:
+    """Each death of a rank takes one attempt, also after the caller has exited. Without retries none follows."""
+    command = 'echo "up $SKYRL_ATTEMPT"; [ $SKYRL_ATTEMPT = 2 ] && exit 6; sleep 600'
+    run = launcher(nodes=2, gpu="H100:8", retries=retries).submit(command)
+    server.wait_for_text("up 1\n")
+    server.wait_until((server.volume(volume.name) / ".skyrl_modal" / "runs" / run.id / "state.json").exists)
+    [gang] = {id(container.gang): container.gang for container in server.containers()}.values()
 
-    process.process.send_signal(signal.SIGSTOP)
-    server.wait_until(lambda: all(not app.connected for app in server.plane.apps.apps.values()))
-    server.wait_for_text("line 30\n")
-    process.process.send_signal(signal.SIGCONT)
-    _, out, _ = process.end()
+    server.kill(gang.members[rank])
+    result = run.wait(140)
 
-    lines = [line for line in out.splitlines() if line.startswith("line")]
-    assert lines == [f"line {number}" for number in range(4, 31)]
-    assert out.splitlines()[-1] == "ended 4 failed command_failed None"
-
-
-def test_suspended_caller_learns_that_its_lease_expired(server: LoopbackModal, caller: StartCaller) -> None:
-    """The run of a caller that was suspended for too long is stopped with its grace period, with the cause."""
-    process = caller(saving_command(path="/root/data/saved"), lease=8)
-    process.wait_for("up")
-
-    process.process.send_signal(signal.SIGSTOP)
-    server.wait_for_text("saving\n")
+    ended = {0: (RunState.LOST, FailureCause.CONTAINER_DIED), 1: (RunState.FAILED, FailureCause.RANK_LOST)}
+    if retries:
+        assert (result.state, result.cause) == (RunState.FAILED, FailureCause.COMMAND_FAILED)
+    else:
+        assert (result.state, result.cause) == ended[rank]
+    assert result.attempts == 1 + retries
+    starts = [line for line in server.log_text().splitlines() if line.startswith("up")]
+    assert starts == ["up 1", "up 2"][: 1 + retries]
     server.wait_for_no_container()
-    process.process.send_signal(signal.SIGCONT)
-    code, out, err = process.end()
-
-    assert (code, out.splitlines()) == (0, ["saving", "ended 3 cancelled lease_expired lease_expired"])
-    assert "the caller has sent no sign of life" in " ".join(err.split())
-    wait_for_end(server)
-
-
-def test_killed_caller(server: LoopbackModal, caller: StartCaller, launcher: Make, tmp_path: Path) -> None:
-    """The run of a caller that was killed is stopped when the lease has expired, and its app ends."""
-    process = caller(saving_command(path="/root/data/saved"), lease=8)
-    process.wait_for("up")
-
-    process.process.kill()
-    _, _, err = process.end()
-    run_id = next(line.split()[3].rstrip(":") for line in err.splitlines() if "| run " in line)
-    result = Run.attach(run_id).wait(60)
-
-    assert (result.state, result.returncode) == (RunState.CANCELLED, 3)
-    assert (result.cause, result.stop_reason) == (FailureCause.LEASE_EXPIRED, StopReason.LEASE_EXPIRED)
-    assert launcher().pull("/root/data/saved", tmp_path / "saved").read_text() == "yes\n"
-    wait_for_end(server)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signal_ends_the_run_immediately(server: LoopbackModal, caller: StartCaller, number: signal.Signals) -> None:
-    """A signal that ends the caller ends the run with its grace period, and nothing waits for the lease."""
-    process = caller(saving_command(path="/root/data/saved"))
-    process.wait_for("up")
-
-    begin = time.monotonic()
-    process.process.send_signal(number)
-    code, out, err = process.end()
-
-    assert (code, out.splitlines()) == (-number, ["saving"])
-    assert time.monotonic() - begin < 30
-    assert "cancelled, exit code 3" in err
-    wait_for_end(server)
-    assert keys(server) == []
-
-
-def test_exit_of_the_caller_ends_the_run_immediately(server: LoopbackModal, caller: StartCaller) -> None:
-    """A caller that exits while another thread executes the run cancels it."""
-    process = caller(saving_command(path="/root/data/saved"), where="thread")
-    code, _, _ = process.end()
-
-    assert code == 0
-    server.wait_for_text("saving\n")
-    server.wait_for_no_container()
-    [call] = server.function_calls
-    assert call.inputs[0].cancelled
-
-
-def test_submitted_run_has_no_lease(server: LoopbackModal, launcher: Make) -> None:
-    """A submitted run has no owner: it renews no lease, and its container watches none."""
-    run = launcher(lease=1).submit("sleep 4; exit 3")
-
-    assert run.wait(60).returncode == 3
-    assert server.calls("DictUpdate", container=False) == []
-    assert keys(server) == []
-
-
-def test_run_without_a_lease(server: LoopbackModal, launcher: Make, capfd: pytest.CaptureFixture[str]) -> None:
-    """If the lease cannot be written, the app is not detached, and a warning is reported."""
-    server.faults.unavailable(calls=10_000, names=["DictGetOrCreate"], side="client")
-
-    result = launcher().run("exit 3")
-
-    assert result.returncode == 3
-    assert "the run has no lease" in " ".join(capfd.readouterr().err.split())
-    assert [app.detached for app in server.apps] == [False]
-
-
-@pytest.mark.parametrize(("value", "seconds"), [("10m", 600.0), (30, 30.0), ("1h30m", 5400.0)])
-def test_lease_has_the_values_of_a_timeout(value: float | str, seconds: float) -> None:
-    """A lease is a number of seconds, or text."""
-    assert Launcher(lease=value).lease == seconds
-    assert Launcher().lease == 600.0
-
-
-def test_invalid_lease_is_refused() -> None:
-    """A lease must be above 0."""
-    with pytest.raises(SpecError, match="lease"):
-        Launcher(lease=0)
