@@ -30,16 +30,6 @@ def find_problems(job: Job, selections: Sequence[Selection]) -> Iterator[Finding
             yield Finding(code="selection", severity=Severity.NOTE, message=note)
 
 
-def image_finding(warning: str) -> Finding:
-    """Return the finding about an image that may contain another version of Ray."""
-    return Finding(
-        code="image-ray-version",
-        severity=Severity.WARNING,
-        message=warning,
-        remedy="Pass ImageSpec(base=...) with an image that contains the pinned version.",
-    )
-
-
 def checkout_finding(warning: str) -> Finding:
     """Return the finding about a checkout whose state git could not read within its limits."""
     return Finding(code="commit-unknown", severity=Severity.WARNING, message=warning)

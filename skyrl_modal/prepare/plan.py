@@ -14,10 +14,10 @@ from skyrl_modal.findings import Finding, Severity
 from skyrl_modal.gitfiles.report import format_size
 from skyrl_modal.mount import Selection, select
 from skyrl_modal.prepare.command import shorten_command
-from skyrl_modal.prepare.findings import checkout_finding, find_problems, image_finding, texts_of_command
+from skyrl_modal.prepare.findings import checkout_finding, find_problems, texts_of_command
 from skyrl_modal.prepare.hidden_files import check_hidden_files
 from skyrl_modal.prepare.job_builder import build_job
-from skyrl_modal.prepare.ray_version import find_version_mismatch
+from skyrl_modal.prepare.ray_version import find_image_mismatch, find_version_mismatch
 from skyrl_modal.prepare.secret_values import find_repeated_values, read_secret_values, secret_folders
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.spec.fields import is_below
@@ -120,13 +120,17 @@ def make_plan(spec: RunSpec, command: str, backend: str) -> Plan:
     _check_workdir(job, spec.workdir, selections)
     check_hidden_files(job, selections)
     findings = list(find_repeated_values(spec, command, _read_available_values(spec, checkout)))
-    if image_warning:
-        findings.append(image_finding(image_warning))
     if checkout is not None and checkout.warning:
         findings.append(checkout_finding(checkout.warning))
+
+    def texts() -> Sequence[tuple[str, str]]:
+        return texts_of_command(job, selections)
+
     if backend == _LOCAL:
-        mismatch = find_version_mismatch(job, checkout, lambda: texts_of_command(job, selections))
-        findings += [] if mismatch is None else [mismatch]
+        mismatch = find_version_mismatch(job, checkout, texts)
+    else:
+        mismatch = find_image_mismatch(job, spec.image, checkout, texts, warning=image_warning)
+    findings += [] if mismatch is None else [mismatch]
     return Plan(
         job=job,
         spec=spec,

@@ -1,7 +1,7 @@
-"""Whether the Ray that the local backend starts is the one that the checkout requires.
+"""Whether the Ray that a run starts is the one that the checkout requires.
 
 A driver can use a cluster only if both have the same version of Ray. A driver that ``uv run`` starts has the version
-that the checkout requires; any other driver has the Ray that is installed on this machine, like the cluster.
+that the checkout requires; any other driver has the Ray of this machine, or of the image on Modal, like the cluster.
 """
 
 from __future__ import annotations
@@ -17,20 +17,23 @@ from skyrl_modal.machine import RAY_TOKEN_VERSION, RayInstallation, find_ray
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.ray_requirement import RayRequirement, permits
 from skyrl_modal.skyrl.uv_run import calls_uv_run
+from skyrl_modal.spec.image import IMAGE_BY_RAY_VERSION, ImageSpec
 
-#: The code of the finding.
+#: The codes of the findings: about this machine, and about the image.
 RAY_VERSION = "ray-version"
+IMAGE_RAY_VERSION = "image-ray-version"
+
+#: Returns the command and the scripts that it runs: what each is called, and its text.
+Texts = Callable[[], Sequence[tuple[str, str]]]
 
 
-def find_version_mismatch(
-    job: Job, checkout: Checkout | None, texts: Callable[[], Sequence[tuple[str, str]]]
-) -> Finding | None:
+def find_version_mismatch(job: Job, checkout: Checkout | None, texts: Texts) -> Finding | None:
     """Return the finding about a run on this machine whose Ray is not the one that the checkout requires.
 
     Args:
         job: The run.
         checkout: The checkout; None if none is mounted.
-        texts: Returns the command and the scripts that it runs: what each is called, and its text.
+        texts: Returns the command and the scripts that it runs.
 
     Returns:
         An error if a text calls ``uv run``, else a warning; None if there is no mismatch, or it is not known.
@@ -42,14 +45,73 @@ def find_version_mismatch(
     mismatch = describe_mismatch(ray, requirement)
     if ray is None or mismatch is None:
         return None
-    where = next((name for name, text in texts() if calls_uv_run(text)), None)
+    where = _find_uv_run(texts)
     if where is None:
         note = "A driver with the installed Ray works; one that `uv run` starts could not connect"
         remedy = f"{note}. {mismatch_remedy(ray, requirement)}"
         return Finding(code=RAY_VERSION, severity=Severity.WARNING, message=mismatch, remedy=remedy)
-    message = f"{mismatch}, and {where} calls `uv run`, whose driver cannot connect to another version of Ray"
+    message = _refusal(mismatch, where)
     remedy = f"{mismatch_remedy(ray, requirement)}. A command that uses no Ray can run with ray=None (--no-ray)"
     return Finding(code=RAY_VERSION, severity=Severity.ERROR, message=message, remedy=remedy)
+
+
+def find_image_mismatch(
+    job: Job, spec: ImageSpec, checkout: Checkout | None, texts: Texts, *, warning: str | None
+) -> Finding | None:
+    """Return the finding about a run on Modal whose image has another Ray than the checkout requires.
+
+    Args:
+        job: The run.
+        spec: What the user declared about its image.
+        checkout: The checkout; None if none is mounted.
+        texts: Returns the command and the scripts that it runs.
+        warning: The warning of ``ImageSpec.resolved_base``; None if there is none.
+
+    Returns:
+        An error if a text calls ``uv run`` and the image's version is known, else a warning; None if there is no
+        mismatch, or it is not known.
+    """
+    requirement = None if checkout is None else checkout.ray_requirement
+    version = spec.ray_version_in(job.image)
+    if job.ray is None or requirement is None or version is None or requirement.permits(version):
+        return None if warning is None else _image_warning(warning)
+    mismatch = f"the checkout requires {requirement.text}, but the image {job.image} contains Ray {version}"
+    where = _find_uv_run(texts)
+    if where is None:
+        return _image_warning(warning or f"{mismatch}. A driver that `uv run` starts could not connect")
+    return Finding(
+        code=IMAGE_RAY_VERSION,
+        severity=Severity.ERROR,
+        message=_refusal(mismatch, where),
+        remedy=f"{_image_remedy(requirement)}. A command that uses no Ray can run with ray=None (--no-ray)",
+    )
+
+
+def _image_warning(warning: str) -> Finding:
+    """Return the finding about an image that may contain another version of Ray."""
+    return Finding(
+        code=IMAGE_RAY_VERSION,
+        severity=Severity.WARNING,
+        message=warning,
+        remedy="Pass ImageSpec(base=...) with an image that contains the pinned version.",
+    )
+
+
+def _image_remedy(requirement: RayRequirement) -> str:
+    known = next((item for item in reversed(list(IMAGE_BY_RAY_VERSION)) if requirement.permits(item)), None)
+    if known is not None:
+        return f'Use ImageSpec(base="{IMAGE_BY_RAY_VERSION[known]}")'
+    specifier = requirement.specifiers[0] if requirement.version is None else f"=={requirement.version}"
+    return f"Install it into the image: ImageSpec(pip=['ray[default]{specifier}']), or use one that contains it"
+
+
+def _find_uv_run(texts: Texts) -> str | None:
+    """Return what the first text with a call of ``uv run`` is called; None if there is none."""
+    return next((name for name, text in texts() if calls_uv_run(text)), None)
+
+
+def _refusal(mismatch: str, where: str) -> str:
+    return f"{mismatch}, and {where} calls `uv run`, whose driver cannot connect to another version of Ray"
 
 
 def refuse_version_mismatch(job: Job, findings: Sequence[Finding]) -> None:
@@ -60,12 +122,17 @@ def refuse_version_mismatch(job: Job, findings: Sequence[Finding]) -> None:
         findings: The findings of its plan.
 
     Raises:
-        SpecError: The command calls ``uv run``, and the installed Ray is not the one that the checkout requires.
+        SpecError: The command calls ``uv run``, and the Ray of this machine, or of the image, is not the one that the
+            checkout requires.
     """
     for finding in findings:
-        if finding.code == RAY_VERSION and finding.severity is Severity.ERROR:
+        if finding.severity is not Severity.ERROR:
+            continue
+        if finding.code == RAY_VERSION:
             ray = _find_local_ray(job)
             raise SpecError("ray", None if ray is None else ray.version, str(finding))
+        if finding.code == IMAGE_RAY_VERSION:
+            raise SpecError("image", job.image, str(finding))
 
 
 def describe_mismatch(ray: RayInstallation | None, requirement: RayRequirement | None) -> str | None:

@@ -9,7 +9,7 @@ from attrs import Attribute, field, frozen
 
 from skyrl_modal.errors import SpecError
 from skyrl_modal.spec.fields import check_strings, to_env, to_strings
-from skyrl_modal.spec.image_steps import ImageStep, check_steps, to_steps
+from skyrl_modal.spec.image_steps import ImageStep, PipInstall, RunCommands, check_steps, to_steps
 
 #: The image for a checkout that pins no version of Ray, or one that no published image contains.
 DEFAULT_IMAGE = "novaskyai/skyrl-train-ray-2.51.1-py3.12-cu12.8"
@@ -21,6 +21,10 @@ IMAGE_BY_RAY_VERSION: Mapping[str, str] = {
     "2.56.0": "novaskyai/skyrl-train-ray-2.56.0-py3.12-cu12.8",
     "2.57.0": "novaskyai/skyrl-train-ray-2.57.0-py3.12-cu13.0",
 }
+#: The version of Ray in the names of images of SkyRL (``skyrl-train-ray-2.51.1-py3.12``) and of Ray (``ray:2.51.1``).
+_RAY_IN_NAME = re.compile(r"(?:^|/)(?:skyrl-[a-z]+-ray-|ray(?:-ml|-llm)?:)(\d+\.\d+\.\d+)(?![\w.])")
+#: Packages of ImageSpec.pip with which another version of Ray may be installed.
+_MAY_REPLACE_RAY = re.compile(r"\s*(?:ray|skyrl[\w-]*)(?![\w.-])|\s*-|.*[/@]", re.IGNORECASE)
 
 
 @frozen(kw_only=True)
@@ -86,3 +90,18 @@ class ImageSpec:
             f"{', '.join(IMAGE_BY_RAY_VERSION)}); using {DEFAULT_IMAGE}. A driver with another version of Ray cannot "
             "connect to its cluster"
         )
+
+    def ray_version_in(self, base: str) -> str | None:
+        """Return the version of Ray in the image with a base, by the base's name; None if it is not known.
+
+        Example:
+            >>> ImageSpec().ray_version_in("rayproject/ray:2.51.1-py312-cpu")
+            '2.51.1'
+            >>> ImageSpec(pip=["ray==2.57.0"]).ray_version_in("rayproject/ray:2.51.1-py312-cpu") is None
+            True
+        """
+        may_differ = [*self.commands, *(step for step in self.steps if isinstance(step, PipInstall | RunCommands))]
+        match = _RAY_IN_NAME.search(base)
+        if match is None or may_differ or any(map(_MAY_REPLACE_RAY.match, self.pip)):
+            return None
+        return match[1]

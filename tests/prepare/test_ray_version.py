@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from skyrl_modal import Launcher, RaySpec, SpecError
+from skyrl_modal import ImageSpec, Launcher, PipInstall, RaySpec, SpecError
 from skyrl_modal.findings import Severity
 
 ERROR, WARNING = Severity.ERROR, Severity.WARNING
@@ -83,10 +83,53 @@ def test_suitable_version_is_no_finding(checkout: Path, environment: Path, requi
 
 
 def test_runs_without_ray_are_not_checked(checkout: Path, environment: Path) -> None:
-    """The version does not matter for a run without Ray, nor on Modal, where the image contains Ray."""
-    for fields in ({"ray": None}, {"backend": "modal", "ray": RaySpec()}):
+    """The version does not matter for a run without Ray, and on Modal, that of the image matters."""
+    other = ImageSpec(base="rayproject/ray:2.51.1")
+    for fields in (
+        {"ray": None},
+        {"backend": "modal", "ray": RaySpec()},
+        {"backend": "modal", "ray": None, "image": other},
+    ):
         plan = make_launcher(checkout, environment, **fields).plan("uv run python train.py")
-        assert "ray-version" not in [item.code for item in plan.findings]
+        assert [item.code for item in plan.findings if item.code.endswith("ray-version")] == []
+
+
+OTHER_IMAGE = "novaskyai/skyrl-train-ray-2.51.1-py3.12-cu12.8"
+
+
+@pytest.mark.parametrize(
+    ("image", "pinned", "expected"),
+    [
+        (ImageSpec(base=OTHER_IMAGE), "2.57.0", ERROR),
+        (ImageSpec(base=f"{OTHER_IMAGE}@sha256:0", pip=["wandb"], apt=["git"]), "2.57.0", ERROR),
+        (ImageSpec(base="rayproject/ray:2.51.1-py312-gpu"), "2.57.0", ERROR),
+        (ImageSpec(), "2.59.0", ERROR),
+        (ImageSpec(base=OTHER_IMAGE), "2.51.1", None),
+        (ImageSpec(base="python:3.12"), "2.57.0", None),
+        (ImageSpec(base="me/skyrl-ray-fork:2.51.1"), "2.57.0", None),
+        (ImageSpec(base=OTHER_IMAGE, pip=["ray[default]==2.57.0"]), "2.57.0", None),
+        (ImageSpec(base=OTHER_IMAGE, pip=["skyrl @ git+https://example.invalid/x"]), "2.57.0", None),
+        (ImageSpec(base=OTHER_IMAGE, commands=["./install.sh"]), "2.57.0", None),
+        (ImageSpec(base=OTHER_IMAGE, steps=[PipInstall(["ray==2.57.0"])]), "2.57.0", None),
+        (ImageSpec(), "2.57.0", None),
+    ],
+)
+def test_mismatch_of_an_image(checkout: Path, image: ImageSpec, pinned: str, expected: Severity | None) -> None:
+    """An image that is known to contain another Ray is an error with ``uv run``, else a warning."""
+    (checkout / "pyproject.toml").write_text(f'[project]\ndependencies = ["ray=={pinned}"]\n')
+    launcher = Launcher(checkout=checkout, image=image)
+    for command, severity in (("uv run x", expected), ("python x", WARNING if expected else None)):
+        findings = [item for item in launcher.plan(command).findings if item.code == "image-ray-version"]
+        assert [item.severity for item in findings] == ([] if severity is None else [severity])
+
+
+def test_image_with_another_ray_refuses_the_start(checkout: Path) -> None:
+    """A command that calls ``uv run`` is refused before a container starts, with an image that contains the version."""
+    with pytest.raises(SpecError) as caught:
+        Launcher(checkout=checkout, image=ImageSpec(base=OTHER_IMAGE)).submit("uv run python train.py")
+
+    assert (caught.value.field, caught.value.value) == ("image", OTHER_IMAGE)
+    assert 'ImageSpec(base="novaskyai/skyrl-train-ray-2.57.0-py3.12-cu13.0")' in caught.value.remedy
 
 
 def test_remedy_without_pip(checkout: Path, environment: Path) -> None:
