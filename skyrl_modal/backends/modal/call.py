@@ -218,7 +218,25 @@ class ModalCall:
         For Modal a call may have ended while its container still saves and commits.
         """
         record, has_started = await self._wait_for_stored_result()
-        return record or self._result_of_error(error, has_started=has_started)
+        if record is None:
+            return self._result_of_error(error, has_started=has_started)
+        if record.stop_reason is StopReason.CONTAINER_ENDING and (self._is_cancelled or is_cancellation(error)):
+            # Cancelled between a preemption and the start of the command in the next container, or stopped with its app,
+            # which looks like a preemption in the container.
+            return dataclasses.replace(
+                record,
+                cause=FailureCause.STOPPED,
+                stop_reason=StopReason.CANCELLED,
+                detail=self._describe_cancellation(error),
+            )
+        return record
+
+    def _describe_cancellation(self, error: Exception) -> str:
+        if self._is_cancelled:
+            return "cancelled"
+        text = str(error).strip()
+        origin = "cancelled from elsewhere: by another process, on Modal's dashboard, or by the end of its app"
+        return f"{origin} (Modal reported: {text})" if text else origin
 
     async def _result_of_refusal(self, error: Exception) -> RunResultRecord:
         """Return the result of a run that Modal has stopped, since the account's spend limit was reached.
@@ -290,6 +308,7 @@ class ModalCall:
             state, cause = RunState.CANCELLED, FailureCause.STOPPED
             returncode = KILLED if has_started or self.is_killed else INTERRUPTED
             stop_reason = StopReason.KILL if self.is_killed else StopReason.CANCELLED
+            detail = self._describe_cancellation(error) if is_cancellation(error) else detail
         elif isinstance(error, UnreadableResult):
             state, cause, returncode = RunState.LOST, FailureCause.UNKNOWN, LAUNCHER_FAILED
             detail = f"the result of the run cannot be read: {text}"
