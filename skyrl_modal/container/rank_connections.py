@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from skyrl_modal.container.commit_turns import CommitTurns
 from skyrl_modal.container.events import (
     HeadDisconnected,
     HeadEvent,
@@ -25,7 +26,7 @@ from skyrl_modal.container.events import (
     RankMessageReceived,
 )
 from skyrl_modal.protocol.codec import ProtocolError, decode_tagged, encode_tagged
-from skyrl_modal.protocol.messages import HeadMessage, Hello, RankMessage
+from skyrl_modal.protocol.messages import CommitRequest, HeadMessage, Hello, RankMessage
 
 #: Seconds in which a new connection has to send Hello.
 _HELLO_TIMEOUT = 10.0
@@ -101,6 +102,7 @@ class RankServer:
         self._hellos: dict[int, Hello] = {}
         self._never_joined = set(range(1, nodes))
         self._lock = threading.Lock()
+        self._turns = CommitTurns(self.send)
         threading.Thread(target=self._accept, name="ranks", daemon=True).start()
 
     @property
@@ -186,10 +188,14 @@ class RankServer:
         rank = hello.rank
         self._put(RankJoined(rank, hello))
         while (message := connection.receive(RankMessage)) is not None:
-            self._put(RankMessageReceived(rank, message))
+            if isinstance(message, CommitRequest):
+                self._turns.request(rank)
+            else:
+                self._put(RankMessageReceived(rank, message))
         with self._lock:
             del self._connections[rank]
         connection.close()
+        self._turns.release(rank)
         self._put(RankDisconnected(rank))
 
     def _admit(self, hello: Hello, connection: Connection) -> bool:

@@ -29,6 +29,8 @@ from skyrl_modal.container.workdir import prepare_workdir
 from skyrl_modal.event_queue import EventQueue
 from skyrl_modal.protocol.job import Job, RayOptions
 from skyrl_modal.protocol.messages import (
+    CommitRequest,
+    CommitTurn,
     HeadMessage,
     Hello,
     LogLine,
@@ -47,6 +49,8 @@ from skyrl_modal.protocol.state import FailureCause, StopReason
 
 #: Seconds beyond the command's grace period after which a rank that was asked to stop no longer waits for rank 0.
 STOP_MARGIN = 30.0
+#: Seconds to wait for a turn to commit, and the same for a rank that was asked to stop, which may be killed soon.
+COMMIT_TURN_TIMEOUT, ENDING_TURN_TIMEOUT = 90.0, 8.0
 
 
 class RankWorker:
@@ -120,6 +124,21 @@ class RankWorker:
             unsaved = self._unsaved_files.find()
             if unsaved.text:
                 self.report(unsaved.text)
+
+    def wait_for_commit_turn(self) -> None:
+        """Wait until rank 0 lets this rank commit its volumes, so that not all ranks do it at the same time.
+
+        Without rank 0, and after some time, the rank commits without a turn.
+        """
+        if self._head is None:
+            return
+        self._send(CommitRequest())
+        timeout = ENDING_TURN_TIMEOUT if self._is_stopping.is_set() else COMMIT_TURN_TIMEOUT
+        with contextlib.suppress(queue.Empty):
+            self._events.wait_for(
+                lambda event: event in (HeadMessageReceived(CommitTurn()), HeadDisconnected()),
+                time.monotonic() + timeout,
+            )
 
     def _fail(self, cause: FailureCause, detail: str) -> None:
         self.report(f"cannot continue: {detail}")

@@ -34,6 +34,11 @@ class Shutdown:
     """Stop everything on this rank, save its logs and volumes, and close the connection."""
 
 
+@dataclass(frozen=True, slots=True)
+class CommitTurn:
+    """The rank may commit its volumes. It returns its turn by closing the connection."""
+
+
 # -- to rank 0 -------------------------------------------------------------------------------------------------------
 
 
@@ -94,7 +99,12 @@ class RankFailed:
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class CommitRequest:
+    """This rank has ended its processes, and waits for CommitTurn."""
+
+
 #: Everything that rank 0 sends.
-HeadMessage = StartRay | StopRay | Shutdown
+HeadMessage = StartRay | StopRay | Shutdown | CommitTurn
 #: Everything that the other ranks send.
-RankMessage = Hello | LogLine | StopRequest | RayExited | RayStopped | RankFailed
+RankMessage = Hello | LogLine | StopRequest | RayExited | RayStopped | RankFailed | CommitRequest

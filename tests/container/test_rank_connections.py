@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import socket
 import threading
 import time
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from skyrl_modal.container.commit_turns import MAX_COMMITTING_RANKS, CommitTurns
 from skyrl_modal.container.events import (
     HeadDisconnected,
     HeadEvent,
@@ -22,7 +24,7 @@ from skyrl_modal.container.events import (
 )
 from skyrl_modal.container.rank_connections import Connection, RankServer, connect_to_rank_zero
 from skyrl_modal.event_queue import EventQueue
-from skyrl_modal.protocol.messages import Hello, LogLine, Shutdown, StartRay
+from skyrl_modal.protocol.messages import CommitRequest, CommitTurn, Hello, LogLine, Shutdown, StartRay
 
 TOKEN = "token-of-the-ranks"
 TIMEOUT = 10.0
@@ -167,3 +169,54 @@ def test_rank_zero_cannot_be_reached() -> None:
         connect_to_rank_zero(
             address, Hello(TOKEN, 1), timeout=0.05, put=lambda event: None, cancelled=threading.Event()
         )
+
+
+def test_ranks_commit_in_turns() -> None:
+    """Of 31 ranks, at most four commit at the same time. Each has its turn when another one has disconnected."""
+    events: EventQueue[RankEvent] = EventQueue()
+    granted: EventQueue[int] = EventQueue()
+    listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+    ranks = RankServer(listener, token=TOKEN, nodes=32, put=events.put)
+    connections: dict[int, Connection] = {}
+
+    def connect(rank: int) -> Connection:
+        def put(event: HeadEvent) -> None:
+            if event == HeadMessageReceived(CommitTurn()):
+                granted.put(rank)
+
+        address, hello, cancelled = listener.getsockname(), Hello(TOKEN, rank), threading.Event()
+        connection = connect_to_rank_zero(address, hello, timeout=TIMEOUT, put=put, cancelled=cancelled)
+        assert connection is not None
+        return connection
+
+    for rank in range(1, 32):
+        connections[rank] = connect(rank)
+        assert isinstance(events.get(time.monotonic() + TIMEOUT), RankJoined)
+    for connection in connections.values():
+        connection.send(CommitRequest())
+    committing: list[int] = []
+    while connections:
+        for _ in range(min(MAX_COMMITTING_RANKS, len(connections)) - len(committing)):
+            committing.append(granted.get(time.monotonic() + TIMEOUT))
+        assert len(set(committing)) <= MAX_COMMITTING_RANKS
+        with pytest.raises(queue.Empty):
+            granted.get(time.monotonic())
+        rank = committing.pop(0)
+        connections.pop(rank).close()
+        assert events.get(time.monotonic() + TIMEOUT) == RankDisconnected(rank)
+    ranks.close()
+
+
+def test_rank_that_exits_withdraws_its_request() -> None:
+    """A rank that exits while it waits for its turn does not keep a turn."""
+    sent: list[int] = []
+    turns = CommitTurns(lambda rank, _: sent.append(rank))
+    for rank in range(1, MAX_COMMITTING_RANKS + 3):
+        turns.request(rank)
+    assert sent == list(range(1, MAX_COMMITTING_RANKS + 1))
+
+    turns.release(MAX_COMMITTING_RANKS + 1)
+    assert len(sent) == MAX_COMMITTING_RANKS
+
+    turns.release(1)
+    assert sent[-1] == MAX_COMMITTING_RANKS + 2
