@@ -27,6 +27,10 @@ REPORT_TIMES = (15.0, 60.0)
 RELEASE_TIMEOUT = 5.0
 
 
+class RunContinuedElsewhere(Exception):
+    """Another container has continued the run, so that this one must not report how it ended."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EarlierContainer:
     """What the lease shows about an earlier container of the same rank.

@@ -19,7 +19,7 @@ from typing import Any
 
 import modal
 
-from skyrl_modal.container.attempt_lease import AttemptLease, EarlierContainer
+from skyrl_modal.container.attempt_lease import AttemptLease, EarlierContainer, RunContinuedElsewhere
 from skyrl_modal.container.caller_watch import CallerWatch
 from skyrl_modal.container.counted_text import CountedText
 from skyrl_modal.container.environment import replaced_variables, run_environment
@@ -27,13 +27,14 @@ from skyrl_modal.container.events import RankDisconnected, RankEvent, RankJoined
 from skyrl_modal.container.failures import describe_error
 from skyrl_modal.container.function_errors import FunctionError, make_mask
 from skyrl_modal.container.gpus import GpuProbe
+from skyrl_modal.container.kept_records import KeptRecords
 from skyrl_modal.container.live_view import FunctionView
 from skyrl_modal.container.previous_container import Continue, Finished, Lost, PreviousContainer
 from skyrl_modal.container.rank_connections import RankServer, connect_to_rank_zero, listen
 from skyrl_modal.container.rank_worker import RankWorker
 from skyrl_modal.container.replacement import ContainerUnusable, Replacements, exit_container
 from skyrl_modal.container.start_deadline import StartDeadline
-from skyrl_modal.container.stop_signals import run_with_stop_requests, wait_for_stop
+from skyrl_modal.container.stop_signals import RestartNeeded, run_with_stop_requests, wait_for_stop
 from skyrl_modal.container.supervisor import Supervisor, SupervisorServices
 from skyrl_modal.container.unpack import unpack_mounts
 from skyrl_modal.container.unsaved_files import container_places
@@ -85,7 +86,7 @@ def run_job(
         return _run_rank(record, config, archives or {})
     except ContainerUnusable:
         exit_container()
-    except (RestartNeeded, _RunContinuedElsewhere, KeyboardInterrupt):
+    except (RestartNeeded, RunContinuedElsewhere, KeyboardInterrupt):
         raise
     except (Exception, SystemExit) as error:  # the exceptions by which Modal stops the function are none of these
         return _handle_error(FunctionError(record, config, error), record, config)
@@ -143,7 +144,8 @@ def _run_rank_zero(
     lease: AttemptLease,
     earlier: EarlierContainer,
 ) -> RunResultRecord:
-    folder, text = RunFolder(job.run_folder), CountedText()
+    folder, text, kept = RunFolder(job.run_folder), CountedText(), KeptRecords(lease.store, job)
+    kept.restore()
     previous = PreviousContainer(job, _report)
     for chunk in folder.read_output():
         text.count(chunk)
@@ -168,7 +170,9 @@ def _run_rank_zero(
         supervisor = Supervisor(
             job,
             config,
-            replace(_make_services(text, volumes, archives, deadline, tunnels), replace_container=replacements.request),
+            replace(
+                _make_services(text, volumes, archives, deadline, kept, tunnels), replace_container=replacements.request
+            ),
             attempts=decision.attempts,
             first_message=decision.message,
             start_timeout=deadline.seconds_left(has_started=previous.has_started),
@@ -176,6 +180,7 @@ def _run_rank_zero(
         result, stopped_by = _run_supervisor(supervisor, job, volumes, lease)
     text.write(b"", final=True)
     result = _finish(folder, _with_digest(result, text), volumes)
+    kept.keep()
     if result.next_start is NextStart.NONE:
         deadline.forget_start()
         if previous.was_replaced:
@@ -197,11 +202,12 @@ def _make_services(
     volumes: VolumeCommits,
     archives: Mapping[str, str],
     deadline: StartDeadline,
+    kept: KeptRecords,
     tunnels: contextlib.ExitStack,
 ) -> SupervisorServices:
     return SupervisorServices(
         live=FunctionView(text.write),
-        emit=lambda event: _handle_event(event, volumes, deadline),
+        emit=lambda event: _handle_event(event, volumes, deadline, kept),
         # Ray listens on 127.0.0.1 and requires its token, so the public URL gives no access by itself.
         open_url=lambda port: tunnels.enter_context(modal.forward(port)).url,
         lost_places=container_places,
@@ -218,7 +224,7 @@ def _run_supervisor(
         The result, and the exception by which Modal stopped the container; None if it did not.
 
     Raises:
-        _RunContinuedElsewhere: Another container has continued the run, since this one did not renew its lease in time.
+        RunContinuedElsewhere: Another container has continued the run, since this one did not renew its lease in time.
     """
 
     def request_stop(reason: StopReason) -> None:
@@ -237,7 +243,7 @@ def _run_supervisor(
     if watch is not None:
         watch.stop(remove=result.next_start is NextStart.NONE)
     if lease.is_lost:
-        raise _RunContinuedElsewhere("another container has continued the run")
+        raise RunContinuedElsewhere("another container has continued the run")
     return result, stopped_by
 
 
@@ -273,7 +279,9 @@ def _finish(folder: RunFolder, result: RunResultRecord, volumes: VolumeCommits) 
     )
 
 
-def _handle_event(event: MessageEvent | StateEvent, volumes: VolumeCommits, deadline: StartDeadline) -> None:
+def _handle_event(
+    event: MessageEvent | StateEvent, volumes: VolumeCommits, deadline: StartDeadline, kept: KeptRecords
+) -> None:
     """Print a message or a new state. Make a state visible on the volume too, for readers in other processes."""
     if isinstance(event, MessageEvent):
         _report(event.text, event.cause)
@@ -282,6 +290,7 @@ def _handle_event(event: MessageEvent | StateEvent, volumes: VolumeCommits, dead
         deadline.record_start()
         # The command starts after the commit: if the container dies before, the attempt was not started.
         volumes.commit_run_folder()
+        kept.keep()
     else:
         volumes.commit_run_folder_in_background()
     # A run may have no writable volume, and a commit may fail or be late. The state is in the log then.
@@ -336,14 +345,6 @@ def _release_other_ranks(config: RankConfig) -> None:
                 case RankDisconnected():
                     running -= 1
     server.close()
-
-
-class RestartNeeded(Exception):
-    """The run continues on a new cluster, which the function's retry policy starts because this input fails."""
-
-
-class _RunContinuedElsewhere(Exception):
-    """Another container has continued the run, so that this one must not report how it ended."""
 
 
 def _handle_error(error: FunctionError, job: Job, config: RankConfig | None) -> dict[str, Any] | None:

@@ -16,6 +16,10 @@ from skyrl_modal.protocol.state import StopReason
 T = TypeVar("T")
 
 
+class RestartNeeded(Exception):
+    """The run continues on a new cluster, which the function's retry policy starts because this input fails."""
+
+
 def run_with_stop_requests(
     run: Callable[[], T], request_stop: Callable[[StopReason], None]
 ) -> tuple[T, BaseException | None]:

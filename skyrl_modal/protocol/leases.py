@@ -45,6 +45,11 @@ def replacements_key(run_id: str) -> str:
     return f"{run_id}/replaced"
 
 
+def records_key(run_id: str) -> str:
+    """Return the key of the records of a run that has no folder on a volume."""
+    return f"{run_id}/records"
+
+
 def caller_interval(lease: float) -> float:
     """Return the seconds between two renewals of a caller's lease: several renewals can be lost before it expires.
 

@@ -139,6 +139,39 @@ def test_attempt_that_a_preemption_kills_does_not_count(make_server: MakeServer,
     assert (result.state, result.returncode, result.attempts) == (RunState.FAILED, 6, 1)
 
 
+@pytest.mark.parametrize("retries", [0, 1])
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_attempts_are_counted_without_a_volume(server: LoopbackModal, launcher: Make, nodes: int, retries: int) -> None:
+    """A command whose container died starts again only if the run has retries, also if it has no volume."""
+    cluster = {"nodes": 2, "gpu": "H100:8"} if nodes == 2 else {}
+    command = 'echo "up $SKYRL_ATTEMPT"; [ $SKYRL_ATTEMPT = 2 ] && exit 6; sleep 600'
+    run = launcher(volumes=[], retries=retries, **cluster).submit(command)
+    server.wait_for_text("up 1\n")
+
+    server.kill(server.wait_for_container("busy"))
+    result = run.wait(140)
+
+    # Without retries, Modal does not start a cluster again, so that no container reports the number of attempts.
+    assert result.attempts == (1 + retries if nodes == 1 or retries else 0)
+    assert result.state is (RunState.FAILED if retries else RunState.LOST)
+    starts = [line for line in server.log_text().splitlines() if line.startswith("up")]
+    assert starts == ["up 1", "up 2"][: 1 + retries]
+
+
+def test_preemption_without_a_volume(server: LoopbackModal, launcher: Make) -> None:
+    """A preempted attempt of a run without a volume does not count."""
+    command = 'trap "echo saving; exit 9" INT; echo "up $SKYRL_ATTEMPT"; sleep 600 & wait'
+    run = launcher(volumes=[], grace=20).submit(command)
+    starts = (line for line in run.logs(follow=True) if line.startswith("up"))
+    assert next(starts) == "up 1"
+
+    server.preempt()
+
+    assert next(starts) == "up 1"
+    run.cancel()
+    run.wait(60)
+
+
 @pytest.mark.parametrize("names", [["DictGetOrCreate"], ["DictUpdate", "DictGet", "DictPop"]])
 def test_run_continues_without_leases(make_server: MakeServer, late_launcher: Make, names: list[str]) -> None:
     """If the Dict cannot be reached, a container waits for some seconds and continues. A preemption works too."""
