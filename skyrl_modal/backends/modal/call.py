@@ -221,7 +221,7 @@ class ModalCall:
         if record is None:
             return self._result_of_error(error, has_started=has_started)
         if record.stop_reason is StopReason.CONTAINER_ENDING and (self._is_cancelled or is_cancellation(error)):
-            # Cancelled between a preemption and the start of the command in the next container, or stopped with its app,
+            # Cancelled between a preemption and the start in the next container, or stopped with its app,
             # which looks like a preemption in the container.
             return dataclasses.replace(
                 record,
