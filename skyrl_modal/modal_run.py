@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 
 import modal
+import modal.config
 import modal.exception
 
 from skyrl_modal.backends.modal.app import RunApp
@@ -28,6 +30,10 @@ from skyrl_modal.views.text import StderrReporter
 
 #: The command of the plan if the real one is not known when the app's script is imported. It names no script.
 _PLACEHOLDER_COMMAND = ":"
+#: Seconds for which ``modal run`` displays the rest of the output after the end of the app: 50 MB need more than the
+#: client's default of 10 s (modal 1.6.4). It ends earlier when it has displayed everything.
+LOGS_TIMEOUT = 60.0
+_CLIENT_LOGS_TIMEOUT = 10.0
 #: Number of bytes of output that ``modal run`` displays before it ends, also on a slow machine.
 DISPLAYED_BYTES = 1 << 20
 #: The option of ``modal run`` that names the command, as in SkyRL's own script.
@@ -73,6 +79,7 @@ class ModalRun:
         self._backend = ModalBackend()
         self._reporter = StderrReporter()
         self._launcher = launcher
+        _extend_logs_timeout()
         command = command_option(sys.argv)
         planned = _PLACEHOLDER_COMMAND if command is None else normalize_command(command)
         self._plan = make_plan(launcher, planned, self._backend.name)
@@ -118,8 +125,8 @@ class ModalRun:
     def _report_long_output(self, run_id: str, size: int) -> None:
         """Report at the exit of this process that ``modal run`` may not have displayed the whole output.
 
-        After the end of the app it displays for ``MODAL_LOGS_TIMEOUT`` (10 s by default) what it has not displayed yet,
-        and omits the rest without a message (modal 1.6.4). It does not report what it has displayed.
+        After the end of the app it displays for ``MODAL_LOGS_TIMEOUT`` seconds what it has not displayed yet, and omits
+        the rest without a message on standard output (modal 1.6.4). It does not report what it has displayed.
         """
         if size > DISPLAYED_BYTES:
             text = (
@@ -149,3 +156,12 @@ class ModalRun:
                 interrupts += 1
                 self._reporter.info(STOPPING_MESSAGE)
                 run.cancel(now=interrupts > 1)
+
+
+def _extend_logs_timeout() -> None:
+    """Let ``modal run`` display the output for longer after the end of the app, unless the user has set the time.
+
+    It reads the setting when it starts the app, after it has imported the app's script (modal 1.6.0 to 1.6.4).
+    """
+    if float(modal.config.config.get("logs_timeout")) == _CLIENT_LOGS_TIMEOUT:
+        os.environ.setdefault("MODAL_LOGS_TIMEOUT", f"{LOGS_TIMEOUT:g}")

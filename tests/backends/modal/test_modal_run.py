@@ -113,6 +113,15 @@ def test_long_output_is_reported_as_maybe_cut(server: LoopbackModal, checkout: P
     assert list(Run.attach(run_id).logs(tail=1)) == ["300000"]
 
 
+@pytest.mark.slow
+def test_fifty_megabytes_are_displayed(server: LoopbackModal, checkout: Path, tmp_path: Path) -> None:
+    """`modal run` displays 50 MB completely: it has more time for it than Modal's client has by default."""
+    done = modal_run(server, checkout, tmp_path / "main.py", "seq -f %0100.0f 500000")
+
+    lines = [line for line in done.stdout.splitlines() if line.isdigit()]
+    assert (len(lines), int(lines[-1])) == (500_000, 500_000)
+
+
 def test_example_ends_as_a_completed_app(server: LoopbackModal, checkout: Path, tmp_path: Path) -> None:
     """The example's app is completed if the command succeeds, and the exit code of a failure is kept."""
     source = (

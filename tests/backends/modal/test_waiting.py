@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from modal_proto import api_pb2
 
 from skyrl_modal import Launcher, RaySpec, Run, RunResult, RunState, VolumeSpec
 from skyrl_modal.protocol.events import StateEvent
@@ -121,19 +121,19 @@ def test_modals_lines_explain_a_lost_container(
 def test_modals_line_explains_a_stopped_app(
     make_server: MakeServer, make_launcher: MakeLauncher, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """If the app of a waiting run is stopped from the dashboard, Modal's line about it is reported."""
+    """If the app of a waiting run is stopped with `modal app stop`, Modal's line about it is reported."""
     server = make_server(mode=Mode(capacity_wait=600))
 
     def stop() -> None:
         server.wait_for_call("FunctionMap")
-        request = api_pb2.AppStopRequest(app_id=server.apps[0].id, source=api_pb2.APP_STOP_SOURCE_WEB)
-        server._do(server.plane.apps.AppStop(request, None))
+        command = [sys.executable, "-m", "modal", "app", "stop", server.apps[0].id, "--yes"]
+        subprocess.run(command, env={**os.environ, **server.env()}, check=True, capture_output=True)
 
     threading.Thread(target=stop).start()
     result = make_launcher().run("true")
 
     assert (result.state, result.attempts) == (RunState.CANCELLED, 0)
-    assert "Modal: Stopping app - user stopped from dashboard." in capfd.readouterr().err
+    assert "Modal: Stopping app - user stopped from CLI." in capfd.readouterr().err
 
 
 # -- start_deadline ----------------------------------------------------------------------------------------------------
