@@ -18,7 +18,7 @@ CALLER = """
 import sys, time
 from skyrl_modal import ImageSpec, Launcher, VolumeSpec
 launcher = Launcher(checkout=sys.argv[1], volumes=[VolumeSpec(name=sys.argv[2])], ray=None, gpu=None,
-                    grace=float(sys.argv[4]))
+                    grace=float(sys.argv[4]), lease=sys.argv[5] if len(sys.argv) > 5 else "10m")
 try:
     print("ended", launcher.run(sys.argv[3]).returncode)
 except KeyboardInterrupt:
@@ -70,8 +70,8 @@ def test_second_ctrl_c_kills_whatever_the_grace_period(
 def test_second_ctrl_c_kills_without_a_network(
     server: LoopbackModal, script: Callable[..., Script], checkout: Path, volume: VolumeSpec
 ) -> None:
-    """A second Ctrl-C ends the caller within seconds, also if Modal cannot confirm it. The run ends later."""
-    caller = script(CALLER, str(checkout), volume.name, "echo up; sleep 600", "500")
+    """A second Ctrl-C ends the caller within seconds, also if Modal cannot confirm it. The run ends with its lease."""
+    caller = script(CALLER, str(checkout), volume.name, "echo up; sleep 600", "500", "20")
     caller.wait_for("up")
     server.faults.unavailable(25)
     caller.process.send_signal(signal.SIGINT)
