@@ -196,4 +196,7 @@ def test_driver_of_an_l4(running: Any, record: Record) -> None:
         begin = time.monotonic()
         code, output = run_program.remote("nvidia-smi", "-L")
         record("exit code and output of nvidia-smi -L", (code, output[:40]))
+        cuda = "import ctypes; print(ctypes.CDLL('libcuda.so.1').cuInit(0))"
+        code, output = run_program.remote("python3", "-c", cuda)
+        record("exit code of a process that calls cuInit, and the result", (code, output[-60:]))
         record("seconds until an L4 has answered", round(time.monotonic() - begin))
