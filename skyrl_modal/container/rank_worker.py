@@ -199,7 +199,7 @@ class RankWorker:
                     return
                 case RayNodeExited(start, returncode) if self._node is not None and self._node.start == start:
                     self.report(f"`ray start` exited with code {returncode}")
-                    self._send(RayExited(returncode, self._node.log_tail()))
+                    self._send(RayExited(returncode, self._node.log_tail(), self._node.is_stopped))
                 case HeadMessageReceived(Shutdown()):
                     return
                 case HeadMessageReceived(message):

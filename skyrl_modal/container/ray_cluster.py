@@ -38,6 +38,7 @@ from skyrl_modal.container.masking import SecretMask
 from skyrl_modal.container.ports import MASTER_PORT, claim_port
 from skyrl_modal.container.rank_connections import RankServer, listen
 from skyrl_modal.container.ray_node import RayFolders, RayNode, require_ray
+from skyrl_modal.container.ray_stop import ray_exit_failure
 from skyrl_modal.container.start_slots import START_SLOT_FRACTION, wait_for_start_slots
 from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.job import Job, RayOptions, WorkerLossPolicy
@@ -157,10 +158,10 @@ class RayCluster:
     @property
     def ray_exit(self) -> Failure | None:
         """The failure of Ray on this node if it has exited; None while it runs, and without Ray."""
-        summary = None if self._node is None else self._node.exit_summary
-        if summary is None:
+        node, summary = self._node, None if self._node is None else self._node.exit_summary
+        if node is None or summary is None:
             return None
-        return Failure(FailureCause.RAY_EXITED, f"{summary} while the command ran", self._log_tail, rank=0)
+        return ray_exit_failure(f"{summary} while the command ran", node.log_tail(), 0, is_stopped=node.is_stopped)
 
     def is_outdated(self, event: Event) -> bool:
         """Return whether an event belongs to a Ray that was stopped before."""
@@ -314,9 +315,9 @@ class RayCluster:
         match event:
             case RayNodeExited():
                 return self.ray_exit
-            case RankMessageReceived(rank, RayExited(returncode, log_tail)):
+            case RankMessageReceived(rank, RayExited(returncode, log_tail, is_stopped)):
                 summary = f"{self._config.rank_label(rank)}: Ray exited with code {returncode} while the command ran"
-                failure = Failure(FailureCause.RAY_EXITED, summary, log_tail, rank)
+                failure = ray_exit_failure(summary, log_tail, rank, is_stopped=is_stopped)
             case RankMessageReceived(_, RankFailed()):
                 return failure
         if failure is None or failure.rank is None or not self._waits_for_lost_nodes:

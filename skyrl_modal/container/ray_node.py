@@ -17,6 +17,7 @@ from skyrl_modal.container.masking import SecretMask
 from skyrl_modal.container.ports import DASHBOARD_PORT, claim_port
 from skyrl_modal.container.process import ChildProcess
 from skyrl_modal.container.process_tree import descendants, terminate_all
+from skyrl_modal.container.ray_stop import was_terminated
 from skyrl_modal.container.ray_watch import RayWatch
 from skyrl_modal.machine import RayInstallation, find_ray
 from skyrl_modal.protocol.codec import from_json
@@ -194,6 +195,14 @@ class RayNode:
         """The processes whose exit status this object collects."""
         found = {self._child.pid} if self._child is not None else set()
         return found | {self._probe.pid} if self._probe is not None else found
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether ``ray stop`` ran here when a process of this node exited, or SIGTERM ended the raylet first."""
+        watch = self._watch
+        if watch is None or watch.is_stopped:
+            return watch is not None
+        return watch.exited == "raylet" and was_terminated(self._session_logs / "raylet.out")
 
     @property
     def processes(self) -> set[int]:

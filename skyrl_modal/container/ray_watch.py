@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Collection
 
 from skyrl_modal.container.process_tree import descendants, zombie_children
+from skyrl_modal.container.ray_stop import is_ray_stop_running
 from skyrl_modal.machine import open_pidfd
 
 #: Seconds between two looks for processes that have not started yet. There is no event for it.
@@ -30,6 +31,7 @@ class RayWatch:
 
     Attributes:
         exited: The name of the process that has exited; None while all of them run.
+        is_stopped: Whether ``ray stop`` was running at that time.
     """
 
     def __init__(self, root: int, names: Collection[str], end: Callable[[], None]) -> None:
@@ -38,6 +40,7 @@ class RayWatch:
         self._end = end
         self._closed = threading.Event()
         self.exited: str | None = None
+        self.is_stopped = False
         threading.Thread(target=self._run, name="ray-watch", daemon=True).start()
 
     def close(self) -> None:
@@ -77,7 +80,7 @@ class RayWatch:
         for pid in zombie_children(self._root):
             name = _read(f"/proc/{pid}/comm").decode("utf-8", "replace").strip()
             if name in self._names and not self._closed.is_set():
-                self.exited = name
+                self._set_exited(name)
                 return True
         return False
 
@@ -90,9 +93,14 @@ class RayWatch:
             poller.register(handle, select.POLLIN)
         for handle, _ in poller.poll(timeout):
             if not self._closed.is_set():
-                self.exited = handles[handle]
+                self._set_exited(handles[handle])
             return True
         return False
+
+    def _set_exited(self, name: str) -> None:
+        # `ray stop` ends the raylet first, and runs until all other processes have exited.
+        self.is_stopped = is_ray_stop_running()
+        self.exited = name
 
 
 def _program_name(pid: int) -> str:

@@ -80,10 +80,12 @@ class RayExited:
     Attributes:
         returncode: Exit code of ``ray start``.
         log_tail: The last lines of its logs.
+        is_stopped: Whether ``ray stop`` ran on it at that time.
     """
 
     returncode: int
     log_tail: str
+    is_stopped: bool = False
 
 
 @dataclass(frozen=True, slots=True)

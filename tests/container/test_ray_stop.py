@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from skyrl_modal.container.failures import Failure
-from skyrl_modal.container.ray_stop import explain_ray_exit
+from skyrl_modal.container.ray_stop import explain_ray_exit, ray_exit_failure, was_terminated
 from skyrl_modal.protocol.state import FailureCause
 
 RAY_EXITED = Failure(FailureCause.RAY_EXITED, "Ray exited", "the end of a log", rank=0)
@@ -50,6 +50,30 @@ def test_running_call_is_the_cause(tmp_path: Path) -> None:
             assert process.stdout.readline() == "up\n"
             assert causes(RAY_EXITED, "bash x.sh", process.pid) is cause
             process.communicate("\n")
+
+
+def test_node_that_was_stopped_is_named() -> None:
+    """A node that exited while `ray stop` ran on it has this cause, with its rank."""
+    stopped = ray_exit_failure("raylet exited", "the end of a log", 1, is_stopped=True)
+    exited = ray_exit_failure("raylet exited", "the end of a log", 1, is_stopped=False)
+
+    assert (stopped.cause, stopped.rank, stopped.detail) == (FailureCause.RAY_STOPPED, 1, "")
+    assert stopped.text.startswith("rank 1: Ray was ended by SIGTERM, which `ray stop` sends. Remove the call")
+    assert (exited.cause, exited.rank, exited.detail) == (FailureCause.RAY_EXITED, 1, "the end of a log")
+
+
+def test_terminated_raylet_is_found_by_its_log(tmp_path: Path) -> None:
+    """The end of the log of a raylet shows whether SIGTERM ended it; without a log, it is not known."""
+    log = tmp_path / "raylet.out"
+    assert not was_terminated(log)
+
+    log.write_bytes(b"[2026-11-26] (raylet) main.cc:226: started\n" * 10_000)
+    assert not was_terminated(log)
+
+    with log.open("a") as file:
+        file.write("main.cc:481: Raylet graceful shutdown triggered with death info: reason: EXPECTED_TERMINATION\n")
+        file.write('reason_message: "received SIGTERM"\n\nstats.h:176: Stats module has shutdown.\n')
+    assert was_terminated(log)
 
 
 def test_other_failure_is_unchanged() -> None:

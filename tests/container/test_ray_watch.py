@@ -57,6 +57,23 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
     node.process.communicate()
 
 
+@pytest.mark.parametrize("command", ["stop", "status"])
+def test_ray_stop_is_recognized(node: Node, tmp_path: Path, command: str) -> None:
+    """A process that exits while `ray stop` runs was stopped by it, and another command of Ray is not the cause."""
+    program = tmp_path / "ray"
+    program.write_text("#!/bin/sh\necho up\nread line\n")
+    program.chmod(0o755)
+    with subprocess.Popen([program, command], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        watch = node.watch()
+        os.kill(node.raylet, signal.SIGKILL)
+        assert node.is_ended.wait(TIMEOUT)
+        process.communicate(b"\n")
+
+    assert (watch.exited, watch.is_stopped) == ("raylet", command == "stop")
+
+
 @pytest.mark.parametrize("name", ["gcs_server", "raylet"])
 def test_exit_of_a_process_ends_the_node(node: Node, name: str) -> None:
     """The watch names the process that has exited, and then ends `ray start`."""

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import subprocess
 import sys
 import time
 
@@ -33,11 +34,28 @@ def facts(data: str) -> dict[str, object]:
     return {"id": context.get_node_id(), "address": ray.util.get_node_ip_address(), "here": os.getcwd(), **variables}
 
 
+def find_raylets() -> list[int]:
+    """Return the process ids of all raylets: of this node's, since the rank has a process namespace of its own."""
+    entries = [entry for entry in pathlib.Path("/proc").iterdir() if entry.name.isdigit()]
+    return [int(entry.name) for entry in entries if os.path.basename(os.path.realpath(entry / "exe")) == "raylet"]
+
+
 def kill_raylet() -> None:
-    """Kill this node's raylet. There is no other one in the rank's process namespace."""
-    for entry in pathlib.Path("/proc").iterdir():
-        if entry.name.isdigit() and os.path.basename(os.path.realpath(entry / "exe")) == "raylet":
-            os.kill(int(entry.name), signal.SIGKILL)
+    """Kill this node's raylet."""
+    for pid in find_raylets():
+        os.kill(pid, signal.SIGKILL)
+
+
+def stop_ray() -> None:
+    """Call `ray stop`, unless it would end the Ray of other runs as well."""
+    assert len(find_raylets()) == 1
+    subprocess.run(["ray", "stop"], check=False)
+
+
+def write_file(path: str) -> None:
+    """Write a file of 3 MB."""
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    pathlib.Path(path).write_bytes(os.urandom(3_000_000))
 
 
 def on_node(node_id: str, function, *arguments):
@@ -74,6 +92,11 @@ def main() -> None:
             time.sleep(600)
         names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
         print("nodes", len([node for node in ray.nodes() if node["Alive"]]), "of", len(ray.nodes()), "actors", names)
+    elif task == "stop":
+        on_node(node_of_rank(int(arguments[0])), stop_ray)
+        time.sleep(600)
+    elif task == "write":
+        ray.get([on_node(node_of_rank(rank), write_file, f"{arguments[0]}-{rank}/model.bin") for rank in range(2)])
     elif task == "outlive":
         lost = node_of_rank(1)
         on_node(lost, kill_raylet)

@@ -101,6 +101,27 @@ def test_exited_node_is_the_cause(cluster: MakeLauncher, capfd: pytest.CaptureFi
     assert "Ray" in rank_log(result, 1)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ray_stop_on_a_node_is_the_cause(cluster: MakeLauncher, rank: int) -> None:
+    """If a task calls `ray stop`, the run fails with this cause, and with the rank on which it was called."""
+    result = cluster().run(f"{DRIVER} stop {rank}", output=io.BytesIO(), quiet=True)
+
+    assert (result.state, result.cause) == (RunState.FAILED, FailureCause.RAY_STOPPED), result.detail
+    assert "Remove the call" in result.detail
+
+
+def test_lost_files_of_every_rank_are_reported(cluster: MakeLauncher, capfd: pytest.CaptureFixture[str]) -> None:
+    """New files in no volume are reported with the rank that wrote them; other ranks do not see them."""
+    result = cluster().run(f"{DRIVER} write /root/ckpts-of-rank", output=io.BytesIO())
+
+    assert result.succeeded
+    warnings = [line for line in capfd.readouterr().err.splitlines() if "are in no volume" in line]
+    [of_worker] = [line for line in warnings if "rank 1: warning" in line]
+    [of_head] = [line for line in warnings if line != of_worker]
+    assert "/root/ckpts-of-rank-0 (1 file, 3.0 MB)" in of_head
+    assert "/root/ckpts-of-rank-1 (1 file, 3.0 MB)" in of_worker
+
+
 def test_command_may_continue_without_a_node(cluster: MakeLauncher) -> None:
     """With on_worker_loss="wait", the command continues, and the lost node is started again."""
     output = io.BytesIO()
