@@ -204,14 +204,17 @@ class VolumeCommits:
         others = sorted((file for file in files if file not in own), key=lambda file: (-file.size, file.path))
         if not files:
             return ""
-        total = f"{count_text(len(others))}, {size_text(sum(file.size for file in others))}"
         partial = "" if is_complete else " (not everything was searched)"
+        own_text = f"{count_text(len(own))} of the run's own folder {self._run_folder}"
+        if not others:
+            return f"; not saved since the last commit{partial}: {own_text}"
+        total = f"{count_text(len(others))}, {size_text(sum(file.size for file in others))}"
         lines = [f"; not saved since the last commit{partial}: {total}"]
         lines += [f"  {printable(file.path)} ({size_text(file.size)})" for file in others[:MAX_LISTED]]
         if len(others) > MAX_LISTED:
             lines.append(f"  and {len(others) - MAX_LISTED:,} more")
         if own:
-            lines.append(f"  and {count_text(len(own))} of the run's own folder {self._run_folder}")
+            lines.append(f"  and {own_text}")
         return "\n".join(lines)
 
 

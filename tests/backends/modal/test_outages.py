@@ -123,8 +123,9 @@ def test_failure_cause_is_reported_without_logs(
 
     assert (result.state, result.returncode) == (RunState.FAILED, 125)
     assert result.cause is FailureCause.VOLUME_COMMIT_FAILED
-    *_, cause, end = capfd.readouterr().err.splitlines()
-    assert cause.startswith(f"skyrl-modal | {result.detail.splitlines()[0]}")
+    messages = capfd.readouterr().err
+    assert messages.count(f"skyrl-modal | {result.detail.splitlines()[0]}\n") == 1
+    *_, end = messages.splitlines()
     assert end.startswith("skyrl-modal | failed, exit code 125 ")
 
 
