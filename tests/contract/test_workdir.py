@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +70,26 @@ def test_working_dir_of_a_runtime_environment(launcher: MakeLauncher, workdir_ch
     assert facts["driver"] == "/root/SkyRL/work"
     assert {item["read"] for item in facts["facts"]} == {"packaged"}
     assert all("working_dir_files" in item["where"] for item in facts["facts"])
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_workers_of_uv_run_have_a_copy(launcher: MakeLauncher, workdir_checkout: Path, nodes: int) -> None:
+    """Workers of a driver that `uv run` started read relative paths in a copy of the folder, and write into the copy.
+
+    This is how Ray treats `uv run`. The driver itself runs in the folder.
+    """
+    folder = workdir_checkout / "work"
+    for path in folder.glob("*.py"):  # the copy is the first folder on the path of the workers
+        path.unlink()
+    for project in (folder, workdir_checkout):  # neither requires another Ray than that of the tests
+        (project / "pyproject.toml").write_text('[project]\nname = "x"\nversion = "0"\nrequires-python = ">=3.10"\n')
+    # All nodes use the environment of the tests: a node without internet access could not download another.
+    env = {"UV_PROJECT_ENVIRONMENT": sys.prefix, "UV_NO_CONFIG": "1"}
+
+    facts = facts_of(launcher, f"uv run --no-sync {DRIVER} && test ! -e actor-0.txt", nodes, env=env)
+
+    assert facts["driver"] == "/root/SkyRL/work"
+    assert sorted(item["rank"] for item in facts["facts"]) == sorted([*"000", *"111"][: 3 * nodes])
+    for item in facts["facts"]:
+        assert (item["read"], item["written"]) == ("input", "written")
+        assert "/working_dir_files/" in item["where"]
