@@ -9,6 +9,5 @@ from __future__ import annotations
 MODAL = "tests/backends/modal"
 
 KNOWN_FAILURES: dict[str, dict[str, str]] = {
-    "every mode": {
-    },
+    "every mode": {},
 }
