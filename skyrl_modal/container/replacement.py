@@ -56,7 +56,8 @@ class Replacements:
         """Request another container for this one."""
         try:
             value = send(lambda: self._store.get(self._key))
-            count = int(value) if str(value).isdecimal() else 0
+            text = str(value)
+            count = int(text) if text.isdecimal() and len(text) < 9 else 0
             if count >= MAX_REPLACEMENTS:
                 return Replacement(False, f"{count} earlier containers of this run had such a fault too. {_REMEDY}")
             send(lambda: self._store.put(self._key, str(count + 1)))

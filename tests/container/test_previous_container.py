@@ -164,6 +164,36 @@ def test_unreadable_status_counts_as_absent(
     assert len(messages) == 1
 
 
+@pytest.mark.parametrize("attempts", [0, 1])
+def test_attempt_that_was_not_started_is_pending(
+    previous: Callable[[], PreviousContainer], folder: RunFolder, attempts: int
+) -> None:
+    """A container that was preempted before its attempt began does not change the number of attempts."""
+    begin_attempt(folder, attempts)
+    folder.write_result(replace(PREEMPTED, next_start=NextStart.PENDING_ATTEMPT))
+
+    decision = previous().decide()
+
+    assert isinstance(decision, Continue)
+    assert decision.attempts == attempts
+    assert decision.message
+    assert not previous().was_replaced
+
+
+@pytest.mark.parametrize("attempts", [0, 1])
+def test_replaced_container_leaves_no_trace(
+    previous: Callable[[], PreviousContainer], folder: RunFolder, attempts: int
+) -> None:
+    """A container whose GPUs did not work does not change the number of attempts, and adds nothing to the output."""
+    begin_attempt(folder, attempts)
+    broken = replace(LOST_RANK, cause=FailureCause.GPUS_MISSING, next_start=NextStart.PENDING_ATTEMPT)
+    folder.write_result(broken)
+
+    assert previous().decide() == Continue(attempts)
+    assert previous().was_replaced
+    assert not previous().is_finished
+
+
 def test_unknown_next_start_ends_the_run(previous: Callable[[], PreviousContainer], folder: RunFolder) -> None:
     """A value of a later version is not taken for a request to continue."""
     folder.write_result(replace(PREEMPTED, next_start=NextStart.UNKNOWN))
