@@ -108,6 +108,8 @@ class AttemptLease:
 
     def release(self) -> None:
         """Release the lease, so that another container need not wait. All files have been committed."""
+        if self._is_released:
+            return
         self._is_released = True
         self._changed.set()
         if self._renewing is None or self.is_lost:

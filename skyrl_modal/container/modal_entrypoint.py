@@ -189,6 +189,7 @@ def _run_rank_zero(
         raise ContainerUnusable
     if stopped_by is None and result.next_start is not NextStart.NONE:
         # Another container of the cluster was lost or is ending. Modal stops this one as well and starts all again.
+        lease.release()
         stopped_by = wait_for_stop(RESTART_TIMEOUT)
         if stopped_by is None:
             raise RestartNeeded(f"the cluster has to start again: {result.detail or result.cause}")
