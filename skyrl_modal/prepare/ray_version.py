@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from skyrl_modal.checkout import Checkout
+from skyrl_modal.checkout import Checkout, read_ray_requirement
 from skyrl_modal.errors import SpecError
 from skyrl_modal.findings import Finding, Severity
 from skyrl_modal.machine import RAY_TOKEN_VERSION, RayInstallation, find_ray
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.ray_requirement import RayRequirement, permits
 from skyrl_modal.skyrl.uv_run import calls_uv_run
+from skyrl_modal.spec.fields import is_below
 from skyrl_modal.spec.image import IMAGE_BY_RAY_VERSION, ImageSpec
 
 #: The codes of the findings: about this machine, and about the image.
@@ -38,7 +39,7 @@ def find_version_mismatch(job: Job, checkout: Checkout | None, texts: Texts) -> 
     Returns:
         An error if a text calls ``uv run``, else a warning; None if there is no mismatch, or it is not known.
     """
-    requirement = None if checkout is None else checkout.ray_requirement
+    requirement = _find_requirement(job, checkout)
     if job.ray is None or requirement is None:
         return None
     ray = _find_local_ray(job)
@@ -71,7 +72,7 @@ def find_image_mismatch(
         An error if a text calls ``uv run`` and the image's version is known, else a warning; None if there is no
         mismatch, or it is not known.
     """
-    requirement = None if checkout is None else checkout.ray_requirement
+    requirement = _find_requirement(job, checkout)
     version = spec.ray_version_in(job.image)
     if job.ray is None or requirement is None or version is None or requirement.permits(version):
         return None if warning is None else _image_warning(warning)
@@ -85,6 +86,22 @@ def find_image_mismatch(
         message=_refusal(mismatch, where),
         remedy=f"{_image_remedy(requirement)}. A command that uses no Ray can run with ray=None (--no-ray)",
     )
+
+
+def _find_requirement(job: Job, checkout: Checkout | None) -> RayRequirement | None:
+    """Return what the project requires in which the command runs: the next one above its workdir, as for uv.
+
+    If that project does not name Ray, it is often a member of a workspace, and the requirement of the checkout applies.
+    """
+    if checkout is None:
+        return None
+    remote = next((mount.remote_path for mount in job.mounts if mount.is_checkout), None)
+    if remote is not None and is_below(job.workdir, remote):
+        inside = PurePosixPath(job.workdir).relative_to(remote)
+        for folder in (inside, *inside.parents)[:-1]:
+            if (checkout.root / folder / "pyproject.toml").is_file():
+                return read_ray_requirement(checkout.root / folder) or checkout.ray_requirement
+    return checkout.ray_requirement
 
 
 def _image_warning(warning: str) -> Finding:

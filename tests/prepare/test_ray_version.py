@@ -94,6 +94,31 @@ def test_runs_without_ray_are_not_checked(checkout: Path, environment: Path) -> 
         assert [item.code for item in plan.findings if item.code.endswith("ray-version")] == []
 
 
+@pytest.mark.parametrize(
+    ("inner", "workdir", "is_error"),
+    [
+        ('dependencies = ["ray==2.60.0"]', "sub", False),
+        ('dependencies = ["ray==2.60.0"]', "sub/deep", False),
+        ('dependencies = ["ray==2.60.0"]', "other", True),
+        ('dependencies = ["ray==2.60.0"]', ".", True),
+        ('dependencies = ["numpy"]', "sub", True),
+        ('dependencies = ["ray>=2.52,<2.60"]', "sub", True),
+    ],
+)
+def test_project_of_the_workdir_counts(
+    checkout: Path, environment: Path, inner: str, workdir: str, is_error: bool
+) -> None:
+    """The next project above the workdir counts, as for uv; one without Ray may be a member of the checkout's."""
+    for folder in ("sub/deep", "other"):
+        (checkout / folder).mkdir(parents=True)
+        (checkout / folder / "file").touch()
+    (checkout / "sub/pyproject.toml").write_text(f'[project]\nname = "sub"\n{inner}\n')
+
+    plan = make_launcher(checkout, environment, workdir=workdir).plan("uv run python train.py")
+
+    assert [item.severity for item in plan.findings] == ([ERROR] if is_error else [])
+
+
 OTHER_IMAGE = "novaskyai/skyrl-train-ray-2.51.1-py3.12-cu12.8"
 
 
