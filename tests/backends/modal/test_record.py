@@ -197,7 +197,7 @@ def test_undecodable_name_is_included(server: LoopbackModal, launcher: Make, che
 
 
 @pytest.mark.parametrize(
-    ("gpu", "listed", "expected"), [("A100:4", 1, "4"), (["H100:8", "A100-80GB:2"], 2, "2"), (None, 3, "0")]
+    ("gpu", "listed", "expected"), [("A100:4", 5, "4"), (["H100:8", "A100-80GB:2"], 2, "2"), (None, 3, "0")]
 )
 def test_num_gpus_of_different_requests_is_counted(
     make_server: Callable[..., LoopbackModal], launcher: Make, tmp_path: Path, gpu: object, listed: int, expected: str
