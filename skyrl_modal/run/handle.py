@@ -257,7 +257,7 @@ class Run:
         if output_tail is None:
             try:
                 output_tail = self._output(warnings.warn).read_end(TAIL_BYTES)
-            except (OSError, RecordError):  # the record describes how the run ended
+            except (OSError, RecordError, BackendUnavailable):  # the record describes how the run ended
                 output_tail = b""
         return RunResult.from_record(
             record, backend=self._backend_name, log_path=self.log_path, output_tail=output_tail

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from skyrl_modal.backends.base import CheckResult, Handle, PreparedRun, VolumeEntry
-from skyrl_modal.backends.modal import checks, volumes
+from skyrl_modal.backends.modal import checks, preflight, volumes
 from skyrl_modal.backends.modal.app import RunApp
 from skyrl_modal.backends.modal.execution import ModalExecution
 from skyrl_modal.backends.modal.limits import check_cluster, check_timeout, grace_warnings, total_time_limit
@@ -91,7 +91,8 @@ class ModalBackend:
 
     def diagnose(self) -> Iterator[CheckResult]:
         """Check what this backend needs on this machine, for ``skyrl-modal doctor``."""
-        return checks.diagnose()
+        yield from checks.diagnose()
+        yield from preflight.diagnose()
 
     def ls(self, volume: VolumeSpec, path: str) -> Sequence[VolumeEntry]:
         """List a folder of a volume, or one file.

@@ -154,8 +154,9 @@ class ModalCall:
         except modal.exception.AuthError:
             raise
         except (modal.exception.Error, FunctionFailed) as error:
-            if is_account_refusal(error):
-                return await self._result_of_refusal(error)
+            refusal = await self._find_account_refusal(error)
+            if refusal is not None:
+                return await self._result_of_refusal(refusal)
             return await self._read_stored_result(error)
 
     async def _poll_result(self) -> RunResultRecord | None:
@@ -237,6 +238,20 @@ class ModalCall:
         text = str(error).strip()
         origin = "cancelled from elsewhere: by another process, on Modal's dashboard, or by the end of its app"
         return f"{origin} (Modal reported: {text})" if text else origin
+
+    async def _find_account_refusal(self, error: Exception) -> Exception | None:
+        """Return the error by which Modal refuses all work of the account; None if it does not.
+
+        At the spend limit Modal stops the account's apps, so that the call may only seem to be cancelled.
+        """
+        if is_account_refusal(error):
+            return error
+        if not self._is_cancelled and is_cancellation(error):
+            try:
+                await self._poll(0)
+            except Exception as again:
+                return again if is_account_refusal(again) else None
+        return None
 
     async def _result_of_refusal(self, error: Exception) -> RunResultRecord:
         """Return the result of a run that Modal has stopped, since the account's spend limit was reached.

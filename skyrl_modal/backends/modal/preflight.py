@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import modal
 import modal.config
 import modal.exception
 from attrs import frozen
 
-from skyrl_modal.backends.modal.checks import check_token
+from skyrl_modal.backends.base import CheckResult
+from skyrl_modal.backends.modal.checks import check_token, has_token
 from skyrl_modal.backends.modal.errors import (
     backend_unavailable,
     error_text,
@@ -20,6 +22,7 @@ from skyrl_modal.backends.modal.errors import (
 )
 from skyrl_modal.backends.modal.event_loop import event_loop, wait_for_future
 from skyrl_modal.errors import BackendUnavailable, SpecError
+from skyrl_modal.spec.volume import VolumeSpec
 
 #: Seconds for Modal's first response. Modal's client alone retries for a minute.
 FIRST_RESPONSE_TIMEOUT = 20.0
@@ -80,6 +83,23 @@ def connect() -> None:
     check_token()
     with translated_client_errors():
         wait_for_future(asyncio.run_coroutine_threadsafe(_CONNECTION.check(again=False), event_loop()))
+
+
+def diagnose() -> Iterator[CheckResult]:
+    """Check that Modal responds, accepts the token, and does not refuse the account, for ``skyrl-modal doctor``.
+
+    A spend limit that is reached is shown as soon as Modal has disabled the workspace: before, it refuses runs only.
+    """
+    if not has_token():
+        return
+    try:
+        connect()
+        with translated_client_errors(), contextlib.suppress(modal.exception.NotFoundError):
+            modal.Volume.from_name(VolumeSpec().name).hydrate()
+    except BackendUnavailable as error:
+        yield CheckResult("modal account", False, error.reason, optional=True)
+    else:
+        yield CheckResult("modal account", True, "Modal accepts requests", optional=True)
 
 
 class _Connection:
