@@ -321,7 +321,7 @@ def _run_worker(
 
     lease.call_if_lost(lambda: worker.request_stop(StopReason.KILL))
     try:
-        _, stopped_by = run_with_stop_requests(lambda: (worker.run(), worker.wait_for_commit_turn()), request_stop)
+        _, stopped_by = run_with_stop_requests(worker.run_until_commit, request_stop)
         error = volumes.commit()
         if error is not None:
             worker.report(error)

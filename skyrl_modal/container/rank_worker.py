@@ -125,7 +125,12 @@ class RankWorker:
             if unsaved.text:
                 self.report(unsaved.text)
 
-    def wait_for_commit_turn(self) -> None:
+    def run_until_commit(self) -> None:
+        """Like ``run``, and wait for the turn to commit the volumes."""
+        self.run()
+        self._wait_for_commit_turn()
+
+    def _wait_for_commit_turn(self) -> None:
         """Wait until rank 0 lets this rank commit its volumes, so that not all ranks do it at the same time.
 
         Without rank 0, and after some time, the rank commits without a turn.
