@@ -95,8 +95,8 @@ class RunApp:
         self._sending, self._archives = files_to_send(zip(remote_paths, self._snapshots, strict=True))
         if self._sending is not None:
             image = image.add_local_dir(self._sending.path, ARCHIVE_FOLDER)
-        self._app = app = modal.App(spec.app_name, tags={"skyrl_run": job.run_id})
         image = add_container_code(image)
+        self._app = app = modal.App(spec.app_name, tags={"skyrl_run": job.run_id})
         run_job: Any = modal_entrypoint.run_job
         if job.nodes > 1:
             run_job = modal.clustered(size=job.nodes, rdma=spec.rdma)(run_job)
@@ -112,8 +112,8 @@ class RunApp:
             cloud=spec.cloud,
             timeout=math.ceil(container_timeout(job.limits)),
             retries=_retries(job),
-        )(run_job)
             include_source=False,
+        )(run_job)
         return app, function
 
     def arguments(self, job: Job) -> tuple[str, dict[str, str], dict[str, Any]]:
