@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from skyrl_modal import Run, RunState, VolumeSpec
+from skyrl_modal import Run, RunState, VolumeSpec, runs
 from tests.backends.modal.conftest import Script
 from tests.support.loopback import LoopbackModal
 
@@ -115,3 +115,33 @@ def test_other_process_cancels_a_run_whose_sink_blocks(
     assert (result.state, result.returncode) == (RunState.CANCELLED, 137 if now else 130)
     server.wait_for_no_container(30)
     finish_reading(caller, "cancelled", 137 if now else 130, len(run.id) + 1 + SEQUENCE_BYTES)
+
+
+#: Writes the output to its standard output, which the test does not read.
+PIPE_CALLER = """
+import sys
+from skyrl_modal import Launcher, VolumeSpec
+
+volumes = [VolumeSpec(name=sys.argv[2])]
+launcher = Launcher(checkout=sys.argv[1], volumes=volumes, ray=None, gpu=None, grace=1, timeout="5s", tags=sys.argv[3:])
+sys.exit(launcher.run("seq 200000; sleep 600", quiet=True).returncode)
+"""
+
+
+def test_unread_pipe_does_not_delay_the_timeout(
+    server: LoopbackModal, script: Callable[..., Script], checkout: Path, volume: VolumeSpec
+) -> None:
+    """The timeout ends a run whose output is not read from a pipe, which then contains all of it."""
+    caller = script(PIPE_CALLER, str(checkout), volume.name, volume.name)
+    deadline = time.monotonic() + 60
+    while not (found := [run for run in runs() if volume.name in run.job.tags]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+    result = found[0].wait(60)
+
+    assert (result.state, result.returncode) == (RunState.TIMED_OUT, 124)
+    assert result.duration < 15
+    server.wait_for_no_container(30)
+    code, out, _ = caller.end()
+    assert (code, len(out)) == (124, SEQUENCE_BYTES)
