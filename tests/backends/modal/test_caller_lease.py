@@ -29,6 +29,9 @@ if where == "thread":
     threading.Thread(target=launcher.run, args=[command], kwargs=options, daemon=True).start()
     started.wait()
     sys.exit()
+if where == "map":
+    launcher.map([command, command], quiet=True)
+    print("ended")
 result = launcher.run(command)
 print("ended", result.returncode, result.state, result.cause, result.stop_reason, flush=True)
 """
@@ -141,6 +144,35 @@ def test_signal_ends_the_run_immediately(server: LoopbackModal, caller: StartCal
     assert "cancelled, exit code 3" in err
     wait_for_end(server)
     assert lease_keys(server) == []
+
+
+def test_signal_while_uploading(server: LoopbackModal, caller: StartCaller) -> None:
+    """SIGTERM during the upload ends the caller by the signal; its app ends, and the function was not called."""
+    server.faults.hold("MountGetOrCreate")
+    process = caller("true")
+    process.wait_for("building missing layers of the image", "stderr")
+    server.wait_for_call("MountGetOrCreate", 1)
+
+    process.process.send_signal(signal.SIGTERM)
+    code, out, _ = process.end()
+
+    assert (code, out, server.function_calls) == (-signal.SIGTERM, "", [])
+    wait_for_end(server)
+
+
+def test_signal_ends_all_runs_of_a_batch(server: LoopbackModal, caller: StartCaller) -> None:
+    """SIGTERM stops the runs of ``Launcher.map`` with their grace periods; then the caller ends by the signal."""
+    process = caller(saving_command(), where="map")
+    every = server.plane.scheduler.containers
+    server.wait_until(lambda: sum(container.state == "busy" for container in every.values()) == 2)
+    server.wait_for_text("up\n")
+
+    process.process.send_signal(signal.SIGTERM)
+    code, out, _ = process.end()
+
+    assert (code, out) == (-signal.SIGTERM, "")
+    assert len(server.function_calls) == 2
+    wait_for_end(server)
 
 
 def test_exit_of_the_caller_ends_the_run_immediately(server: LoopbackModal, caller: StartCaller) -> None:
