@@ -12,6 +12,7 @@ from skyrl_modal import Launcher, RunState, VolumeSpec
 from skyrl_modal.protocol.state import FailureCause
 from tests.backends.modal.conftest import ActingOutput, stored_output
 from tests.support.loopback import LoopbackModal
+from tests.support.loopback.records import Call
 
 Make = Callable[..., Launcher]
 
@@ -61,3 +62,26 @@ def test_open_file_at_a_commit(make_server: Callable[..., LoopbackModal], checko
 
     assert (result.state, result.attempts) == (RunState.SUCCEEDED, 2)
     assert (server.volume(volume.name) / "open").read_text() == "line\nline\n"
+
+
+def has_returned(server: LoopbackModal, call: Call) -> bool:
+    """Return whether the function had returned in a call's container: Modal's runtime commits again when it exits."""
+    outputs = [output for output in server.calls("FunctionPutOutputs") if output.container == call.container]
+    return any(output.time < call.time for output in outputs)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_ranks_commit_in_turns(make_server: Callable[..., LoopbackModal], checkout: Path, volume: VolumeSpec) -> None:
+    """Of eight ranks, at most five commit the volume at the same time. The files of all are saved."""
+    server = make_server(mode="slow_commits")
+    used = Launcher(backend="modal", checkout=checkout, volumes=[volume], ray=None, gpu="H100:8", nodes=8)
+
+    result = used.run("true", quiet=True)
+
+    assert result.state is RunState.SUCCEEDED
+    begins = [call.time for call in server.calls("VolumeCommit") if not has_returned(server, call)]
+    together = max(sum(begin <= other < begin + server.mode.commit_seconds for other in begins) for begin in begins)
+    assert 2 <= together <= 5
+    logs = server.volume(volume.name) / ".skyrl_modal" / "runs" / result.run_id / "ray"
+    assert sorted(path.name for path in logs.iterdir()) == [str(rank) for rank in range(8)]
