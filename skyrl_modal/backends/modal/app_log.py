@@ -48,8 +48,8 @@ class AppLog:
                     self._seen.add(key)
                     self._since = max(self._since, entry.timestamp - LATE_ENTRIES)
                     lines += [line.strip() for line in entry.message.splitlines() if line.strip()]
-        except modal.exception.NotFoundError:
-            self._app = None
+        except (modal.exception.NotFoundError, modal.exception.InvalidError):
+            self._app = None  # InvalidError: clients before 1.6.4 do not accept an id
         except (modal.exception.Error, OSError, TimeoutError):
             pass  # the next reading returns them
         return lines

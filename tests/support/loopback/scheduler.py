@@ -228,6 +228,8 @@ class Scheduler(Service):
         deadline = time.monotonic() + wait
         while time.monotonic() < deadline and not container.retiring:
             await asyncio.sleep(min(0.05, wait))
+            if container.gang is None and not function.queue:
+                container.retiring = True  # its input was cancelled
         self.state(container, api_pb2.TASK_STATE_WORKER_ASSIGNED)
 
     def _startup_timed_out(self, container: Container, limit: int) -> None:
