@@ -40,7 +40,8 @@ def test_other_stops_end_the_run(reason: StopReason) -> None:
     """A run that was stopped for another reason is not continued, and has the exit code of SIGINT."""
     stopped = Outcome.of_stop(reason)
 
-    assert (stopped.state, stopped.cause, stopped.returncode) == (RunState.CANCELLED, FailureCause.STOPPED, 130)
+    cause = FailureCause.LEASE_EXPIRED if reason is StopReason.LEASE_EXPIRED else FailureCause.STOPPED
+    assert (stopped.state, stopped.cause, stopped.returncode) == (RunState.CANCELLED, cause, 130)
     assert (stopped.stop_reason, stopped.next_start) == (reason, NextStart.NONE)
 
 
