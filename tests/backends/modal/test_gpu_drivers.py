@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from skyrl_modal import Launcher, RunState
+from skyrl_modal import Launcher, RaySpec, RunState
 from skyrl_modal.protocol.leases import MAX_REPLACEMENTS
 from skyrl_modal.protocol.state import FailureCause
 from tests.backends.modal.conftest import ActingOutput, stored_output
@@ -118,3 +118,18 @@ def test_broken_gpu_of_a_cluster_takes_no_attempt(
     assert (result.state, result.attempts) == (RunState.SUCCEEDED, 1)
     assert f"rank {rank} (" in capfd.readouterr().err
     assert len(server.containers(running=False)) == 4
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("nodes", "gpu"), [(1, "L4"), (2, "H100:8")])
+def test_broken_gpu_is_found_before_ray_starts(
+    server: LoopbackModal, make_launcher: MakeLauncher, nodes: int, gpu: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With Ray too, the attempt starts in other containers, and Ray is ready there only."""
+    server.faults.gpu_programs += [(nodes - 1, BROKEN)]
+
+    result = make_launcher(gpu=gpu, nodes=nodes, ray=RaySpec()).run("true")
+
+    assert (result.state, result.attempts) == (RunState.SUCCEEDED, 1)
+    assert capfd.readouterr().err.count(", ready after ") == 1
+    assert len(server.containers(running=False)) == 2 * nodes
