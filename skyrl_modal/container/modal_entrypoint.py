@@ -33,7 +33,6 @@ from skyrl_modal.container.previous_container import Continue, Finished, Lost, P
 from skyrl_modal.container.rank_connections import RankServer, connect_to_rank_zero, listen
 from skyrl_modal.container.rank_worker import RankWorker
 from skyrl_modal.container.replacement import ContainerUnusable, Replacements, exit_container
-from skyrl_modal.container.start_deadline import StartDeadline
 from skyrl_modal.container.stop_signals import RestartNeeded, run_with_stop_requests, wait_for_stop
 from skyrl_modal.container.supervisor import Supervisor, SupervisorServices
 from skyrl_modal.container.unpack import unpack_mounts
@@ -50,6 +49,7 @@ from skyrl_modal.protocol.messages import Hello, RankFailed, Shutdown
 from skyrl_modal.protocol.rank_config import ClusterTokens, RankConfig
 from skyrl_modal.protocol.result import RunResultRecord
 from skyrl_modal.protocol.run_folder import RunFolder
+from skyrl_modal.protocol.start_deadline import seconds_to_start
 from skyrl_modal.protocol.state import FailureCause, NextStart, RunState, StopReason
 
 #: The port on which rank 0 of a cluster listens for the other ranks; one lower if Ray uses it.
@@ -165,26 +165,22 @@ def _run_rank_zero(
             previous.remove_result()
     if job.gpus_per_node is None:
         job = replace(job, gpus_per_node=max(1, config.gpus or 0))
-    deadline, replacements = StartDeadline(job, lease.store), Replacements(lease.store, job.run_id)
+    replacements = Replacements(lease.store, job.run_id)
     with contextlib.ExitStack() as tunnels:
         supervisor = Supervisor(
             job,
             config,
-            replace(
-                _make_services(text, volumes, archives, deadline, kept, tunnels), replace_container=replacements.request
-            ),
+            replace(_make_services(text, volumes, archives, kept, tunnels), replace_container=replacements.request),
             attempts=decision.attempts,
             first_message=decision.message,
-            start_timeout=deadline.seconds_left(has_started=previous.has_started),
+            start_timeout=None if previous.has_started else seconds_to_start(job),
         )
         result, stopped_by = _run_supervisor(supervisor, job, volumes, lease)
     text.write(b"", final=True)
     result = _finish(folder, _with_digest(result, text), volumes)
     kept.keep()
-    if result.next_start is NextStart.NONE:
-        deadline.forget_start()
-        if previous.was_replaced:
-            replacements.forget()
+    if result.next_start is NextStart.NONE and previous.was_replaced:
+        replacements.forget()
     if stopped_by is None and result.is_replaced:
         raise ContainerUnusable
     if stopped_by is None and result.next_start is not NextStart.NONE:
@@ -202,13 +198,12 @@ def _make_services(
     text: CountedText,
     volumes: VolumeCommits,
     archives: Mapping[str, str],
-    deadline: StartDeadline,
     kept: KeptRecords,
     tunnels: contextlib.ExitStack,
 ) -> SupervisorServices:
     return SupervisorServices(
         live=FunctionView(text.write),
-        emit=lambda event: _handle_event(event, volumes, deadline, kept),
+        emit=lambda event: _handle_event(event, volumes, kept),
         # Ray listens on 127.0.0.1 and requires its token, so the public URL gives no access by itself.
         open_url=lambda port: tunnels.enter_context(modal.forward(port)).url,
         lost_places=container_places,
@@ -280,15 +275,12 @@ def _finish(folder: RunFolder, result: RunResultRecord, volumes: VolumeCommits) 
     )
 
 
-def _handle_event(
-    event: MessageEvent | StateEvent, volumes: VolumeCommits, deadline: StartDeadline, kept: KeptRecords
-) -> None:
+def _handle_event(event: MessageEvent | StateEvent, volumes: VolumeCommits, kept: KeptRecords) -> None:
     """Print a message or a new state. Make a state visible on the volume too, for readers in other processes."""
     if isinstance(event, MessageEvent):
         _report(event.text, event.cause)
         return
     if event.state is RunState.RUNNING:
-        deadline.record_start()
         # The command starts after the commit: if the container dies before, the attempt was not started.
         volumes.commit_run_folder()
         kept.keep()

@@ -35,11 +35,6 @@ def caller_key(run_id: str) -> str:
     return f"{run_id}/caller"
 
 
-def started_key(run_id: str) -> str:
-    """Return the key that shows that the command of a run has started."""
-    return f"{run_id}/started"
-
-
 def replacements_key(run_id: str) -> str:
     """Return the key of the number of containers that were replaced, since their GPUs did not work."""
     return f"{run_id}/replaced"
