@@ -7,6 +7,7 @@ import io
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import modal
 import pytest
@@ -115,15 +116,20 @@ def test_error_of_an_import_ends_the_run(fail_in_container: Callable[..., Run], 
     assert result.detail
 
 
+@pytest.mark.parametrize("fields", [{}, pytest.param({"nodes": 2, "gpu": "H100:8"}, marks=pytest.mark.slow)])
 def test_error_of_the_launcher_in_the_container(
-    server: LoopbackModal, launcher: Make, volume: VolumeSpec, capfd: pytest.CaptureFixture[str]
+    server: LoopbackModal,
+    launcher: Make,
+    volume: VolumeSpec,
+    capfd: pytest.CaptureFixture[str],
+    fields: dict[str, Any],
 ) -> None:
     """An error of the launcher's own code in the container has a cause, the place of the log, and a traceback there."""
     folder = server.volume(volume.name, create=True)
     (folder / ".skyrl_modal").mkdir()
     (folder / ".skyrl_modal" / "runs").touch()  # where a folder should be
 
-    result = launcher().run("true", output=io.BytesIO())
+    result = launcher(**fields).run("true", output=io.BytesIO())
 
     assert (result.state, result.returncode) == (RunState.FAILED, 125)
     assert result.cause is FailureCause.SYSTEM_ERROR

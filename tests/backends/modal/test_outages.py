@@ -6,6 +6,7 @@ import hashlib
 import io
 import re
 import resource
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +81,29 @@ def test_submitted_run_continues_without_its_client(server: LoopbackModal, launc
 
     assert run.wait(60).returncode == 3
     assert "".join(f"{line}\n" for line in run.logs(follow=True)).encode() == ticks(40)
+
+
+def test_reason_for_waiting_is_printed(
+    server: LoopbackModal, launcher: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A process that waits for a run, and cannot reach Modal, prints the reason and the elapsed time after seconds."""
+    run = launcher(grace=1).submit("echo up; sleep 600")
+    server.wait_for_text("up\n")
+    results: list[RunState] = []
+    waiting = threading.Thread(target=lambda: results.append(run.wait().state))
+    waiting.start()
+    printed: list[str] = []
+
+    def is_reported() -> bool:
+        printed.append(capfd.readouterr().err)
+        return "waiting for Modal since " in "".join(printed)
+
+    with server.offline():
+        server.wait_until(is_reported)
+    run.cancel()
+    waiting.join()
+
+    assert results == [RunState.CANCELLED]
 
 
 def test_dropped_log_streams(server: LoopbackModal, launcher: Make) -> None:
