@@ -82,6 +82,22 @@ def test_elapsed_time_and_reason_are_reported(
     assert lines[1].startswith("skyrl-modal | pending for 15 s. Modal: Function")
 
 
+@pytest.mark.slow
+def test_wait_for_the_next_container_is_reported(
+    make_server: MakeServer, make_launcher: MakeLauncher, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """While a preempted run waits for its next container, Modal's line and the elapsed time are reported."""
+    server = make_server(mode=Mode(replacement_delay=22))
+    command = '[ -e "$SKYRL_DATA/x" ] && exit 0; touch "$SKYRL_DATA/x"; echo up; sleep 600'
+
+    result = make_launcher().run(command, output=ActingOutput("up\n", server.preempt))
+
+    assert result.succeeded
+    messages = capfd.readouterr().err
+    assert messages.count("Modal: Runner interrupted due to worker preemption.") == 1
+    assert messages.count("waiting for another container for 15 s. Modal: ") == 1
+
+
 @pytest.mark.skipif(not hasattr(modal.App, "stop"), reason="clients before modal 1.6.4 find no app by its id")
 def test_attached_process_reports_the_reason(
     make_server: MakeServer, make_launcher: MakeLauncher, script: Callable[..., Script]
