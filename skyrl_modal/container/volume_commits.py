@@ -116,11 +116,11 @@ class VolumeCommits:
         """Show what other containers have committed.
 
         Raises:
-            Exception: Any error of Modal's client, after repetitions.
+            OSError: A volume could not be reloaded, after repetitions.
         """
         failed = self._repeat(self._mounts, MountedVolume.reload, COMMIT_TIMEOUT)
-        for error in failed.values():
-            raise error
+        for name, error in failed.items():
+            raise OSError(f"the volume {name} could not be reloaded: {error}") from error
 
     def expect_end(self, seconds: float = ENDING_TIMEOUT) -> None:
         """Repeat commits for this time at most from now on, since the platform then kills the container."""

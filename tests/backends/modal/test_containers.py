@@ -115,19 +115,18 @@ def test_state_of_a_slow_start(server: LoopbackModal, launcher: Make, volume: Vo
     assert result.stop_reason is StopReason.CANCELLED
 
 
-# Modal's runtime commits too, after the function. If that fails, the function's value is lost.
-@pytest.mark.parametrize("times", [2, 10])
-def test_failed_commit_is_no_success(server: LoopbackModal, launcher: Make, volume: VolumeSpec, times: int) -> None:
-    """A run whose volume could not be committed fails, whatever its command returned."""
+@pytest.mark.slow
+def test_volume_that_cannot_be_reloaded(server: LoopbackModal, launcher: Make, volume: VolumeSpec) -> None:
+    """A run whose volume cannot be reloaded for 30 s, since the reload commits first, fails with the volume's name."""
     used = launcher(grace=1)
     used.run("true", quiet=True)  # creates the volume
-    server.fail_commits(volume.name, times=times)
+    server.fail_commits(volume.name, times=10_000)
 
     result = used.run("echo done", output=io.BytesIO(), quiet=True)
 
-    assert result.state in (RunState.FAILED, RunState.LOST)
-    assert result.cause in (FailureCause.VOLUME_COMMIT_FAILED, FailureCause.CONTAINER_DIED)
+    assert (result.state, result.cause) == (RunState.FAILED, FailureCause.SYSTEM_ERROR)
     assert result.returncode == 125
+    assert f"the volume {volume.name} could not be reloaded: failed to publish commit" in result.detail
 
 
 def test_modals_timeout(server: LoopbackModal, launcher: Make, monkeypatch: pytest.MonkeyPatch) -> None:
