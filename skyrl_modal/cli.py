@@ -12,11 +12,10 @@ import click
 
 from skyrl_modal.errors import SkyRLModalError, StorageError, translate_system_errors
 from skyrl_modal.launcher import Launcher
-from skyrl_modal.protocol.events import MessageEvent, MessageLevel, OutputEvent
 from skyrl_modal.protocol.exit_codes import BROKEN_PIPE, INTERRUPTED, LAUNCHER_FAILED
 from skyrl_modal.protocol.state import FailureCause, RunState
 from skyrl_modal.run.cleanup import clean_up
-from skyrl_modal.run.foreground import report_end
+from skyrl_modal.run.foreground import report_end, show_events
 from skyrl_modal.run.handle import Run, runs
 from skyrl_modal.run.output_sink import open_sink
 from skyrl_modal.spec.fields import OPTION_HELP
@@ -110,12 +109,9 @@ def _make_launcher(**options: Any) -> Launcher:
     if volume:
         pairs = _parse_pairs(volume, "--volume")
         fields["volumes"] = [VolumeSpec(mount_path=path, name=name) for path, name in pairs.items()]
-    return Launcher(
-        **fields,
-        env=_parse_pairs(env, "--env"),
-        secrets=[*secret, *optional],
-        ray=RaySpec(dashboard=dashboard) if ray else None,
-    )
+    fields |= {"env": _parse_pairs(env, "--env"), "secrets": [*secret, *optional]}
+    with warnings_as_messages():
+        return Launcher(**fields, ray=RaySpec(dashboard=dashboard) if ray else None)
 
 
 def _to_command(arguments: Sequence[str]) -> str | list[str]:
@@ -271,16 +267,7 @@ def attach(run_id: str) -> None:
     run = Run.attach(run_id)
     reporter = StderrReporter()
     write = open_sink(None, reporter)
-    if run.dashboard_token is not None:
-        reporter.info(f"Token for Ray's dashboard: {run.dashboard_token}")
-    for event in run.events():
-        match event:
-            case OutputEvent(data):
-                write(data)
-            case MessageEvent(text, MessageLevel.WARNING):
-                reporter.warn(text)
-            case MessageEvent(text):
-                reporter.info(text)
+    show_events(run, write, reporter)
     sys.exit(run.wait().returncode)
 
 

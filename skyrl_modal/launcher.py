@@ -28,6 +28,7 @@ from skyrl_modal.run.result import RunResult
 from skyrl_modal.spec.fields import OPTION_HELP, check_whole_number, is_below
 from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.spec.volume import VolumeSpec
+from skyrl_modal.user_folders import local_path
 from skyrl_modal.views.text import StderrReporter
 
 
@@ -250,8 +251,8 @@ class Launcher(RunSpec):
             SpecError: A declared value is invalid.
             CheckoutNotFound: There is no checkout.
         """
-        backend = self.backend if isinstance(self.backend, str) else self.backend.name
-        return make_plan(self, normalize_command(command), backend)
+        name = self.backend if isinstance(self.backend, str) else self.backend.name
+        return make_plan(self, normalize_command(command), name)
 
     @translate_system_errors()
     def _start(
@@ -312,8 +313,6 @@ class Launcher(RunSpec):
             warnings.warn(f"run {run_id}: {change}", stacklevel=3)  # 3, as a decorated function has two frames
         return launcher, record.job.command
 
-    # -- volumes -----------------------------------------------------------------------------------------------------
-
     @translate_system_errors()
     def ls(self, path: str = "/root/data") -> list[VolumeEntry]:
         """List a folder of a volume.
@@ -326,10 +325,9 @@ class Launcher(RunSpec):
             FileNotFoundError: There is no such path.
         """
         volume, inside = self._find_volume(path)
-        entries = self._backend.ls(volume, inside)
         return [
             VolumeEntry(posixpath.join(volume.mount_path, entry.path), entry.type, entry.size, entry.mtime)
-            for entry in entries
+            for entry in self._backend.ls(volume, inside)
         ]
 
     @translate_system_errors()
@@ -353,7 +351,7 @@ class Launcher(RunSpec):
             StorageError: The copy cannot be written. The target is unchanged.
         """
         volume, inside = self._find_volume(path)
-        target = _local_path(local)
+        target = local_path(local)
         if target.is_symlink() and target.is_dir():
             raise SpecError("local", str(local), f"it is a symbolic link. Pass the folder itself: {target.resolve()}")
         if target.is_dir() and inside:
@@ -379,7 +377,7 @@ class Launcher(RunSpec):
             StorageError: A file cannot be read, or the copy cannot be written. The target is unchanged.
         """
         volume, inside = self._find_volume(path)
-        source = _local_path(local)
+        source = local_path(local)
         if not source.exists():
             raise PathNotFound(f"there is no {source}")
         for text in self._backend.push(volume, source, inside) or ():
@@ -393,17 +391,9 @@ class Launcher(RunSpec):
         for volume in sorted(self.volumes, key=lambda volume: -len(volume.mount_path)):
             if is_below(normal, volume.mount_path):
                 return volume, normal.removeprefix(volume.mount_path).lstrip("/")
-        known = ", ".join(volume.mount_path for volume in self.volumes) or "none"
-        raise SpecError("path", path, f"it is on none of this launcher's volumes ({known})")
+        paths = ", ".join(volume.mount_path for volume in self.volumes) or "none"
+        raise SpecError("path", path, f"it is on none of this launcher's volumes ({paths})")
 
     @property
     def _backend(self) -> Backend:
         return get_backend(self.backend) if isinstance(self.backend, str) else self.backend
-
-
-def _local_path(local: str | Path) -> Path:
-    """Return a path of this machine that a caller has passed."""
-    text = os.fspath(local)
-    if not text or "\0" in text:
-        raise SpecError("local", local, "pass the path of a file or folder")
-    return Path(text).expanduser()

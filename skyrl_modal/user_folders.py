@@ -11,7 +11,7 @@ from pathlib import Path
 
 import platformdirs
 
-from skyrl_modal.errors import StorageError
+from skyrl_modal.errors import SpecError, StorageError
 
 _NAME = "skyrl_modal"
 #: Also the mode that the XDG Base Directory Specification requires for folders of the user that do not exist yet.
@@ -137,3 +137,15 @@ def _check_owner(folder: Path, owner: int) -> None:
         f"the folder belongs to another user (with the id {owner}), who could replace its files. Remove it, or set "
         "XDG_DATA_HOME, XDG_STATE_HOME and XDG_CACHE_HOME to folders of your own",
     )
+
+
+def local_path(local: str | Path) -> Path:
+    """Return a path of this machine that a caller has passed as ``local``, with its ``~`` replaced.
+
+    Raises:
+        SpecError: It is empty, or contains a null character.
+    """
+    text = os.fspath(local)
+    if not text or "\0" in text:
+        raise SpecError("local", local, "pass the path of a file or folder")
+    return Path(text).expanduser()

@@ -240,6 +240,26 @@ def stream_to_end(
     return ForegroundRun(run, open_sink(output, reporter), reporter, interrupts, on_state).stream()
 
 
+def show_events(run: Run, sink: Sink, reporter: Reporter) -> None:
+    """Show the output and the messages of a run that this process does not own, from the beginning to the end.
+
+    Args:
+        run: The run.
+        sink: Receives the output.
+        reporter: Receives the messages.
+    """
+    if run.dashboard_token is not None:
+        reporter.info(f"Token for Ray's dashboard: {run.dashboard_token}")
+    for event in run.events():
+        match event:
+            case OutputEvent(data):
+                sink(data)
+            case MessageEvent(text, MessageLevel.WARNING):
+                reporter.warn(text)
+            case MessageEvent(text):
+                reporter.info(text)
+
+
 def report_end(result: RunResult, reporter: Reporter, reported: Collection[FailureCause] = ()) -> None:
     """Report a run's final state and log path, and the cause of a failure unless it was already reported.
 

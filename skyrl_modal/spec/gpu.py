@@ -81,7 +81,7 @@ def check_gpu_names(value: str | Sequence[str] | None) -> str | Sequence[str] | 
         if request.name in KNOWN_GPUS:
             continue
         near = get_close_matches(request.name, KNOWN_GPUS, n=3, cutoff=0.7)
-        question = f"did you mean {' or '.join(near)}? " if near else ""
+        question = f"Did you mean {' or '.join(near)}? " if near else ""
         warnings.warn(
             f"gpu={value!r}: {request.name} is not a known GPU type. {question}It is passed to Modal, which refuses "
             f"types that it does not have. Known types: {', '.join(KNOWN_GPUS)}",

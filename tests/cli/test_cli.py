@@ -119,7 +119,7 @@ def test_unknown_run_is_an_error(skyrl: Command, command: str) -> None:
     ("arguments", "returncode"),
     [
         (("run", "--timeout", "soon", "true"), 125),
-        (("run", "--gpu", "A1000", "true"), 125),
+        (("run", "--gpu", "A100:0", "true"), 125),
         (("run", "--backend", "mine", "true"), 125),
         (("run", "--name", "two parts", "true"), 125),
         (("run", "--workdir", "nowhere", "true"), 125),
@@ -145,6 +145,15 @@ def test_error_exit_codes(skyrl: Command, arguments: tuple[str, ...], returncode
     assert done.returncode == returncode
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_warning_about_an_option_is_a_message(skyrl: Command, checkout: Path) -> None:
+    """An unknown GPU type is reported as a message of the command line, and the run continues."""
+    done = skyrl("plan", "--backend", "local", "--checkout", str(checkout), "--gpu", "A1000", "true")
+
+    assert done.returncode == 0
+    assert "skyrl-modal | warning: gpu=['A1000']: A1000 is not a known GPU type. Did you mean A100" in done.stderr
+    assert "UserWarning" not in done.stderr
 
 
 def test_interrupt_exits_with_130(skyrl: Command, checkout: Path) -> None:
