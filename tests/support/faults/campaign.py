@@ -117,6 +117,8 @@ def main() -> int:
     else:
         cases = list(select_cases(seed, options.runs, options.only, options.backend))
     print(f"seed {seed}, {len(cases)} runs", flush=True)
+    # A shell without job control starts background processes with SIGINT ignored, which the callers would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # Exit through the finally blocks, which end all processes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="skyrl-faults-", ignore_cleanup_errors=True) as folder:
