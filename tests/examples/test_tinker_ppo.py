@@ -117,6 +117,7 @@ def test_server_that_exits_is_reported(run_example: RunExample, tmp_path: Path) 
     assert "the server exited with code 9" in done.stdout
 
 
+@pytest.mark.slow
 def test_client_failure_is_the_exit_code(run_example: RunExample, tmp_path: Path) -> None:
     """The exit code is the client's, and a server that still runs is ended."""
     (tmp_path / "SkyRL/examples/tinker/ppo/ppo_client.py").write_text("raise SystemExit(4)\n")
@@ -124,6 +125,7 @@ def test_client_failure_is_the_exit_code(run_example: RunExample, tmp_path: Path
     assert run_example().returncode == 4
 
 
+@pytest.mark.slow
 def test_image_has_the_locked_dependencies(server: LoopbackModal, run_example: RunExample) -> None:
     """The image installs the extras from the lock file on a machine with a GPU, once for both steps."""
     assert run_example().returncode == 0

@@ -166,6 +166,7 @@ def check_output(caller: Caller, result: RunResult) -> None:
 KINDS = ["pipe", "both", "stopped", "callback"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_stopped_reader_does_not_delay_the_end(make_caller: MakeCaller, kind: str) -> None:
     """The run ends while its output is not read. The reader then receives all of it, and the caller the exit code."""
@@ -231,6 +232,7 @@ def test_ctrl_c_stops_the_run_while_a_callback_blocks(make_caller: MakeCaller, k
     assert caller.process.returncode == 130
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pipe", "both", "callback"])
 def test_second_ctrl_c_interrupts_a_callback(make_caller: MakeCaller, kind: str) -> None:
     """The second Ctrl-C kills the run and raises KeyboardInterrupt in a sink that does not return."""

@@ -81,6 +81,7 @@ def test_stopped_reader_without_a_writable_volume(
     assert sink.size == total_of(sink)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("end", "fields", "state"),
     [("exit 0", {}, "succeeded"), ("exec sleep 1000", {"timeout": 3, "grace": 1}, "timed_out")],
@@ -95,6 +96,7 @@ def test_stopped_reader_of_two_ranks(launcher: MakeLauncher, end: str, fields: d
     assert sink.size == total_of(sink)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["rm", "truncate -s 1000", "mv -t ..", "cp /dev/null"])
 def test_log_that_the_command_changes(
     launcher: MakeLauncher, capfd: pytest.CaptureFixture[str], volume: VolumeSpec, change: str

@@ -63,6 +63,7 @@ def caller(script: Callable[..., Script], checkout: Path, volume: VolumeSpec) ->
 LINES = "for i in $(seq 1 30); do echo line $i; sleep 0.5; done; exit 4"
 
 
+@pytest.mark.slow
 def test_run_survives_an_outage_within_its_lease(server: LoopbackModal, caller: StartCaller) -> None:
     """An outage that is longer than Modal allows for the client of an app does no harm, and loses no output."""
     process = caller(LINES, lease=60)
@@ -81,6 +82,7 @@ def test_run_survives_an_outage_within_its_lease(server: LoopbackModal, caller: 
     assert lease_keys(server) == []
 
 
+@pytest.mark.slow
 def test_suspended_caller_within_its_lease(server: LoopbackModal, caller: StartCaller) -> None:
     """A caller that is suspended for less than its lease receives all output afterwards."""
     process = caller(LINES, lease=60)
@@ -146,6 +148,7 @@ def test_signal_ends_the_run_immediately(server: LoopbackModal, caller: StartCal
     assert lease_keys(server) == []
 
 
+@pytest.mark.slow
 def test_signal_while_uploading(server: LoopbackModal, caller: StartCaller) -> None:
     """SIGTERM during the upload ends the caller by the signal; its app ends, and the function was not called."""
     server.faults.hold("MountGetOrCreate")
@@ -160,6 +163,7 @@ def test_signal_while_uploading(server: LoopbackModal, caller: StartCaller) -> N
     wait_for_end(server)
 
 
+@pytest.mark.slow
 def test_signal_ends_all_runs_of_a_batch(server: LoopbackModal, caller: StartCaller) -> None:
     """SIGTERM stops the runs of ``Launcher.map`` with their grace periods; then the caller ends by the signal."""
     process = caller(saving_command(), where="map")
@@ -175,6 +179,7 @@ def test_signal_ends_all_runs_of_a_batch(server: LoopbackModal, caller: StartCal
     wait_for_end(server)
 
 
+@pytest.mark.slow
 def test_exit_of_the_caller_ends_the_run_immediately(server: LoopbackModal, caller: StartCaller) -> None:
     """A caller that exits while another thread executes the run cancels it."""
     process = caller(saving_command(path="/root/data/saved"), where="thread")

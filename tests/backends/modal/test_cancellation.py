@@ -52,6 +52,7 @@ def test_cancelled_before_the_start(
     assert "cancelled from elsewhere" in result.detail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [texts.CANCELLED, ""], ids=["text", "no-text"])
 @pytest.mark.parametrize("cancel", [cancel_call, stop_app])
 def test_cancelled_while_the_command_runs(
@@ -74,6 +75,7 @@ def test_cancelled_while_the_command_runs(
     assert result.attempts == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cancel", [cancel_call, stop_app])
 def test_owner_of_a_run_that_is_cancelled(
     server: LoopbackModal, launcher: Make, cancel: Callable[[LoopbackModal], None]

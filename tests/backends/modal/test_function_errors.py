@@ -104,6 +104,7 @@ def test_error_of_the_function_ends_the_run(
     assert run.state is result.state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ["import absent_module", "raise OSError(5, 'Input/output error')", "x = ("])
 def test_error_of_an_import_ends_the_run(fail_in_container: Callable[..., Run], line: str) -> None:
     """A module that the container cannot import, for example since its Python is too old, ends the run."""

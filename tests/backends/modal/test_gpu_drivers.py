@@ -49,6 +49,7 @@ def test_broken_gpu_takes_no_attempt(
     assert len(server.containers(running=False)) == len(programs) + 1
 
 
+@pytest.mark.slow
 def test_gpus_that_never_work_fail_the_run(
     server: LoopbackModal, make_launcher: MakeLauncher, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -66,6 +67,7 @@ def test_gpus_that_never_work_fail_the_run(
     assert "Traceback" not in reported
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gpu", "program"), [("L4:4", "seq 0 2"), (["L4:2", "T4:1"], ":")])
 def test_container_with_too_few_gpus_is_replaced(
     server: LoopbackModal, make_launcher: MakeLauncher, gpu: object, program: str
@@ -79,6 +81,7 @@ def test_container_with_too_few_gpus_is_replaced(
     assert len(server.containers(running=False)) == 2
 
 
+@pytest.mark.slow
 def test_gpu_that_breaks_after_an_attempt(server: LoopbackModal, make_launcher: MakeLauncher) -> None:
     """A container that is replaced keeps the number of attempts that an earlier container has made."""
     server.faults.gpu_programs += [(0, "echo 0"), (0, BROKEN)]
@@ -90,6 +93,7 @@ def test_gpu_that_breaks_after_an_attempt(server: LoopbackModal, make_launcher: 
     assert len(server.containers(running=False)) == 3
 
 
+@pytest.mark.slow
 def test_run_without_volume_is_replaced(server: LoopbackModal, make_launcher: MakeLauncher) -> None:
     """Containers are counted and replaced also if the run has no volume."""
     server.faults.gpu_programs += [(0, BROKEN)]
@@ -106,6 +110,7 @@ def test_gpus_are_not_counted_without_request(server: LoopbackModal, make_launch
     assert make_launcher(gpu=None).run("true", quiet=True).state is RunState.SUCCEEDED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_broken_gpu_of_a_cluster_takes_no_attempt(
     server: LoopbackModal, make_launcher: MakeLauncher, rank: int, capfd: pytest.CaptureFixture[str]

@@ -65,6 +65,7 @@ def test_new_container_waits_for_the_old_one(
     assert lease_keys(server) == []
 
 
+@pytest.mark.slow
 def test_second_preemption_of_a_waiting_container(make_server: MakeServer, late_launcher: Make, tmp_path: Path) -> None:
     """A container that is preempted while it waits is replaced, and the run continues in the third one."""
     server, used = make_server(mode=Mode(replacement_delay=0.2)), late_launcher(grace=20)
@@ -91,6 +92,7 @@ def test_second_preemption_of_a_waiting_container(make_server: MakeServer, late_
     assert len(server.containers(running=False)) == 3
 
 
+@pytest.mark.slow
 def test_run_is_cancelled_while_its_container_waits(make_server: MakeServer, late_launcher: Make) -> None:
     """The old container saves to its end, the new one exits, and the run is cancelled rather than preempted."""
     server = make_server(mode=Mode(replacement_delay=0.0))
@@ -108,6 +110,7 @@ def test_run_is_cancelled_while_its_container_waits(make_server: MakeServer, lat
     wait_for_end(server)
 
 
+@pytest.mark.slow
 def test_killed_container_is_waited_for_until_its_lease_expires(
     server: LoopbackModal, launcher: Make, volume: VolumeSpec
 ) -> None:
@@ -123,6 +126,7 @@ def test_killed_container_is_waited_for_until_its_lease_expires(
     assert "the earlier container does not respond" in server.log_text()
 
 
+@pytest.mark.slow
 def test_attempt_that_a_preemption_kills_does_not_count(make_server: MakeServer, late_launcher: Make) -> None:
     """If the platform kills a container before it could write a result, the run continues in the same attempt."""
     server = make_server(preempt_grace=1.5)
@@ -139,6 +143,7 @@ def test_attempt_that_a_preemption_kills_does_not_count(make_server: MakeServer,
     assert (result.state, result.returncode, result.attempts) == (RunState.FAILED, 6, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("retries", [0, 1])
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_attempts_are_counted_without_a_volume(server: LoopbackModal, launcher: Make, nodes: int, retries: int) -> None:
@@ -158,6 +163,7 @@ def test_attempts_are_counted_without_a_volume(server: LoopbackModal, launcher: 
     assert starts == ["up 1", "up 2"][: 1 + retries]
 
 
+@pytest.mark.slow
 def test_preemption_without_a_volume(server: LoopbackModal, launcher: Make) -> None:
     """A preempted attempt of a run without a volume does not count."""
     command = 'trap "echo saving; exit 9" INT; echo "up $SKYRL_ATTEMPT"; sleep 600 & wait'
@@ -172,6 +178,7 @@ def test_preemption_without_a_volume(server: LoopbackModal, launcher: Make) -> N
     run.wait(60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [["DictGetOrCreate"], ["DictUpdate", "DictGet", "DictPop"]])
 def test_run_continues_without_leases(make_server: MakeServer, late_launcher: Make, names: list[str]) -> None:
     """If the Dict cannot be reached, a container waits for some seconds and continues. A preemption works too."""
@@ -229,6 +236,7 @@ def test_retry_policy_is_that_of_clusters_only(server: LoopbackModal, launcher: 
     assert len(server.containers(running=False)) == 1 + 2 + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, 0.8])
 def test_new_cluster_waits_for_the_old_one(
     make_server: MakeServer, late_launcher: Make, tmp_path: Path, delay: float
@@ -246,6 +254,7 @@ def test_new_cluster_waits_for_the_old_one(
     assert lease_keys(server) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rank", "retries"), [(0, 1), (1, 1), (1, 0), (0, 0)])
 def test_dead_rank_and_the_retries_of_a_cluster(
     server: LoopbackModal, launcher: Make, volume: VolumeSpec, rank: int, retries: int

@@ -29,6 +29,7 @@ def make_launcher(checkout: Path, volume: object) -> MakeLauncher:
     return lambda **fields: Launcher(**{**defaults, **fields})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "seconds"),
     [("recorded", 1), ("late_replacement", 1), ("overlap", 5)],
@@ -120,6 +121,7 @@ def test_spend_limit_at_the_start_is_an_error(
     server.mode = "recorded"
 
 
+@pytest.mark.slow
 def test_spend_limit_ends_a_run(make_server: MakeServer, make_launcher: MakeLauncher) -> None:
     """A run that the spend limit ends is not waited for without end."""
     server = make_server()
@@ -134,6 +136,7 @@ def test_spend_limit_ends_a_run(make_server: MakeServer, make_launcher: MakeLaun
         server.mode = "recorded"
 
 
+@pytest.mark.slow
 def test_driver_that_fails_once_takes_no_attempt(make_server: MakeServer, make_launcher: MakeLauncher) -> None:
     """A container whose GPU driver does not initialize is replaced, and no attempt is counted."""
     make_server(mode="driver_fails_once")

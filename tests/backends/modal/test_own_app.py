@@ -66,6 +66,7 @@ def test_command_runs_in_the_checkout(server: LoopbackModal, checkout: Path, tmp
     assert "kept\n" in again.stdout
 
 
+@pytest.mark.slow
 def test_failed_command_raises(server: LoopbackModal, checkout: Path, tmp_path: Path) -> None:
     """A command that fails is an error with its exit code in the caller's process."""
     done = modal_run(server, checkout, tmp_path, "--command", "exit 7")
@@ -74,6 +75,7 @@ def test_failed_command_raises(server: LoopbackModal, checkout: Path, tmp_path: 
     assert "returned non-zero exit status 7" in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_steps_in_one_container(server: LoopbackModal, checkout: Path, tmp_path: Path) -> None:
     """A function may run several commands; the exit code is returned if errors are not raised."""
     command = 'cat /root/data/prepared; echo "step $STEP"; exit 3'

@@ -39,6 +39,7 @@ print(result.state, result.returncode, sum(map(len, chunks)), flush=True)
 """
 
 
+@pytest.mark.slow
 def test_blocked_sink_does_not_end_the_run(
     server: LoopbackModal, script: Callable[..., Script], checkout: Path, volume: VolumeSpec
 ) -> None:
@@ -56,6 +57,7 @@ def test_blocked_sink_does_not_end_the_run(
     assert (code, out) == (0, f"failed 7 {len('up') + 1 + SEQUENCE_BYTES}\n")
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_run_while_a_sink_blocks(
     server: LoopbackModal, script: Callable[..., Script], checkout: Path, volume: VolumeSpec
 ) -> None:
@@ -128,6 +130,7 @@ sys.exit(launcher.run("seq 200000; sleep 600", quiet=True).returncode)
 """
 
 
+@pytest.mark.slow
 def test_unread_pipe_does_not_delay_the_timeout(
     server: LoopbackModal, script: Callable[..., Script], checkout: Path, volume: VolumeSpec
 ) -> None:

@@ -56,6 +56,7 @@ def test_run_ends_at_the_spend_limit(server: LoopbackModal, launcher: Make, limi
     assert time.monotonic() - begin < 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", ["exceeded", "disabled"])
 def test_submitted_run_ends_at_the_spend_limit(server: LoopbackModal, running: Run, limit: str) -> None:
     """The process that has submitted a run, and waits for it, receives the result."""
@@ -67,6 +68,7 @@ def test_submitted_run_ends_at_the_spend_limit(server: LoopbackModal, running: R
     assert result.returncode == 125
 
 
+@pytest.mark.slow
 def test_result_before_the_spend_limit_is_kept(server: LoopbackModal, launcher: Make) -> None:
     """A run that ended before the limit was reached has its own result, if its volume can be read."""
     run = launcher().submit("exit 3")

@@ -98,6 +98,7 @@ def test_wait_for_the_next_container_is_reported(
     assert messages.count("waiting for another container for 15 s. Modal: ") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(modal.App, "stop"), reason="clients before modal 1.6.4 find no app by its id")
 def test_attached_process_reports_the_reason(
     make_server: MakeServer, make_launcher: MakeLauncher, script: Callable[..., Script]
@@ -129,6 +130,7 @@ def test_running_command_costs_no_requests_for_reasons(make_server: MakeServer, 
     assert len(server.requests("AppCountLogs")) == requests
 
 
+@pytest.mark.slow
 def test_modals_lines_explain_a_lost_container(
     make_server: MakeServer, make_launcher: MakeLauncher, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,6 +145,7 @@ def test_modals_lines_explain_a_lost_container(
     assert f"Modal: Container {container.id} ended." in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_modals_line_explains_a_stopped_app(
     make_server: MakeServer, make_launcher: MakeLauncher, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,6 +185,7 @@ def test_waiting_call_is_cancelled_at_the_deadline(
     assert server.function_calls[0].inputs[0].cancelled
 
 
+@pytest.mark.slow
 def test_other_processes_read_the_cause(make_server: MakeServer, make_launcher: MakeLauncher) -> None:
     """The cause of a run that was cancelled at its deadline is stored for later readers."""
     make_server(mode=Mode(capacity_wait=600))
@@ -193,6 +197,7 @@ def test_other_processes_read_the_cause(make_server: MakeServer, make_launcher: 
     assert "the command did not start within 1 s" in waited.stderr
 
 
+@pytest.mark.slow
 def test_a_reader_applies_the_deadline_of_a_submitted_run(
     make_server: MakeServer, script: Callable[..., Script], checkout: Path, volume: VolumeSpec
 ) -> None:
@@ -243,6 +248,7 @@ def test_restart_after_a_preemption_is_not_late(
     run.cancel(now=True)
 
 
+@pytest.mark.slow
 def test_deadline_includes_the_start_of_ray(
     make_server: MakeServer, make_launcher: MakeLauncher, tmp_path: Path
 ) -> None:
@@ -267,6 +273,7 @@ def test_cancelled_run_is_not_late(make_server: MakeServer, make_launcher: MakeL
     assert ending(run.wait(60)) == (RunState.CANCELLED, 130, FailureCause.STOPPED)
 
 
+@pytest.mark.slow
 def test_cluster_is_cancelled_at_the_deadline(make_server: MakeServer, make_launcher: MakeLauncher) -> None:
     """A cluster that does not start by the deadline ends as failed."""
     server = make_server()

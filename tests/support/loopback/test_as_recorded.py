@@ -98,6 +98,7 @@ def test_system_lines_are_in_the_apps_log_only(loopback: LoopbackModal, running:
         assert not [entry for entry in lines if entry.call_id or entry.input_id]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "line"),
     [
@@ -133,6 +134,7 @@ def test_replayed_log_lacks_what_is_not_retained(loopback: LoopbackModal, runnin
 # -- a client that is disconnected -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_outage_of_minutes_stops_an_ephemeral_app(loopback: LoopbackModal, running: Any) -> None:
     """An app stops if its client cannot send heartbeats for minutes; its containers receive SIGINT."""
     loopback.plane.client_timeout = 2.0
@@ -158,6 +160,7 @@ def test_outage_of_seconds_stops_no_app(loopback: LoopbackModal, running: Any) -
         assert call.get() is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["recorded", "detached_continues"])
 def test_detached_blocking_call_without_its_client(loopback: LoopbackModal, mode: str) -> None:
     """A blocking call of a detached app is cancelled when its client is disconnected, or continues: both occur."""
@@ -200,6 +203,7 @@ def test_replacement_can_overlap_the_old_container(loopback: LoopbackModal, runn
         call.cancel(terminate_containers=True)
 
 
+@pytest.mark.slow
 def test_replacement_can_be_late(loopback: LoopbackModal, running: Any, volume: Any) -> None:
     """The new container can be created long after the old one has exited."""
     loopback.mode = "late_replacement"
@@ -360,6 +364,7 @@ def test_spend_limit_at_the_start(loopback: LoopbackModal, running: Any) -> None
         pass
 
 
+@pytest.mark.slow
 def test_spend_limit_during_a_call(loopback: LoopbackModal, running: Any) -> None:
     """At the spend limit containers are stopped, and the caller gets ResourceExhaustedError, later ConflictError."""
     with running("wait", detach=True) as wait:
@@ -375,6 +380,7 @@ def test_spend_limit_during_a_call(loopback: LoopbackModal, running: Any) -> Non
         loopback.mode = "recorded"
 
 
+@pytest.mark.slow
 def test_wait_for_capacity_is_in_the_apps_log(loopback: LoopbackModal, running: Any) -> None:
     """A call waits for a worker, and the app's log has the reason, without an id of a call."""
     loopback.mode = "capacity_wait"
@@ -390,6 +396,7 @@ def test_wait_for_capacity_is_in_the_apps_log(loopback: LoopbackModal, running: 
     assert container.ready_at - container.created_at >= 3.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gpu", ["GB200", "B200+", "RTX-PRO-6000", "H100!"])
 def test_documented_gpus_are_accepted(running: Any, gpu: str) -> None:
     """Every GPU of Modal's documentation is accepted."""
@@ -400,6 +407,7 @@ def test_documented_gpus_are_accepted(running: Any, gpu: str) -> None:
 # -- clusters ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("retries", [0, 1])
 def test_dead_container_fails_a_clusters_call(loopback: LoopbackModal, clustered: Any, retries: int) -> None:
     """If a container of a cluster dies, the call fails; only a retry policy starts it again."""
@@ -417,6 +425,7 @@ def test_dead_container_fails_a_clusters_call(loopback: LoopbackModal, clustered
     assert len(loopback.containers(running=False)) == 2 * (retries + 1)
 
 
+@pytest.mark.slow
 def test_preempted_cluster_can_overlap_its_replacement(loopback: LoopbackModal, clustered: Any) -> None:
     """The replacement of a preempted cluster can start before the old containers have exited."""
     loopback.mode = "overlap"
