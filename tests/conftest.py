@@ -25,10 +25,11 @@ __all__ = ["pytest_addoption", "pytest_configure", "pytest_itemcollected"]
 @pytest.fixture(scope="session", autouse=True)
 def isolated_user_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Redirect user folders to a temporary directory, and fail the session if processes or files remain."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # A shell without job control starts background processes with SIGINT ignored, which the callers of the tests
-        # would inherit.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        # A shell without job control starts background processes with SIGINT ignored, and nohup ignores SIGHUP. The
+        # callers of the tests would inherit that.
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
     folder = tmp_path_factory.mktemp("user")
     value = uuid.uuid4().hex
     with pytest.MonkeyPatch.context() as patch:

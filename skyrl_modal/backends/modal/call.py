@@ -33,6 +33,8 @@ RESULT_POLL_TIMEOUT = 300.0
 RESULT_TIMEOUT = 30.0
 #: The same for a call that ended without a request of this process.
 UNREQUESTED_RESULT_TIMEOUT = 10.0
+#: Seconds after a kill in which the result of a run that ended at the same time becomes visible on its volume.
+KILLED_RESULT_TIMEOUT = 1.5
 #: Seconds after which a run without any file on its volume is considered not started.
 START_EVIDENCE_TIMEOUT = 10.0
 #: Seconds in which the container that Modal stops at the account's spend limit writes its result.
@@ -306,7 +308,9 @@ class ModalCall:
             has_started = has_started or await self._folder.read_status() is not None
             # A run that has not started leaves no result, however long the wait.
             limit = timeout if has_started else min(timeout, START_EVIDENCE_TIMEOUT)
-            if self.is_killed or asyncio.get_running_loop().time() >= begin + limit:
+            if self.is_killed:
+                limit = min(limit, KILLED_RESULT_TIMEOUT)
+            if asyncio.get_running_loop().time() >= begin + limit:
                 return None, has_started
             await asyncio.sleep(interval)
             interval = min(2 * interval, MAX_POLL_INTERVAL)
