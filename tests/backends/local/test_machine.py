@@ -278,14 +278,14 @@ def test_the_command_line_exits_with_the_commands_code(checkout: Path) -> None:
 
 
 def test_doctor_checks_this_machine(checkout: Path) -> None:
-    """`skyrl-modal doctor` reports namespaces and the Ray that the checkout pins."""
+    """`skyrl-modal doctor` reports namespaces and the Ray that the checkout requires."""
     done = subprocess.run(
         [sys.executable, "-m", "skyrl_modal", "doctor"], cwd=checkout, capture_output=True, text=True, check=False
     )
 
     assert done.returncode == 0, done.stdout
     assert re.search(r"^ok +namespaces", done.stdout, re.MULTILINE)
-    assert "pins ray==2.57.0" in done.stdout
+    assert "requires ray==2.57.0" in done.stdout
 
 
 def test_a_closed_output_ends_the_run(checkout: Path) -> None:
