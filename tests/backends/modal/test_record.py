@@ -11,6 +11,7 @@ import pytest
 from modal_proto import api_pb2
 
 from skyrl_modal import ImageSpec, Launcher, MountSpec, SecretSpec, VolumeSpec
+from skyrl_modal.protocol.leases import MAX_REPLACEMENTS
 from tests.support.loopback import LoopbackModal
 
 Make = Callable[..., Launcher]
@@ -45,7 +46,8 @@ def test_run_creates_one_app_function_and_call(server: LoopbackModal, launcher: 
     assert definition.definition_type == definition.DEFINITION_TYPE_FILE  # by name, without pickle
     assert not definition.function_serialized
     assert definition.timeout_secs == 2 * (5400 + 10) + 300
-    assert definition.retry_policy.retries == 0  # the supervisor makes the further attempts
+    # The supervisor makes the further attempts. These starts replace containers with broken GPUs.
+    assert definition.retry_policy.retries == MAX_REPLACEMENTS
     assert (definition.resources.milli_cpu, definition.resources.memory_mb) == (2000, 4096)
     assert [mount.mount_path for mount in definition.volume_mounts] == ["/root/data"]
     assert next(request.deployment_name for request in server.requests("VolumeGetOrCreate")) == volume.name
