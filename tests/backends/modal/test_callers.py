@@ -61,7 +61,7 @@ def test_second_ctrl_c_kills_whatever_the_grace_period(
     caller.process.send_signal(signal.SIGINT)
     code, out, err = caller.end()
 
-    assert time.monotonic() - begin < 10  # 1 s on an idle machine
+    assert time.monotonic() - begin < 40  # 3 s on an idle machine; the grace period is 500 s
     assert (code, out) == (77, "interrupted\n")
     assert "cancelled, exit code 137" in err
     server.wait_for_no_container(15)
@@ -81,7 +81,7 @@ def test_second_ctrl_c_kills_without_a_network(
     caller.process.send_signal(signal.SIGINT)
     code, out, err = caller.end()
 
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < 40  # the grace period is 500 s
     assert (code, out) == (77, "interrupted\n")
     assert "cancelled, exit code 137" in err
     server.faults.clear()
