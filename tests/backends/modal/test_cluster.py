@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,21 +132,6 @@ def test_another_ray_on_a_node_is_reported(
     assert "rank 1 (" in result.detail
     assert "Version mismatch" in result.detail
     server.wait_for_no_container()
-
-
-def test_container_without_ray_is_reported(
-    make_server: Callable[..., LoopbackModal], launcher: Make, cluster: Make, tmp_path: Path
-) -> None:
-    """A container without a ``ray`` program fails the run before its command."""
-    make_server(container_env={"PATH": "/usr/bin:/bin"})
-    bare = tmp_path / "python"
-    bare.symlink_to(sys.executable)
-
-    result = cluster(ray=RaySpec(), env={"PATH": "/usr/bin:/bin"}).run("echo never", quiet=True)
-
-    assert (result.state, result.cause, result.returncode) == (RunState.FAILED, FailureCause.RAY_NOT_INSTALLED, 125), (
-        result.detail
-    )
 
 
 # -- while the command runs ------------------------------------------------------------------------------------------
