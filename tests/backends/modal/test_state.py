@@ -41,6 +41,12 @@ READERS: dict[str, Callable[[Run], RunState]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def own_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use an index of its own: ``ps`` waits 10 s for each run of another test, whose control plane has ended."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
 @pytest.fixture
 def submit(launcher: Make) -> Iterator[Callable[..., Run]]:
     """Return a function that submits a command, without Ray by default; the run is killed at the end of the test."""
