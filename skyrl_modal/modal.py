@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import os
 import posixpath
-import secrets
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -44,6 +43,7 @@ from skyrl_modal.protocol.events import MessageEvent, StateEvent
 from skyrl_modal.protocol.job import Job, Limits, RayOptions
 from skyrl_modal.protocol.log_lines import prefixed
 from skyrl_modal.protocol.rank_config import ClusterTokens, RankConfig
+from skyrl_modal.protocol.run_id import new_run_id
 
 if TYPE_CHECKING:
     from skyrl_modal.snapshots.snapshot import Snapshot
@@ -193,14 +193,13 @@ def run_script(
 def _make_job(command: str, workdir: str, *, ray: bool, limits: Limits, env: Mapping[str, str]) -> Job:
     root = os.environ.get("SKYRL_REPO_ROOT", REMOTE_ROOT)
     data = DATA_FOLDER if os.path.isdir(DATA_FOLDER) else None
-    now = datetime.now(UTC)
-    run_id = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    run_id = new_run_id()
     return Job(
         run_id=run_id,
         command=command,
         workdir=posixpath.normpath(posixpath.join(root, workdir)),
         run_folder=f"{data or '/root'}/.skyrl_modal/runs/{run_id}",
-        created_at=now.isoformat(),
+        created_at=datetime.now(UTC).isoformat(),
         repo_root=root,
         data_root=data,
         env=dict(env),

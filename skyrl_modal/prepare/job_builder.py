@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import posixpath
-import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -12,18 +11,9 @@ from attrs import asdict
 from skyrl_modal.checkout import Checkout
 from skyrl_modal.mount import Selection
 from skyrl_modal.protocol.job import CheckoutFacts, Job, Limits, Mount, RayOptions, Volume, WorkerLossPolicy
+from skyrl_modal.protocol.run_id import new_run_id
 from skyrl_modal.spec.ray import RaySpec
 from skyrl_modal.spec.run_spec import RunSpec
-
-
-def new_run_id() -> str:
-    """Return a new run id: the current second in UTC, then random digits. Ids sort by time.
-
-    Example:
-        >>> len(new_run_id())
-        22
-    """
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
 def build_job(

@@ -19,7 +19,7 @@ from skyrl_modal.run.index import IndexRecord, RunIndex
 
 WRITER = """
 import sys
-from skyrl_modal.prepare.job_builder import new_run_id
+from skyrl_modal.protocol.run_id import new_run_id
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.run.index import IndexRecord, RunIndex
 for number in range(int(sys.argv[1])):

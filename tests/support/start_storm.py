@@ -212,9 +212,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     summary = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m tests.support.start_storm", description=summary)
     parser.add_argument("--runs", type=int, default=500, help="number of runs without Ray (default: 500)")
-    parser.add_argument("--parallel", type=int, default=32, help="how many are active at once (default: 32)")
+    parser.add_argument("--parallel", type=int, default=32, help="how many are active at the same time (default: 32)")
     parser.add_argument("--ray", type=int, default=0, help="number of runs with Ray (default: 0)")
-    parser.add_argument("--ray-parallel", type=int, default=4, help="how many of those at once (default: 4)")
+    parser.add_argument("--ray-parallel", type=int, default=4, help="how many of those at the same time (default: 4)")
     parser.add_argument("--no-namespaces", action="store_true", help="as on a machine without bubblewrap")
     parser.add_argument("--driver", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
