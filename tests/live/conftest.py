@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import subprocess
 import sys
@@ -17,21 +16,11 @@ import modal
 import pytest
 
 from tests.support.loopback import LoopbackModal
+from tests.support.loopback.fixtures import JOBS, jobs
 
-JOBS = Path(__file__).parents[1] / "support" / "loopback" / "loopback_jobs.py"
+__all__ = ["JOBS", "jobs"]
+
 REPORT = pytest.StashKey[list[str]]()
-
-
-@pytest.fixture(scope="session")
-def jobs() -> ModuleType:
-    """Return the functions of the loopback's tests as a top-level module, so that the client uploads this file only."""
-    spec = importlib.util.spec_from_file_location("loopback_jobs", JOBS)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["loopback_jobs"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(params=["loopback", pytest.param("live", marks=pytest.mark.live)])

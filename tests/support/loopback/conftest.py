@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,23 +11,9 @@ import modal
 import pytest
 
 from . import LoopbackModal
-from .fixtures import loopback
+from .fixtures import jobs, loopback
 
-__all__ = ["loopback"]
-
-HERE = Path(__file__).parent
-
-
-@pytest.fixture(scope="session")
-def jobs() -> ModuleType:
-    """Return loopback_jobs as a top-level module, so that the client uploads this file only."""
-    spec = importlib.util.spec_from_file_location("loopback_jobs", HERE / "loopback_jobs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["loopback_jobs"] = module
-    spec.loader.exec_module(module)
-    return module
+__all__ = ["jobs", "loopback"]
 
 
 @pytest.fixture
