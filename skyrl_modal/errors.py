@@ -18,16 +18,18 @@
   * PathNotFound (also a FileNotFoundError)
   * StorageError
 
-Each exception has its facts as attributes and can be pickled, so that a driver can pass it between processes.
+Each exception has its facts as attributes and can be pickled, so that a driver can pass it between processes. The classes
+have no decorator, so that commands of the command line that need no attrs do not import it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from attrs import define
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 #: The text of the RuntimeError that ``Path.expanduser`` raises for a user without a home folder (CPython 3.11 to 3.13).
 NO_HOME_TEXT = "Could not determine home directory."
@@ -42,7 +44,6 @@ class SkyRLModalError(Exception):
     """
 
 
-@define(eq=False, slots=False, repr=False)
 class SpecError(SkyRLModalError, ValueError):
     r"""A declared value is invalid.
 
@@ -56,15 +57,16 @@ class SpecError(SkyRLModalError, ValueError):
         'timeout=\'soon\': pass seconds, a timedelta, or text such as "90m"'
     """
 
-    field: str
-    value: object
-    remedy: str
+    def __init__(self, field: str, value: object, remedy: str) -> None:
+        super().__init__(field, value, remedy)
+        self.field = field
+        self.value = value
+        self.remedy = remedy
 
     def __str__(self) -> str:
         return f"{self.field}={self.value!r}: {self.remedy}"
 
 
-@define(eq=False, slots=False, repr=False)
 class CheckoutNotFound(SkyRLModalError):
     """No folder that contains ``skyrl-gym/`` was found.
 
@@ -72,7 +74,9 @@ class CheckoutNotFound(SkyRLModalError):
         searched: The searched places in order, as pairs of a description and a folder.
     """
 
-    searched: Sequence[tuple[str, Path]]
+    def __init__(self, searched: Sequence[tuple[str, Path]]) -> None:
+        super().__init__(searched)
+        self.searched = searched
 
     def __str__(self) -> str:
         places = "".join(f"\n  {why}: {folder} and the folders above it" for why, folder in self.searched)
@@ -82,7 +86,6 @@ class CheckoutNotFound(SkyRLModalError):
         )
 
 
-@define(eq=False, slots=False, repr=False)
 class BackendUnavailable(SkyRLModalError):
     """The backend cannot execute a run now.
 
@@ -91,14 +94,15 @@ class BackendUnavailable(SkyRLModalError):
         reason: What is missing, and what to do about it.
     """
 
-    backend: str
-    reason: str
+    def __init__(self, backend: str, reason: str) -> None:
+        super().__init__(backend, reason)
+        self.backend = backend
+        self.reason = reason
 
     def __str__(self) -> str:
         return f"the {self.backend} backend is not available: {self.reason}"
 
 
-@define(eq=False, slots=False, repr=False)
 class RunError(SkyRLModalError):
     """Base class of the exceptions about a run that did not succeed.
 
@@ -108,9 +112,11 @@ class RunError(SkyRLModalError):
         log_tail: The last lines of its output.
     """
 
-    run_id: str
-    detail: str = ""
-    log_tail: str = ""
+    def __init__(self, run_id: str, detail: str = "", log_tail: str = "") -> None:
+        super().__init__(run_id, detail, log_tail)
+        self.run_id = run_id
+        self.detail = detail
+        self.log_tail = log_tail
 
     def _headline(self) -> str:
         return f"run {self.run_id} failed"
@@ -124,7 +130,6 @@ class RunError(SkyRLModalError):
         return text
 
 
-@define(eq=False, slots=False, repr=False)
 class CommandFailed(RunError):
     """The command exited with a code other than 0, or could not be started.
 
@@ -137,13 +142,15 @@ class CommandFailed(RunError):
         7
     """
 
-    returncode: int = 1
+    def __init__(self, run_id: str, detail: str = "", log_tail: str = "", returncode: int = 1) -> None:
+        super().__init__(run_id, detail, log_tail)
+        self.args += (returncode,)
+        self.returncode = returncode
 
     def _headline(self) -> str:
         return f"run {self.run_id} ended with exit code {self.returncode}"
 
 
-@define(eq=False, slots=False, repr=False)
 class RunTimeout(RunError):
     """The run was stopped at its time limit, or did not end within the time limit of ``wait``.
 
@@ -152,8 +159,13 @@ class RunTimeout(RunError):
         returncode: 124 if the run was stopped; None if only the wait ended.
     """
 
-    seconds: float = 0.0
-    returncode: int | None = None
+    def __init__(
+        self, run_id: str, detail: str = "", log_tail: str = "", seconds: float = 0.0, returncode: int | None = None
+    ) -> None:
+        super().__init__(run_id, detail, log_tail)
+        self.args += (seconds, returncode)
+        self.seconds = seconds
+        self.returncode = returncode
 
     def _headline(self) -> str:
         if self.returncode is None:
@@ -161,7 +173,6 @@ class RunTimeout(RunError):
         return f"run {self.run_id} was stopped at its time limit of {self.seconds:,.10g} s"
 
 
-@define(eq=False, slots=False, repr=False)
 class RunCancelled(RunError):
     """The run was cancelled before its command exited.
 
@@ -169,13 +180,15 @@ class RunCancelled(RunError):
         returncode: The exit code of the stopped command.
     """
 
-    returncode: int = 130
+    def __init__(self, run_id: str, detail: str = "", log_tail: str = "", returncode: int = 130) -> None:
+        super().__init__(run_id, detail, log_tail)
+        self.args += (returncode,)
+        self.returncode = returncode
 
     def _headline(self) -> str:
         return f"run {self.run_id} was cancelled"
 
 
-@define(eq=False, slots=False, repr=False)
 class RunLost(RunError):
     """The run ended without a result, because its container or its supervisor exited."""
 
@@ -183,7 +196,6 @@ class RunLost(RunError):
         return f"run {self.run_id} was lost"
 
 
-@define(eq=False, slots=False, repr=False)
 class RunNotFound(SkyRLModalError, LookupError):
     """No run has this id.
 
@@ -192,15 +204,16 @@ class RunNotFound(SkyRLModalError, LookupError):
         nearest: Known ids that are similar.
     """
 
-    run_id: str
-    nearest: Sequence[str] = ()
+    def __init__(self, run_id: str, nearest: Sequence[str] = ()) -> None:
+        super().__init__(run_id, nearest)
+        self.run_id = run_id
+        self.nearest = nearest
 
     def __str__(self) -> str:
         hint = f" (similar: {', '.join(self.nearest)})" if self.nearest else ""
         return f"no run has the id {self.run_id!r}{hint}. `skyrl-modal ps` lists the runs known on this machine."
 
 
-@define(eq=False, slots=False, repr=False)
 class RecordError(SkyRLModalError):
     """A record of a run cannot be read: it is damaged, or was written by a newer version.
 
@@ -209,14 +222,15 @@ class RecordError(SkyRLModalError):
         reason: Why it cannot be read.
     """
 
-    path: str
-    reason: str
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
 
     def __str__(self) -> str:
         return f"{self.path} cannot be read: {self.reason}"
 
 
-@define(eq=False, slots=False, repr=False)
 class SnapshotError(SkyRLModalError):
     """A snapshot could not be taken, or was released before it was used.
 
@@ -225,14 +239,15 @@ class SnapshotError(SkyRLModalError):
         reason: What went wrong, and what to do about it.
     """
 
-    path: str
-    reason: str
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
 
 
-@define(eq=False, slots=False, repr=False)
 class PathNotFound(SkyRLModalError, FileNotFoundError):
     """A file or folder does not exist: on a volume, or on this machine.
 
@@ -244,13 +259,14 @@ class PathNotFound(SkyRLModalError, FileNotFoundError):
         True
     """
 
-    reason: str
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
     def __str__(self) -> str:
         return self.reason
 
 
-@define(eq=False, slots=False, repr=False)
 class StorageError(SkyRLModalError):
     """A file or folder of this machine cannot be read or written, or another request to the system failed.
 
@@ -259,8 +275,10 @@ class StorageError(SkyRLModalError):
         reason: What the system reported.
     """
 
-    path: str
-    reason: str
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}" if self.path else self.reason

@@ -1,35 +1,32 @@
-"""The launcher: joins preparation, backends and runs."""
+"""The launcher: what a user declares, and a method for each verb.
+
+Importing this module loads what a declaration needs. What the methods do is in ``skyrl_modal.launching``, which they
+import when they are called: it loads preparation, backends and runs, which takes as long as everything else together.
+"""
 
 from __future__ import annotations
 
 import os
-import posixpath
-import warnings
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from attrs import Attribute, field, fields, frozen
+from attrs import field, frozen
 
-from skyrl_modal.backends import Backend, VolumeEntry, check_backend, get_backend
-from skyrl_modal.errors import PathNotFound, SkyRLModalError, SpecError, translate_system_errors
-from skyrl_modal.prepare.command import normalize_command, shorten_command
-from skyrl_modal.prepare.plan import Plan, make_plan
-from skyrl_modal.prepare.restore import changes_since
-from skyrl_modal.prepare.staging import check_with_backend, take_snapshots
-from skyrl_modal.reporting import NullReporter, NullRunTable, Reporter
-from skyrl_modal.run.cleanup import remove_half_written
-from skyrl_modal.run.foreground import stream_to_end
-from skyrl_modal.run.handle import Run
-from skyrl_modal.run.index import RunIndex
-from skyrl_modal.run.interrupts import Interrupts, catch_interrupts
-from skyrl_modal.run.output_sink import OutputTarget, open_sink
-from skyrl_modal.run.result import RunResult
-from skyrl_modal.spec.fields import OPTION_HELP, check_whole_number, is_below
+from skyrl_modal.backends import check_backend
+from skyrl_modal.errors import translate_system_errors
+from skyrl_modal.spec.fields import OPTION_HELP
 from skyrl_modal.spec.run_spec import RunSpec
-from skyrl_modal.spec.volume import VolumeSpec
-from skyrl_modal.user_folders import local_path
-from skyrl_modal.views.text import StderrReporter
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from attrs import Attribute
+
+    from skyrl_modal.backends import Backend, VolumeEntry
+    from skyrl_modal.prepare.plan import Plan
+    from skyrl_modal.run.handle import Run
+    from skyrl_modal.run.output_sink import OutputTarget
+    from skyrl_modal.run.result import RunResult
 
 
 @frozen(kw_only=True)
@@ -119,20 +116,12 @@ class Launcher(RunSpec):
             >>> launcher.run("exit 7").returncode  # doctest: +SKIP
             7
         """
-        with catch_interrupts() as interrupts:
-            result = self._run(command, output, quiet=quiet, interrupts=interrupts)
-        interrupts.raise_if_recorded()
+        from skyrl_modal import launching
+
+        result = launching.run(self, command, output, quiet=quiet)
         if check:
             result.check_returncode()
         return result
-
-    def _run(
-        self, command: str | Sequence[str], output: OutputTarget, *, quiet: bool, interrupts: Interrupts
-    ) -> RunResult:
-        reporter: Reporter = NullReporter() if quiet else StderrReporter()
-        open_sink(output)  # refuses an invalid target before anything starts
-        run = self._start(command, owned=True, reporter=reporter, interrupts=interrupts)
-        return stream_to_end(run, output, reporter, interrupts)
 
     def submit(self, command: str | Sequence[str]) -> Run:
         """Start a command that continues after this process has exited.
@@ -149,7 +138,9 @@ class Launcher(RunSpec):
             BackendUnavailable: The backend cannot execute a run.
             StorageError: A file or folder of this machine cannot be read or written. Nothing continues to run.
         """
-        return self._start(command, owned=False, reporter=NullReporter())
+        from skyrl_modal import launching
+
+        return launching.submit(self, command)
 
     def map(
         self,
@@ -179,26 +170,9 @@ class Launcher(RunSpec):
             >>> [result.returncode for result in launcher.map(["exit 1", "exit 2"])]  # doctest: +SKIP
             [1, 2]
         """
-        texts = [normalize_command(command) for command in commands]
-        labels = list(names) if names is not None else texts
-        if len(labels) != len(texts):
-            raise SpecError("names", labels, f"pass one name for each command ({len(texts)})")
-        backend = self._backend.name
-        if max_parallel is None:
-            max_parallel = 2 if backend == "local" else 50
-        check_whole_number("max_parallel", max_parallel, minimum=1)
-        if not texts:
-            return []
-        self.plan(texts[0])  # raises errors in the launcher's fields before anything starts
-        from skyrl_modal.views.table import LiveRunTable  # imported here, since a single run needs no table
+        from skyrl_modal import launching
 
-        def start(command: str, reporter: Reporter) -> Run:
-            return self._start(command, owned=True, reporter=reporter)
-
-        with NullRunTable() if quiet else LiveRunTable(labels) as table:
-            from skyrl_modal.run.batch import Batch  # imported here, since one run does not need it
-
-            return Batch(texts, start, max_parallel=max_parallel, table=table, backend=backend).run()
+        return launching.map_commands(self, commands, max_parallel=max_parallel, names=names, quiet=quiet)
 
     async def arun(
         self, command: str | Sequence[str], *, check: bool = False, output: OutputTarget = None, quiet: bool = False
@@ -207,36 +181,16 @@ class Launcher(RunSpec):
 
         Cancelling the task again kills the run, and does not wait.
         """
-        import asyncio  # imported here, since most callers do not use it
+        from skyrl_modal import launching
 
-        interrupts = Interrupts()
-
-        def run_or_none() -> RunResult | None:
-            """Return the result; None if the task was cancelled before the run started."""
-            try:
-                return self._run(command, output, quiet=quiet, interrupts=interrupts)
-            except KeyboardInterrupt:
-                return None
-
-        work = asyncio.ensure_future(asyncio.to_thread(run_or_none))
-        try:
-            result = await asyncio.shield(work)
-        except asyncio.CancelledError:
-            interrupts.record()
-            try:
-                await work
-            except asyncio.CancelledError:  # a second one kills the run; a callback that blocks is not waited for
-                interrupts.record()
-            raise
-        if result is None:
-            raise asyncio.CancelledError
+        result = await launching.arun(self, command, output, quiet=quiet)
         if check:
             result.check_returncode()
         return result
 
     async def asubmit(self, command: str | Sequence[str]) -> Run:
         """Start a command like ``submit``, awaitable."""
-        import asyncio
+        import asyncio  # imported here, since most callers do not use it
 
         return await asyncio.to_thread(self.submit, command)
 
@@ -251,43 +205,9 @@ class Launcher(RunSpec):
             SpecError: A declared value is invalid.
             CheckoutNotFound: There is no checkout.
         """
-        name = self.backend if isinstance(self.backend, str) else self.backend.name
-        return make_plan(self, normalize_command(command), name)
+        from skyrl_modal import launching
 
-    @translate_system_errors()
-    def _start(
-        self,
-        command: str | Sequence[str],
-        *,
-        owned: bool,
-        reporter: Reporter,
-        interrupts: Interrupts | None = None,
-    ) -> Run:
-        """Start a run.
-
-        Raises:
-            KeyboardInterrupt: An interrupt was recorded before files were copied.
-        """
-        backend = self._backend
-        plan = self.plan(command)
-        title = f"run {plan.job.run_id}: {shorten_command(plan.job.command)}"
-        secret_values = check_with_backend(plan, backend, reporter, title=title)
-        if interrupts is not None:
-            interrupts.raise_if_recorded()
-        remove_half_written()
-        prepared = take_snapshots(plan, secret_values, reporter)
-        execution = backend.start(prepared, owned=owned)
-        if not owned:
-            execution.wait_started()
-        run = Run(prepared.job, backend.name, execution, stored_spec=plan.stored_spec)
-        try:
-            run._save_to_index()
-        except SkyRLModalError as error:
-            if not owned:  # no other process could stop it or read its output
-                run.cancel()
-                raise
-            reporter.warn(f"this run cannot be attached to from another process: {error}")
-        return run
+        return launching.plan(self, command)
 
     @classmethod
     @translate_system_errors()
@@ -305,13 +225,9 @@ class Launcher(RunSpec):
             RecordError: The run's record is damaged, or was written by a newer version.
             CheckoutNotFound: The run's checkout does not exist any more.
         """
-        record = RunIndex().get(run_id)
-        spec = record.read_spec()
-        declared = {item.name: getattr(spec, item.name) for item in fields(RunSpec)}
-        launcher = cls(**declared, backend=record.backend)
-        for change in changes_since(record.job, launcher):
-            warnings.warn(f"run {run_id}: {change}", stacklevel=3)  # 3, as a decorated function has two frames
-        return launcher, record.job.command
+        from skyrl_modal import launching
+
+        return launching.from_run(cls, run_id)
 
     @translate_system_errors()
     def ls(self, path: str = "/root/data") -> list[VolumeEntry]:
@@ -324,11 +240,9 @@ class Launcher(RunSpec):
             SpecError: The path is on none of this launcher's volumes, or leads out of its volume.
             FileNotFoundError: There is no such path.
         """
-        volume, inside = self._find_volume(path)
-        return [
-            VolumeEntry(posixpath.join(volume.mount_path, entry.path), entry.type, entry.size, entry.mtime)
-            for entry in self._backend.ls(volume, inside)
-        ]
+        from skyrl_modal import launching
+
+        return launching.list_folder(self, path)
 
     @translate_system_errors()
     def pull(self, path: str, local: str | Path) -> Path:
@@ -350,15 +264,9 @@ class Launcher(RunSpec):
             FileNotFoundError: There is no such path.
             StorageError: The copy cannot be written. The target is unchanged.
         """
-        volume, inside = self._find_volume(path)
-        target = local_path(local)
-        if target.is_symlink() and target.is_dir():
-            raise SpecError("local", str(local), f"it is a symbolic link. Pass the folder itself: {target.resolve()}")
-        if target.is_dir() and inside:
-            target = target / posixpath.basename(inside)
-        for text in self._backend.pull(volume, inside, target) or ():
-            warnings.warn(text, stacklevel=3)
-        return target
+        from skyrl_modal import launching
+
+        return launching.pull(self, path, local)
 
     @translate_system_errors()
     def push(self, local: str | Path, path: str) -> None:
@@ -376,24 +284,6 @@ class Launcher(RunSpec):
             FileNotFoundError: There is no such file or folder.
             StorageError: A file cannot be read, or the copy cannot be written. The target is unchanged.
         """
-        volume, inside = self._find_volume(path)
-        source = local_path(local)
-        if not source.exists():
-            raise PathNotFound(f"there is no {source}")
-        for text in self._backend.push(volume, source, inside) or ():
-            warnings.warn(text, stacklevel=3)
+        from skyrl_modal import launching
 
-    def _find_volume(self, path: str) -> tuple[VolumeSpec, str]:
-        """Return the volume that contains a path in the container, and the path on it."""
-        if "\0" in path:
-            raise SpecError("path", path, "it contains a null character")
-        normal = posixpath.normpath(path)
-        for volume in sorted(self.volumes, key=lambda volume: -len(volume.mount_path)):
-            if is_below(normal, volume.mount_path):
-                return volume, normal.removeprefix(volume.mount_path).lstrip("/")
-        paths = ", ".join(volume.mount_path for volume in self.volumes) or "none"
-        raise SpecError("path", path, f"it is on none of this launcher's volumes ({paths})")
-
-    @property
-    def _backend(self) -> Backend:
-        return get_backend(self.backend) if isinstance(self.backend, str) else self.backend
+        launching.push(self, local, path)

@@ -1,17 +1,21 @@
-"""Backends execute runs. They are chosen by name, or passed as an object that implements ``Backend``."""
+"""Backends execute runs. They are chosen by name, or passed as an object that implements ``Backend``.
+
+The protocols and records are loaded on first use: a launcher is declared with a name, which needs none of them.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from skyrl_modal.backends.base import Backend as Backend
-from skyrl_modal.backends.base import Execution as Execution
-from skyrl_modal.backends.base import VolumeEntry as VolumeEntry
 from skyrl_modal.errors import BackendUnavailable, SpecError
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
+
+    from skyrl_modal.backends.base import Backend as Backend
+    from skyrl_modal.backends.base import Execution as Execution
+    from skyrl_modal.backends.base import VolumeEntry as VolumeEntry
 
 __all__ = ["Backend", "Execution", "VolumeEntry", "check_backend", "get_backend", "installed_backends"]
 
@@ -25,6 +29,14 @@ BUILT_IN_BACKENDS = {
     "modal": "skyrl_modal.backends.modal:ModalBackend",
     "local": "skyrl_modal.backends.local:LocalBackend",
 }
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("Backend", "Execution", "VolumeEntry"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module("skyrl_modal.backends.base"), name)
+    globals()[name] = value
+    return value
 
 
 def get_backend(name: str) -> Backend:

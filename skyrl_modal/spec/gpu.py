@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from attrs import frozen
 
@@ -80,6 +79,8 @@ def check_gpu_names(value: str | Sequence[str] | None) -> str | Sequence[str] | 
     for request in parse_gpu(value):
         if request.name in KNOWN_GPUS:
             continue
+        from difflib import get_close_matches  # imported here, since nearly all names are known
+
         near = get_close_matches(request.name, KNOWN_GPUS, n=3, cutoff=0.7)
         question = f"Did you mean {' or '.join(near)}? " if near else ""
         warnings.warn(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from attrs import Attribute, field, frozen
 
 from skyrl_modal.errors import SpecError
 from skyrl_modal.spec.fields import check_strings, to_env, to_strings
-from skyrl_modal.spec.image_steps import ImageStep, PipInstall, RunCommands, check_steps, to_steps
+
+if TYPE_CHECKING:
+    from skyrl_modal.spec.image_steps import ImageStep
 
 #: The image for a checkout that pins no version of Ray, or one that no published image contains.
 DEFAULT_IMAGE = "novaskyai/skyrl-train-ray-2.51.1-py3.12-cu12.8"
@@ -25,6 +28,31 @@ IMAGE_BY_RAY_VERSION: Mapping[str, str] = {
 _RAY_IN_NAME = re.compile(r"(?:^|/)(?:skyrl-[a-z]+-ray-|ray(?:-ml|-llm)?:)(\d+\.\d+\.\d+)(?![\w.])")
 #: Packages of ImageSpec.pip with which another version of Ray may be installed.
 _MAY_REPLACE_RAY = re.compile(r"\s*(?:ray|skyrl[\w-]*)(?![\w.-])|\s*-|.*[/@]", re.IGNORECASE)
+
+
+# The classes of the steps are loaded where an image has steps.
+def _to_steps(value: Any) -> Any:
+    if value == ():
+        return value
+    from skyrl_modal.spec.image_steps import to_steps
+
+    return to_steps(value)
+
+
+def _check_steps(instance: object, attribute: Attribute[Any], value: object) -> None:
+    if value != ():
+        from skyrl_modal.spec.image_steps import check_steps
+
+        check_steps(instance, attribute, value)
+
+
+def _may_install_ray(steps: Sequence[ImageStep]) -> bool:
+    """Return whether one of the steps may install another Ray."""
+    if not steps:
+        return False
+    from skyrl_modal.spec.image_steps import PipInstall, RunCommands
+
+    return any(isinstance(step, PipInstall | RunCommands) for step in steps)
 
 
 @frozen(kw_only=True)
@@ -51,7 +79,7 @@ class ImageSpec:
     apt: Sequence[str] = field(default=(), converter=to_strings, validator=check_strings)
     pip: Sequence[str] = field(default=(), converter=to_strings, validator=check_strings)
     commands: Sequence[str] = field(default=(), converter=to_strings, validator=check_strings)
-    steps: Sequence[ImageStep] = field(default=(), converter=to_steps, validator=check_steps)
+    steps: Sequence[ImageStep] = field(default=(), converter=_to_steps, validator=_check_steps)
     env: Mapping[str, str] = field(factory=dict, converter=to_env)
     python: str | None = field(default=None)
     registry_secret: str | None = None
@@ -100,8 +128,7 @@ class ImageSpec:
             >>> ImageSpec(pip=["ray==2.57.0"]).ray_version_in("rayproject/ray:2.51.1-py312-cpu") is None
             True
         """
-        may_differ = [*self.commands, *(step for step in self.steps if isinstance(step, PipInstall | RunCommands))]
         match = _RAY_IN_NAME.search(base)
-        if match is None or may_differ or any(map(_MAY_REPLACE_RAY.match, self.pip)):
+        if match is None or self.commands or _may_install_ray(self.steps) or any(map(_MAY_REPLACE_RAY.match, self.pip)):
             return None
         return match[1]

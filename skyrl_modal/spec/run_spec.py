@@ -10,7 +10,6 @@ from typing import Any
 
 from attrs import Attribute, field, frozen
 
-from skyrl_modal.checkout import find_checkout
 from skyrl_modal.errors import SpecError
 from skyrl_modal.spec.container_paths import RECORDS_FOLDER, find_nested
 from skyrl_modal.spec.duration import parse_duration
@@ -77,7 +76,11 @@ def to_exit_codes(value: Sequence[int] | Callable[[int], bool] | None) -> Sequen
 
 
 def _to_checkout(value: str | Path | None) -> Path | None:
-    return None if value is None else find_checkout(value)
+    if value is None:
+        return None
+    from skyrl_modal.checkout import find_checkout  # imported here: it loads what reads git's files
+
+    return find_checkout(value)
 
 
 def _option(text: str) -> Mapping[str, str]:

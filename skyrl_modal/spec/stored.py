@@ -9,7 +9,6 @@ from typing import Any
 import attrs
 
 from skyrl_modal.spec.image import ImageSpec
-from skyrl_modal.spec.image_steps import ImageStep, encode_step
 from skyrl_modal.spec.mount import MountSpec
 from skyrl_modal.spec.ray import RaySpec
 from skyrl_modal.spec.run_spec import RunSpec
@@ -29,8 +28,10 @@ def encode_spec(spec: RunSpec, *, checkout: Path | None) -> dict[str, Any]:
 
 
 def _encode(value: Any) -> Any:
-    if isinstance(value, ImageStep):
-        return encode_step(value)
+    if isinstance(value, ImageSpec) and value.steps:
+        from skyrl_modal.spec.image_steps import encode_step  # imported here, since most images have no steps
+
+        return {**_encode(attrs.evolve(value, steps=())), "steps": [encode_step(step) for step in value.steps]}
     if attrs.has(type(value)):
         return {field.name: _encode(getattr(value, field.name)) for field in attrs.fields(type(value))}
     if isinstance(value, Mapping):

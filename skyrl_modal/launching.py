@@ -1,0 +1,229 @@
+"""What the methods of ``Launcher`` do: joins preparation, backends and runs.
+
+Each function does what the method of the same name documents. ``Launcher`` translates errors of the system.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attrs import fields
+
+from skyrl_modal.backends import Backend, VolumeEntry, get_backend
+from skyrl_modal.errors import PathNotFound, SkyRLModalError, SpecError, translate_system_errors
+from skyrl_modal.prepare.command import normalize_command, shorten_command
+from skyrl_modal.prepare.plan import Plan, make_plan
+from skyrl_modal.prepare.staging import check_with_backend, take_snapshots
+from skyrl_modal.reporting import NullReporter, NullRunTable, Reporter
+from skyrl_modal.run.cleanup import remove_half_written
+from skyrl_modal.run.foreground import stream_to_end
+from skyrl_modal.run.handle import Run
+from skyrl_modal.run.index import RunIndex
+from skyrl_modal.run.interrupts import Interrupts, catch_interrupts
+from skyrl_modal.run.output_sink import OutputTarget, open_sink
+from skyrl_modal.run.result import RunResult
+from skyrl_modal.spec.fields import check_whole_number, is_below
+from skyrl_modal.spec.run_spec import RunSpec
+from skyrl_modal.spec.volume import VolumeSpec
+from skyrl_modal.user_folders import local_path
+from skyrl_modal.views.text import StderrReporter
+
+if TYPE_CHECKING:
+    from skyrl_modal.launcher import Launcher
+    from skyrl_modal.views.table import LiveRunTable
+
+#: The number of the caller's frame, for warnings: a function, the method that calls it, and its decorator are between.
+_STACK_LEVEL = 4
+
+
+def backend_of(launcher: Launcher) -> Backend:
+    """Return the backend of a launcher."""
+    return get_backend(launcher.backend) if isinstance(launcher.backend, str) else launcher.backend
+
+
+def run(launcher: Launcher, command: str | Sequence[str], output: OutputTarget, *, quiet: bool) -> RunResult:
+    """Run a command to its end."""
+    with catch_interrupts() as interrupts:
+        result = _run(launcher, command, output, quiet=quiet, interrupts=interrupts)
+    interrupts.raise_if_recorded()
+    return result
+
+
+def _run(
+    launcher: Launcher, command: str | Sequence[str], output: OutputTarget, *, quiet: bool, interrupts: Interrupts
+) -> RunResult:
+    reporter: Reporter = NullReporter() if quiet else StderrReporter()
+    open_sink(output)  # refuses an invalid target before anything starts
+    run = _start(launcher, command, owned=True, reporter=reporter, interrupts=interrupts)
+    return stream_to_end(run, output, reporter, interrupts)
+
+
+async def arun(launcher: Launcher, command: str | Sequence[str], output: OutputTarget, *, quiet: bool) -> RunResult:
+    """Run a command to its end, awaitable."""
+    import asyncio  # imported here, since most callers do not use it
+
+    interrupts = Interrupts()
+
+    def run_or_none() -> RunResult | None:
+        """Return the result; None if the task was cancelled before the run started."""
+        try:
+            return _run(launcher, command, output, quiet=quiet, interrupts=interrupts)
+        except KeyboardInterrupt:
+            return None
+
+    work = asyncio.ensure_future(asyncio.to_thread(run_or_none))
+    try:
+        result = await asyncio.shield(work)
+    except asyncio.CancelledError:
+        interrupts.record()
+        try:
+            await work
+        except asyncio.CancelledError:  # a second one kills the run; a callback that blocks is not waited for
+            interrupts.record()
+        raise
+    if result is None:
+        raise asyncio.CancelledError
+    return result
+
+
+def submit(launcher: Launcher, command: str | Sequence[str]) -> Run:
+    """Start a command that continues after this process has exited."""
+    return _start(launcher, command, owned=False, reporter=NullReporter())
+
+
+def map_commands(
+    launcher: Launcher,
+    commands: Sequence[str | Sequence[str]],
+    *,
+    max_parallel: int | None,
+    names: Sequence[str] | None,
+    quiet: bool,
+) -> list[RunResult]:
+    """Run several commands, of which a limited number run at the same time."""
+    texts = [normalize_command(command) for command in commands]
+    labels = list(names) if names is not None else texts
+    if len(labels) != len(texts):
+        raise SpecError("names", labels, f"pass one name for each command ({len(texts)})")
+    backend = backend_of(launcher).name
+    if max_parallel is None:
+        max_parallel = 2 if backend == "local" else 50
+    check_whole_number("max_parallel", max_parallel, minimum=1)
+    if not texts:
+        return []
+    launcher.plan(texts[0])  # raises errors in the launcher's fields before anything starts
+    from skyrl_modal.run.batch import Batch  # imported here, since one run does not need it
+
+    def start(command: str, reporter: Reporter) -> Run:
+        return _start(launcher, command, owned=True, reporter=reporter)
+
+    with NullRunTable() if quiet else _live_table(labels) as table:
+        return Batch(texts, start, max_parallel=max_parallel, table=table, backend=backend).run()
+
+
+def _live_table(labels: Sequence[str]) -> LiveRunTable:
+    from skyrl_modal.views.table import LiveRunTable  # imported here, since only this needs rich
+
+    return LiveRunTable(labels)
+
+
+def plan(launcher: Launcher, command: str | Sequence[str]) -> Plan:
+    """Return what a run would do."""
+    name = launcher.backend if isinstance(launcher.backend, str) else launcher.backend.name
+    return make_plan(launcher, normalize_command(command), name)
+
+
+@translate_system_errors()
+def _start(
+    launcher: Launcher,
+    command: str | Sequence[str],
+    *,
+    owned: bool,
+    reporter: Reporter,
+    interrupts: Interrupts | None = None,
+) -> Run:
+    """Start a run.
+
+    Raises:
+        KeyboardInterrupt: An interrupt was recorded before files were copied.
+    """
+    backend = backend_of(launcher)
+    plan = launcher.plan(command)
+    title = f"run {plan.job.run_id}: {shorten_command(plan.job.command)}"
+    secret_values = check_with_backend(plan, backend, reporter, title=title)
+    if interrupts is not None:
+        interrupts.raise_if_recorded()
+    remove_half_written()
+    prepared = take_snapshots(plan, secret_values, reporter)
+    execution = backend.start(prepared, owned=owned)
+    if not owned:
+        execution.wait_started()
+    run = Run(prepared.job, backend.name, execution, stored_spec=plan.stored_spec)
+    try:
+        run._save_to_index()
+    except SkyRLModalError as error:
+        if not owned:  # no other process could stop it or read its output
+            run.cancel()
+            raise
+        reporter.warn(f"this run cannot be attached to from another process: {error}")
+    return run
+
+
+def from_run(cls: type[Launcher], run_id: str) -> tuple[Launcher, str]:
+    """Return the launcher and the command of a run that was started from this machine."""
+    from skyrl_modal.prepare.restore import changes_since  # imported here, since a new run does not need it
+
+    record = RunIndex().get(run_id)
+    spec = record.read_spec()
+    declared = {item.name: getattr(spec, item.name) for item in fields(RunSpec)}
+    launcher = cls(**declared, backend=record.backend)
+    for change in changes_since(record.job, launcher):
+        warnings.warn(f"run {run_id}: {change}", stacklevel=_STACK_LEVEL)
+    return launcher, record.job.command
+
+
+def list_folder(launcher: Launcher, path: str) -> list[VolumeEntry]:
+    """List a folder of a volume."""
+    volume, inside = _find_volume(launcher, path)
+    return [
+        VolumeEntry(posixpath.join(volume.mount_path, entry.path), entry.type, entry.size, entry.mtime)
+        for entry in backend_of(launcher).ls(volume, inside)
+    ]
+
+
+def pull(launcher: Launcher, path: str, local: str | Path) -> Path:
+    """Copy a file or folder from a volume to this machine."""
+    volume, inside = _find_volume(launcher, path)
+    target = local_path(local)
+    if target.is_symlink() and target.is_dir():
+        raise SpecError("local", str(local), f"it is a symbolic link. Pass the folder itself: {target.resolve()}")
+    if target.is_dir() and inside:
+        target = target / posixpath.basename(inside)
+    for text in backend_of(launcher).pull(volume, inside, target) or ():
+        warnings.warn(text, stacklevel=_STACK_LEVEL)
+    return target
+
+
+def push(launcher: Launcher, local: str | Path, path: str) -> None:
+    """Copy a file or folder from this machine to a volume."""
+    volume, inside = _find_volume(launcher, path)
+    source = local_path(local)
+    if not source.exists():
+        raise PathNotFound(f"there is no {source}")
+    for text in backend_of(launcher).push(volume, source, inside) or ():
+        warnings.warn(text, stacklevel=_STACK_LEVEL)
+
+
+def _find_volume(launcher: Launcher, path: str) -> tuple[VolumeSpec, str]:
+    """Return the volume that contains a path in the container, and the path on it."""
+    if "\0" in path:
+        raise SpecError("path", path, "it contains a null character")
+    normal = posixpath.normpath(path)
+    for volume in sorted(launcher.volumes, key=lambda volume: -len(volume.mount_path)):
+        if is_below(normal, volume.mount_path):
+            return volume, normal.removeprefix(volume.mount_path).lstrip("/")
+    paths = ", ".join(volume.mount_path for volume in launcher.volumes) or "none"
+    raise SpecError("path", path, f"it is on none of this launcher's volumes ({paths})")
