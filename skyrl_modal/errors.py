@@ -18,8 +18,8 @@
   * PathNotFound (also a FileNotFoundError)
   * StorageError
 
-Each exception has its facts as attributes and can be pickled, so that a driver can pass it between processes. The classes
-have no decorator, so that commands of the command line that need no attrs do not import it.
+Each exception has its facts as attributes and can be pickled, so that a driver can pass it between processes. The
+classes have no decorator, so that commands of the command line that need no attrs do not import it.
 """
 
 from __future__ import annotations
