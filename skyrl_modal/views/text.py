@@ -13,9 +13,10 @@ from skyrl_modal.protocol.log_lines import prefixed
 
 #: Characters that control a terminal or the order in which text is displayed, end a line, or are no characters:
 #: C0 and C1 controls, bidirectional marks and overrides (UAX #9), line and paragraph separators, surrogates.
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+#: It is compiled on first use: most processes display no text with one of these characters.
+_CONTROLS = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 #: The same without tab and newline.
-_CONTROLS_IN_LINES = re.compile(_CONTROLS.pattern.replace("\x00-\x1f", "\x00-\x08\x0b-\x1f"))
+_CONTROLS_IN_LINES = _CONTROLS.replace("\x00-\x1f", "\x00-\x08\x0b-\x1f")
 
 
 def escape_controls(text: str, *, multiline: bool = False) -> str:
@@ -32,8 +33,10 @@ def escape_controls(text: str, *, multiline: bool = False) -> str:
         >>> escape_controls("a\x1b[2Jb\n")
         'a\\x1b[2Jb\\n'
     """
-    controls = _CONTROLS_IN_LINES if multiline else _CONTROLS
-    return controls.sub(lambda match: ascii(match[0])[1:-1], text)
+    plain = text.replace("\n", "").replace("\t", "") if multiline else text
+    if plain.isprintable():  # none of the controls is
+        return text
+    return re.sub(_CONTROLS_IN_LINES if multiline else _CONTROLS, lambda match: ascii(match[0])[1:-1], text)
 
 
 def write_text(stream: TextIO, text: str) -> None:

@@ -118,7 +118,7 @@ def existing_options() -> set[str]:
     """Return the options of all commands."""
     found: set[str] = set()
     for command in cli.commands.values():
-        for parameter in command.params:
+        for parameter in command.get_params(click.Context(command)):
             if isinstance(parameter, click.Option):
                 found |= {*parameter.opts, *parameter.secondary_opts}
     return found
