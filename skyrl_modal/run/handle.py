@@ -1,12 +1,16 @@
-"""Handles of runs."""
+"""Handles of runs.
+
+Importing this module loads what the list of runs needs. Output and results are loaded where a method returns them.
+"""
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from skyrl_modal.backends import Execution, get_backend, installed_backends
+from skyrl_modal.backends import get_backend, installed_backends
 from skyrl_modal.errors import (
     BackendUnavailable,
     RecordError,
@@ -16,17 +20,18 @@ from skyrl_modal.errors import (
     SpecError,
     translate_system_errors,
 )
-from skyrl_modal.protocol.events import RunEvent
 from skyrl_modal.protocol.job import Job
-from skyrl_modal.protocol.result import RunResultRecord
-from skyrl_modal.protocol.state import RunState
 from skyrl_modal.run.index import IndexRecord, RunIndex
 from skyrl_modal.run.log_lines import TAIL_BYTES, decode_lines
-from skyrl_modal.run.output_reader import OutputReader
-from skyrl_modal.run.rank_logs import read_rank_logs
-from skyrl_modal.run.result import RunResult
 from skyrl_modal.run.unavailable import UnavailableExecution
-from skyrl_modal.spec.fields import check_whole_number
+
+if TYPE_CHECKING:
+    from skyrl_modal.backends import Execution
+    from skyrl_modal.protocol.events import RunEvent
+    from skyrl_modal.protocol.result import RunResultRecord
+    from skyrl_modal.protocol.state import RunState
+    from skyrl_modal.run.output_reader import OutputReader
+    from skyrl_modal.run.result import RunResult
 
 
 class Run:
@@ -90,7 +95,7 @@ class Run:
                 raise BackendUnavailable(name, f"{type(error).__name__}: {error}") from error
             if execution is None:
                 continue
-            for record in index.all():
+            for record in index.newest_first():
                 if record.backend == name and call_id in record.handle.values():
                     return cls._from_record(record)
             job = Job(run_id=call_id, command="", workdir="", run_folder="", created_at="")
@@ -197,6 +202,9 @@ class Run:
             if rank is None:
                 yield from self._output(warnings.warn).read(follow=follow, tail=tail)
             else:
+                from skyrl_modal.run.rank_logs import read_rank_logs
+                from skyrl_modal.spec.fields import check_whole_number
+
                 check_whole_number("rank", rank, 0, self.job.nodes - 1)
                 if follow:
                     message = "a rank's logs are stored when it ends; omit follow, or omit rank"
@@ -204,6 +212,8 @@ class Run:
                 yield from read_rank_logs(self._execution, rank, tail)
 
     def _output(self, warn: Callable[[str], object]) -> OutputReader:
+        from skyrl_modal.run.output_reader import OutputReader
+
         return OutputReader(self.id, self._execution, warn)
 
     def events(self) -> Iterator[RunEvent]:
@@ -254,6 +264,8 @@ class Run:
 
     def _to_result(self, record: RunResultRecord, output_tail: bytes | None = None) -> RunResult:
         """Build the result from a record, and from the end of the output (None: as it is stored)."""
+        from skyrl_modal.run.result import RunResult
+
         if output_tail is None:
             try:
                 output_tail = self._output(warnings.warn).read_end(TAIL_BYTES)
@@ -269,7 +281,7 @@ def runs(limit: int | None = 50) -> list[Run]:
     """Return the runs that this user started from this machine, the newest first.
 
     A run on a backend that is not installed has the state ``unknown``. Records that cannot be read are skipped with a
-    warning.
+    warning. Records of runs that are older than those returned are not read.
 
     Args:
         limit: Number of runs to return at most; None for all.
@@ -282,5 +294,4 @@ def runs(limit: int | None = 50) -> list[Run]:
         >>> [run.state for run in runs(limit=0)]
         []
     """
-    records = RunIndex().all()[::-1]
-    return [Run._from_record(record) for record in (records if limit is None else records[:limit])]
+    return [Run._from_record(record) for record in itertools.islice(RunIndex().newest_first(), limit)]

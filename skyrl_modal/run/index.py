@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from skyrl_modal.errors import RecordError, RunNotFound, SpecError
 from skyrl_modal.protocol.codec import ProtocolError
 from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.job import SCHEMA_VERSION, Job
 from skyrl_modal.protocol.run_folder import read_record, write_record
-from skyrl_modal.spec.run_spec import RunSpec
-from skyrl_modal.spec.stored import decode_spec
 from skyrl_modal.user_folders import create_user_folder, state_folder
 from skyrl_modal.views.text import escape_controls
+
+if TYPE_CHECKING:
+    from skyrl_modal.spec.run_spec import RunSpec
 
 #: A handle may contain the token of the run's Ray: only the user may read it.
 _FILE_MODE = 0o600
@@ -56,6 +56,8 @@ class IndexRecord:
             RecordError: The stored spec is not valid.
             CheckoutNotFound: The checkout does not exist any more.
         """
+        from skyrl_modal.spec.stored import decode_spec  # imported here, since a list of runs does not need it
+
         try:
             return decode_spec(self.spec)
         except (SpecError, TypeError) as error:
@@ -84,21 +86,26 @@ class RunIndex:
         if record is not None:
             return record
         known = [path.stem for path in self._paths()]
-        matches = [name for name in known if run_id and name.startswith(run_id)]
-        raise RunNotFound(run_id, matches[:3] or difflib.get_close_matches(run_id, known, n=3, cutoff=0.5))
+        matches = [name for name in known if run_id and name.startswith(run_id)][:3]
+        if not matches:
+            from difflib import get_close_matches  # imported here, since most ids are found
 
-    def all(self) -> list[IndexRecord]:
-        """Return all records, the oldest first. Records that cannot be read are skipped with a warning."""
-        records = []
-        for path in self._paths():
+            matches = get_close_matches(run_id, known, n=3, cutoff=0.5)
+        raise RunNotFound(run_id, matches)
+
+    def newest_first(self) -> Iterator[IndexRecord]:
+        """Yield the records, the newest first, and read each when it is requested.
+
+        A record that cannot be read is skipped with a warning.
+        """
+        for name in reversed(self._names()):
             try:
-                record = self._read(path)
+                record = self._read(self._folder / name)
             except RecordError as error:
                 warnings.warn(escape_controls(f"skipping a record of a run: {error}"), stacklevel=2)
                 continue
             if record is not None:
-                records.append(record)
-        return records
+                yield record
 
     def written_before(self, moment: float) -> list[Path]:
         """Return the files of the records that were last written before a time, the oldest first.
@@ -126,7 +133,15 @@ class RunIndex:
         return self._folder / f"{run_id}.json"
 
     def _paths(self) -> list[Path]:
-        return sorted(self._folder.glob("[!.]*.json")) if self._folder.is_dir() else []
+        return [self._folder / name for name in self._names()]
+
+    def _names(self) -> list[str]:
+        """Return the names of the records' files, the oldest first: a run's id begins with its time."""
+        try:
+            names = os.listdir(self._folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(name for name in names if name.endswith(".json") and not name.startswith("."))
 
     @staticmethod
     def _read(path: Path) -> IndexRecord | None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-from skyrl_modal.backends import Execution
 from skyrl_modal.backends.output_tail import find_tail, skip_output
 from skyrl_modal.errors import RunLost
 from skyrl_modal.protocol.events import MessageEvent, MessageLevel, OutputEvent, RunEvent
+
+if TYPE_CHECKING:
+    from skyrl_modal.backends import Execution
 
 #: Bytes that are searched for newlines at a time, from the end of the output.
 SEARCH_BLOCK = 1 << 20

@@ -5,11 +5,14 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from skyrl_modal.backends import Execution
 from skyrl_modal.backends.output_tail import last_lines_of
 from skyrl_modal.protocol.run_folder import RAY_FOLDER, RAY_START_LOG, SUPERVISOR_LOG
 from skyrl_modal.views.text import escape_controls
+
+if TYPE_CHECKING:
+    from skyrl_modal.backends import Execution
 
 #: Shown first: the supervisor's messages, and the output of ``ray start``.
 _FIRST_LOGS = (SUPERVISOR_LOG, RAY_START_LOG)

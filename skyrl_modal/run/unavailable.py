@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from skyrl_modal.backends.base import Handle
 from skyrl_modal.errors import BackendUnavailable
-from skyrl_modal.protocol.events import RunEvent
-from skyrl_modal.protocol.result import RunResultRecord
 from skyrl_modal.protocol.state import RunState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from skyrl_modal.backends.base import Handle
+    from skyrl_modal.protocol.events import RunEvent
+    from skyrl_modal.protocol.result import RunResultRecord
 
 
 class UnavailableExecution:

@@ -6,12 +6,13 @@ import posixpath
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from attrs import Attribute
+from typing import TYPE_CHECKING, Any
 
 from skyrl_modal.errors import SpecError
 from skyrl_modal.spec.variables import check_value
+
+if TYPE_CHECKING:
+    from attrs import Attribute
 
 #: The key of a field's metadata that holds the help text of its command line option.
 OPTION_HELP = "option_help"

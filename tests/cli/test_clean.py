@@ -286,7 +286,7 @@ def test_old_records_are_removed(launcher: Callable[..., Launcher], volume: Volu
     assert record.exists()
     clean_up(older_than="30d")
 
-    assert [one.job.run_id for one in RunIndex().all()] == [new.run_id]
+    assert [one.job.run_id for one in RunIndex().newest_first()] == [new.run_id]
     assert not state_folder(old.run_id).exists()
     assert all_paths(volume_folder(volume.name)) == files
     assert (volume_folder(volume.name) / ".skyrl_modal" / "runs" / old.run_id / "output.log").read_text() == "kept\n"
