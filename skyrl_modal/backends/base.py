@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from attrs import field, frozen
 
-from skyrl_modal.protocol.events import RunEvent
-from skyrl_modal.protocol.job import Job
-from skyrl_modal.protocol.result import RunResultRecord
-from skyrl_modal.protocol.state import RunState, VolumeEntryKind
-from skyrl_modal.snapshots.snapshot import Snapshot
-from skyrl_modal.spec.run_spec import RunSpec
-from skyrl_modal.spec.volume import VolumeSpec
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from skyrl_modal.protocol.events import RunEvent
+    from skyrl_modal.protocol.job import Job
+    from skyrl_modal.protocol.result import RunResultRecord
+    from skyrl_modal.protocol.state import RunState, VolumeEntryKind
+    from skyrl_modal.snapshots.snapshot import Snapshot
+    from skyrl_modal.spec.run_spec import RunSpec
+    from skyrl_modal.spec.volume import VolumeSpec
 
 #: What ``Backend.attach`` finds a run by: plain data.
 Handle = Mapping[str, str | int]

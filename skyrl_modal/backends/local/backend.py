@@ -38,12 +38,12 @@ from skyrl_modal.backends.local.volumes import copy_from_volume, copy_to_volume,
 from skyrl_modal.errors import BackendUnavailable, SpecError, StorageError
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.rank_config import ClusterTokens, RankConfig
-from skyrl_modal.spec.run_spec import RunSpec
-from skyrl_modal.spec.volume import VolumeSpec
 from skyrl_modal.user_folders import create_user_folder
 
 if TYPE_CHECKING:
     from skyrl_modal.backends.local.network import ClusterNetwork
+    from skyrl_modal.spec.run_spec import RunSpec
+    from skyrl_modal.spec.volume import VolumeSpec
 
 _LOOPBACK_ADDRESS = "127.0.0.1"
 

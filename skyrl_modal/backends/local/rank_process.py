@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
@@ -33,8 +34,10 @@ from skyrl_modal.errors import BackendUnavailable, StorageError
 from skyrl_modal.protocol.codec import encode
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.rank_config import RankConfig
-from skyrl_modal.snapshots.snapshot import Snapshot
 from skyrl_modal.user_folders import create_user_folder
+
+if TYPE_CHECKING:
+    from skyrl_modal.snapshots.snapshot import Snapshot
 
 #: Characters of the supervisor's stderr that are part of the error if it does not start.
 _STDERR_TAIL = 2000

@@ -7,6 +7,7 @@ import posixpath
 import stat
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from skyrl_modal.backends.base import VolumeEntry
 from skyrl_modal.backends.contained_paths import PathOutside, resolve_below
@@ -14,8 +15,10 @@ from skyrl_modal.backends.file_tree import LinkRules, SkippedEntries, copy_item
 from skyrl_modal.backends.transfer import staged_transfer, storage_errors
 from skyrl_modal.errors import PathNotFound, SpecError
 from skyrl_modal.protocol.state import VolumeEntryKind
-from skyrl_modal.spec.volume import VolumeSpec
 from skyrl_modal.user_folders import create_user_folder, data_folder
+
+if TYPE_CHECKING:
+    from skyrl_modal.spec.volume import VolumeSpec
 
 
 def volume_folder(name: str) -> Path:
