@@ -19,8 +19,8 @@ from skyrl_modal.prepare.command import normalize_command, shorten_command
 from skyrl_modal.prepare.plan import Plan, make_plan
 from skyrl_modal.prepare.staging import check_with_backend, take_snapshots
 from skyrl_modal.reporting import NullReporter, NullRunTable, Reporter
-from skyrl_modal.run.cleanup import remove_half_written
 from skyrl_modal.run.foreground import stream_to_end
+from skyrl_modal.run.half_written import remove_half_written
 from skyrl_modal.run.handle import Run
 from skyrl_modal.run.index import RunIndex
 from skyrl_modal.run.interrupts import Interrupts, catch_interrupts

@@ -16,16 +16,13 @@ from attrs import field, frozen
 
 from skyrl_modal.backends import Backend, get_backend, installed_backends
 from skyrl_modal.backends.temporary_folders import remove_tree, tree_size
-from skyrl_modal.backends.transfer import abandoned_transfers, remove_abandoned_transfers
+from skyrl_modal.backends.transfer import abandoned_transfers
 from skyrl_modal.errors import BackendUnavailable, RecordError, SkyRLModalError
 from skyrl_modal.mount import SnapshotStore
 from skyrl_modal.run.handle import Run
 from skyrl_modal.run.index import RunIndex
 from skyrl_modal.spec.duration import parse_duration
 from skyrl_modal.user_folders import cache_folder
-
-#: Limit for the removal of half-written files when a run starts. The next start continues.
-AUTOMATIC_SECONDS = 2.0
 
 
 @frozen
@@ -102,17 +99,6 @@ def clean_up(*, older_than: float | str | timedelta | None = None, dry_run: bool
     report.count("half-written files", _half_written(), None if dry_run else _remove)
     _remove_records(report, before, dry_run)
     return report
-
-
-def remove_half_written() -> None:
-    """Remove the half-written files of killed processes, within a time limit. Errors are ignored.
-
-    Each start of a run calls it. Scratch folders and snapshots are limited by the local backend and by the store.
-    """
-    with contextlib.suppress(OSError):
-        remove_abandoned_transfers(time.monotonic() + AUTOMATIC_SECONDS)
-        for path in RunIndex().unfinished_files():
-            path.unlink(missing_ok=True)
 
 
 def _remove_snapshots(report: CleanUpReport, used_before: float, dry_run: bool) -> None:

@@ -126,7 +126,7 @@ class RunIndex:
     def unfinished_files(self) -> list[Path]:
         """Return the files that a killed process has not finished to write: writing one takes less than a second."""
         latest = time.time() - _UNFINISHED_SECONDS
-        hidden = sorted(self._folder.glob(".*.json.*")) if self._folder.is_dir() else []
+        hidden = [self._folder / name for name in self._list() if name.startswith(".") and ".json." in name[1:]]
         return [path for path in hidden if path.lstat().st_mtime < latest]
 
     def _path(self, run_id: str) -> Path:
@@ -137,11 +137,13 @@ class RunIndex:
 
     def _names(self) -> list[str]:
         """Return the names of the records' files, the oldest first: a run's id begins with its time."""
+        return [name for name in self._list() if name.endswith(".json") and not name.startswith(".")]
+
+    def _list(self) -> list[str]:
         try:
-            names = os.listdir(self._folder)
+            return sorted(os.listdir(self._folder))
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted(name for name in names if name.endswith(".json") and not name.startswith("."))
 
     @staticmethod
     def _read(path: Path) -> IndexRecord | None:

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from skyrl_modal.errors import SpecError
 
-_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(d|h|m|s)", re.IGNORECASE)
+_PART = r"(?i)(\d+(?:\.\d+)?)\s*(d|h|m|s)"
 _UNIT_SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 _REMEDY = 'pass seconds above 0, a timedelta, or text such as "45s", "90m", "24h" or "1h30m"'
 
@@ -44,8 +44,8 @@ def parse_duration(value: float | str | timedelta, *, name: str = "timeout") -> 
 
 def _parse_text(text: str) -> float | None:
     """Return the seconds that a text states; None if it states no duration."""
-    parts = _PART.findall(text)
-    if parts and not _PART.sub("", text).strip():
+    parts = re.findall(_PART, text)
+    if parts and not re.sub(_PART, "", text).strip():
         return sum(float(number) * _UNIT_SECONDS[unit.lower()] for number, unit in parts)
     if re.fullmatch(r"\d+(\.\d+)?", text):
         return float(text)

@@ -25,9 +25,9 @@ IMAGE_BY_RAY_VERSION: Mapping[str, str] = {
     "2.57.0": "novaskyai/skyrl-train-ray-2.57.0-py3.12-cu13.0",
 }
 #: The version of Ray in the names of images of SkyRL (``skyrl-train-ray-2.51.1-py3.12``) and of Ray (``ray:2.51.1``).
-_RAY_IN_NAME = re.compile(r"(?:^|/)(?:skyrl-[a-z]+-ray-|ray(?:-ml|-llm)?:)(\d+\.\d+\.\d+)(?![\w.])")
+_RAY_IN_NAME = r"(?:^|/)(?:skyrl-[a-z]+-ray-|ray(?:-ml|-llm)?:)(\d+\.\d+\.\d+)(?![\w.])"
 #: Packages of ImageSpec.pip with which another version of Ray may be installed.
-_MAY_REPLACE_RAY = re.compile(r"\s*(?:ray|skyrl[\w-]*)(?![\w.-])|\s*-|.*[/@]", re.IGNORECASE)
+_MAY_REPLACE_RAY = r"(?i)\s*(?:ray|skyrl[\w-]*)(?![\w.-])|\s*-|.*[/@]"
 
 
 # The classes of the steps are loaded where an image has steps.
@@ -128,7 +128,9 @@ class ImageSpec:
             >>> ImageSpec(pip=["ray==2.57.0"]).ray_version_in("rayproject/ray:2.51.1-py312-cpu") is None
             True
         """
-        match = _RAY_IN_NAME.search(base)
-        if match is None or self.commands or _may_install_ray(self.steps) or any(map(_MAY_REPLACE_RAY.match, self.pip)):
+        match = re.search(_RAY_IN_NAME, base)
+        if match is None or self.commands or _may_install_ray(self.steps):
+            return None
+        if any(re.match(_MAY_REPLACE_RAY, package) for package in self.pip):
             return None
         return match[1]

@@ -20,7 +20,8 @@ from skyrl_modal.backends.local.volumes import volume_folder
 from skyrl_modal.backends.transfer import STAGING_PREFIX
 from skyrl_modal.mount import SnapshotStore, select
 from skyrl_modal.protocol.state import RunState
-from skyrl_modal.run.cleanup import CleanUpReport, clean_up, remove_half_written
+from skyrl_modal.run.cleanup import CleanUpReport, clean_up
+from skyrl_modal.run.half_written import remove_half_written
 from skyrl_modal.run.index import RunIndex
 from skyrl_modal.user_folders import cache_folder
 from skyrl_modal.user_folders import state_folder as user_state_folder
