@@ -207,8 +207,13 @@ def attack(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks, or the named one with its options: ``-- local -h``."""
+    """Run the benchmarks and write docs/benchmarks.md, or run some: ``-- launch --compare OLD.json``."""
     install(session, "-e", ".[local]", groups=("bench",))
-    names, options = session.posargs[:1], session.posargs[1:]
-    for name in names or sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")):
-        session.run("python", f"benchmarks/{name}.py", *options)
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Look for leaks in 500 short runs, an hour of output, and 1,000 runs in the index: ``-- --minutes 5``."""
+    install(session, "-e", ".[local]")
+    session.run("python", "-m", "benchmarks.soak", *session.posargs)

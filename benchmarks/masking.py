@@ -1,21 +1,20 @@
-"""Measure how fast secrets are masked, compared with the earlier algorithm on the same data, in alternating runs.
+"""Masking of secrets, compared with a regular expression.
 
-``python benchmarks/masking.py`` prints one table. The earlier algorithm was a regular expression with all values, and a
-loop over all lengths of what may be the beginning of a value. It is measured on a smaller part of the data where it is
-slow.
+The regular expression has all values, and a loop over all lengths finds what may be the beginning of a value. It is
+measured on a smaller part of the data where it is slow.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import random
 import re
-import statistics
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
+from benchmarks.measure import SUBJECT, Measure, Row, Sample, call_sample
+from benchmarks.session import Session
 from skyrl_modal.container.masking import MASK, Masker
 
 CHUNK_SIZE = 1 << 20
@@ -34,7 +33,7 @@ class StreamMasker(Protocol):
 
 
 class EarlierMasker:
-    """The algorithm of version 0.1."""
+    """Replaces values by a regular expression, as version 0.1 did."""
 
     def __init__(self, values: Iterable[str]) -> None:
         self._values = sorted({value.encode() for value in values}, key=len, reverse=True)
@@ -102,31 +101,34 @@ def cases(size: int) -> dict[str, tuple[Sequence[str], bytes, bool]]:
     }
 
 
-def measure(masker: StreamMasker, data: bytes) -> float:
-    """Return the speed in MB per second of processor time, which other processes change less than the elapsed time."""
-    begin = time.process_time()
-    for start in range(0, len(data), CHUNK_SIZE):
-        masker.feed(data[start : start + CHUNK_SIZE])
-    masker.flush()
-    return len(data) / 1e6 / max(1e-6, time.process_time() - begin)
+def rows(session: Session) -> Iterator[Row]:
+    """Yield the rows on masking. The earlier algorithm masks a smaller part of the data where it is slow."""
+    for number, (title, (values, data, is_fast)) in enumerate(cases(session.sizes.masked).items()):
+        size = f"{len(data) / 1e6:.0f} MB" if len(data) >= 1e6 else f"{len(data):,} bytes"
+        name = "regular expression"
+        alternatives: dict[str, Measure] = {SUBJECT: partial(_mask, Masker, values, data)}
+        if is_fast:
+            alternatives[name] = partial(_mask, EarlierMasker, values, data)
+        else:
+            name += f", from {SMALL_SIZE:,} bytes"
+            alternatives[name] = partial(_mask_part, values, data)
+        yield Row(f"masking.{number}", f"masking of {size}: {title}", alternatives, name, share=0.5)
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--megabytes", type=int, default=8, help="size of the data of each case")
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    print(f"| {'case':40} | {'MB/s':>8} | {'earlier':>8} | {'ratio':>8} |")
-    print(f"|{'-' * 42}|{'-' * 9}:|{'-' * 9}:|{'-' * 9}:|")
-    for name, (values, data, is_fast) in cases(options.megabytes << 20).items():
-        speeds, earlier = [], []
-        for _ in range(options.rounds):
-            speeds.append(measure(Masker(values), data))
-            earlier.append(measure(EarlierMasker(values), data if is_fast else data[:SMALL_SIZE]))
-        new, old = statistics.median(speeds), statistics.median(earlier)
-        print(f"| {name:40} | {new:8.1f} | {old:8.2f} | {new / old:8.1f} |", flush=True)
+def _mask(kind: Callable[[Iterable[str]], StreamMasker], values: Sequence[str], data: bytes) -> Sample:
+    """Mask data in chunks. Where the algorithms differ in what they mask, both are correct: no outcome is compared."""
+    masker = kind(values)
+
+    def mask() -> None:
+        for start in range(0, len(data), CHUNK_SIZE):
+            masker.feed(data[start : start + CHUNK_SIZE])
+        masker.flush()
+
+    return call_sample(mask)
 
 
-if __name__ == "__main__":
-    main()
+def _mask_part(values: Sequence[str], data: bytes) -> Sample:
+    """Measure the regular expression with the beginning of the data, and return the time that all of it would take."""
+    part = data[:SMALL_SIZE]
+    sample, factor = _mask(EarlierMasker, values, part), len(data) / len(part)
+    return Sample(sample.wall * factor, sample.cpu * factor)

@@ -1,0 +1,146 @@
+"""Selection of files and snapshots, compared with git, other libraries and ``cp -a``."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import subprocess
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from benchmarks import trees
+from benchmarks.measure import SUBJECT, Goal, Measure, MissingTool, Row, Sample, Worker, call_sample, process_sample
+from benchmarks.session import Session
+from skyrl_modal.mount import SnapshotStore, select
+
+GIT = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+
+SELECT = """
+from skyrl_modal.mount import select
+def step():
+    return len(select(arguments[0], skip_caches=True).files)
+"""
+
+#: As its README shows, with the rules of the .gitignore at the top.
+PATHSPEC = """
+import pathspec
+from pathlib import Path
+def step():
+    spec = pathspec.GitIgnoreSpec.from_lines(Path(arguments[0], ".gitignore").read_text().splitlines())
+    return sum(1 for path in spec.match_tree_files(arguments[0], negate=True) if not path.startswith(".git/"))
+"""
+
+#: With one call for each file, as its README shows.
+GITIGNORE_PARSER = """
+import os
+from gitignore_parser import parse_gitignore
+def step():
+    ignored = parse_gitignore(os.path.join(arguments[0], ".gitignore"))
+    return sum(
+        not ignored(os.path.join(folder, name))
+        for folder, _, names in os.walk(arguments[0])
+        if ".git" not in folder.split(os.sep)
+        for name in names
+    )
+"""
+
+
+def library(code: str, package: str, root: Path) -> Measure:
+    """Return a measurement of a library that may not be installed."""
+    worker = Worker(code, root, warm_up=0)
+
+    def measure() -> Sample:
+        if importlib.util.find_spec(package) is None:
+            raise MissingTool(f"{package} is not installed")
+        return worker()
+
+    return measure
+
+
+def rows(session: Session) -> Iterator[Row]:
+    """Yield the rows on selections and snapshots."""
+    sizes = session.sizes
+    cases = {
+        "skyrl": (f"SkyRL's size ({sizes.files:,} files)", session.checkout),
+        "ignored": (f"SkyRL's size with {sizes.ignored:,} ignored files", session.checkout_with_ignored),
+        "kept": (f"{sizes.many:,} files, all selected", session.large_checkout),
+    }
+    for name, (title, root) in cases.items():
+        alternatives: dict[str, Measure] = {
+            SUBJECT: Worker(SELECT, root),
+            "git ls-files": partial(process_sample, GIT, outcome=_count, cwd=root),
+        }
+        if name == "skyrl":
+            alternatives["pathspec"] = library(PATHSPEC, "pathspec", root)
+            alternatives["gitignore-parser, as in its README"] = library(GITIGNORE_PARSER, "gitignore_parser", root)
+        yield Row(f"select.{name}", f"`select`, {title}", alternatives, "git ls-files", Goal("ratio", 1.5))
+    yield from snapshots(session)
+
+
+def _count(output: bytes) -> int:
+    return output.count(b"\0")
+
+
+def snapshots(session: Session) -> Iterator[Row]:
+    """Yield the rows on the first snapshot, on one of an unchanged checkout, and on one after an edit."""
+    root, numbers = session.large_checkout, itertools.count()
+
+    def first() -> Sample:
+        store = session.folder / f"store{next(numbers)}"
+
+        def take() -> Path:
+            return SnapshotStore(store).take(select(root, skip_caches=True)).path
+
+        sample = call_sample(take, outcome=summary)
+        trees.remove(store)
+        return sample
+
+    def copy() -> Sample:
+        target = session.folder / f"copy{next(numbers)}"
+
+        def make() -> Path:
+            trees.copy_files(root, target)
+            return target
+
+        sample = call_sample(make, outcome=summary)
+        trees.remove(target)
+        return sample
+
+    yield Row(
+        "snapshot.first",
+        f"first snapshot of {session.sizes.many:,} files, with `select`",
+        {SUBJECT: first, "cp -a": copy},
+        baseline="cp -a",
+        goal=Goal("ratio", 0.5),
+        share=0.5,
+    )
+    yield later_snapshots(session)
+
+
+def summary(folder: Path) -> tuple[int, int]:
+    """Return the number of files below a folder and their size."""
+    found = subprocess.run(["find", folder, "-type", "f", "-printf", "%s\n"], check=True, capture_output=True).stdout
+    sizes = [int(line) for line in found.split()]
+    return len(sizes), sum(sizes)
+
+
+def later_snapshots(session: Session) -> Row:
+    """Return the row on snapshots with and without an edit."""
+    root, store = session.checkout_with_ignored, SnapshotStore(session.folder / "store")
+    edited, numbers = next(path for path in sorted(root.rglob("module*.py"))), itertools.count()
+
+    def take() -> None:
+        store.take(select(root, skip_caches=True)).release()
+
+    def after_edit() -> Sample:
+        edited.write_text(f"{next(numbers):08}")
+        return call_sample(take)
+
+    def unchanged() -> Sample:
+        take()
+        return call_sample(take)
+
+    take()
+    title = f"snapshot after an edit, SkyRL's size with {session.sizes.ignored:,} ignored files"
+    return Row("snapshot.edit", title, {SUBJECT: after_edit, "without an edit": unchanged}, baseline="without an edit")
