@@ -10,9 +10,11 @@ Example:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # the same as in typing, whose import takes time
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from skyrl_modal.errors import BackendUnavailable as BackendUnavailable
     from skyrl_modal.errors import CheckoutNotFound as CheckoutNotFound
     from skyrl_modal.errors import CommandFailed as CommandFailed

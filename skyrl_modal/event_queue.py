@@ -7,9 +7,22 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, TypeVar
 
-T = TypeVar("T")
+TYPE_CHECKING = False  # the same as in typing, whose import takes time
+
+if TYPE_CHECKING:
+    from typing import Generic, TypeVar
+
+    T = TypeVar("T")
+else:
+    T = object
+
+    class Generic:
+        """A class with a parameter that is of no use at run time."""
+
+        def __class_getitem__(cls, item: object) -> type:
+            return cls
+
 
 #: Seconds of the longest wait during which Python does not run signal handlers.
 #: Python runs signal handlers between bytecode instructions of the main thread. A signal that arrives just before a

@@ -5,17 +5,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+
+from skyrl_modal.protocol.dataclass import dataclass
 
 #: The first version of Ray that authenticates its clients by a token (RAY_AUTH_MODE; Ray's release notes of 2.52).
 RAY_TOKEN_VERSION = (2, 52)
 
-_DIST_INFO = re.compile(r"ray-(\d+)\.(\d+)\.([0-9A-Za-z.]+)\.dist-info")
+_DIST_INFO = r"ray-(\d+)\.(\d+)\.([0-9A-Za-z.]+)\.dist-info"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +48,8 @@ def find_ray(path: str | None) -> RayInstallation | None:
     Returns:
         The installation; None if there is no such program.
     """
+    import shutil  # imported here, as most of the imports of this module: a run without Ray needs none of them
+
     program = shutil.which("ray", path=path)
     if program is None:
         return None
@@ -64,10 +64,10 @@ def _python_of_script(script: str) -> str:
         first = file.readline(512)
     if first.startswith(b"#!"):
         parts = first[2:].decode("utf-8", "surrogateescape").split()
-        if parts and "python" in Path(parts[0]).name and os.access(parts[0], os.X_OK):
+        if parts and "python" in os.path.basename(parts[0]) and os.access(parts[0], os.X_OK):
             return parts[0]
-    beside = Path(script).parent / "python"
-    return str(beside) if beside.exists() else sys.executable
+    beside = os.path.join(os.path.dirname(script), "python")
+    return beside if os.path.exists(beside) else sys.executable
 
 
 def _installed_version(python: str) -> str | None:
@@ -75,8 +75,11 @@ def _installed_version(python: str) -> str | None:
 
     Asking the interpreter itself would cost a process.
     """
+    import re
+    from pathlib import Path
+
     for folder in sorted((Path(python).parent.parent / "lib").glob("python3.*/site-packages/ray-*.dist-info")):
-        match = _DIST_INFO.fullmatch(folder.name)
+        match = re.fullmatch(_DIST_INFO, folder.name)
         if match is not None:
             return ".".join(match.groups())
     return None
@@ -95,6 +98,8 @@ def complete_path(path: str, *, base: str | None, needs_ray: bool) -> str:
     """
     folders = [os.path.dirname(sys.executable)]
     if needs_ray:
+        import shutil
+
         if shutil.which("ray", path=path) is not None:
             return path
         ray = shutil.which("ray", path=base)
@@ -119,8 +124,8 @@ def visible_gpu_count(env: Mapping[str, str] = os.environ) -> int:
     visible = env.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip() not in ("", "-1", "NoDevFiles")])
-    devices = Path("/proc/driver/nvidia/gpus")
-    return sum(1 for _ in devices.iterdir()) if devices.is_dir() else 0
+    devices = "/proc/driver/nvidia/gpus"
+    return len(os.listdir(devices)) if os.path.isdir(devices) else 0
 
 
 def open_pidfd(pid: int) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from skyrl_modal.launcher import Launcher
 from skyrl_modal.prepare.command import normalize_command
 from skyrl_modal.prepare.plan import make_plan
 from skyrl_modal.prepare.staging import check_with_backend, take_snapshots
+from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.protocol.start_deadline import with_submission_time
 from skyrl_modal.run.foreground import report_end
 from skyrl_modal.run.handle import Run
@@ -104,7 +104,7 @@ class ModalRun:
             SpecError: The command is empty or invalid.
             BackendUnavailable: Modal cannot be reached, or did not accept the call.
         """
-        job = dataclasses.replace(self._run_app.job, command=normalize_command(command))
+        job = replace(self._run_app.job, command=normalize_command(command))
         self._reporter.info(f"run {job.run_id}: {job.command}")
         if job.command != self._plan.job.command:
             self._check_command(job.command)

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from enum import Enum, auto
-from typing import NamedTuple, Protocol
 
 from skyrl_modal.container.event_router import EventRouter
 from skyrl_modal.container.events import CommandExited, DeadlineReached, Event, StopRequested
@@ -22,6 +21,13 @@ from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.exit_codes import INTERRUPTED, LAUNCHER_FAILED, TIMED_OUT, exit_code_of
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.state import FailureCause, NextStart, RunState, StopReason
+
+TYPE_CHECKING = False  # the same as in typing, whose import takes time
+
+if TYPE_CHECKING:
+    from typing import Protocol
+else:
+    Protocol = object
 
 #: Seconds between SIGTERM and SIGKILL for processes that the command has left in the background.
 BACKGROUND_GRACE = 2.0
@@ -42,7 +48,8 @@ class StoppedBy(Enum):
     FAILURE = auto()
 
 
-class StopStep(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class StopStep:
     """A signal to the command, and the seconds to wait for its exit afterwards; None for no limit."""
 
     number: signal.Signals
@@ -196,11 +203,11 @@ class CommandAttempt:
                     continue
             elif not isinstance(event, DeadlineReached):
                 continue
-            number, seconds = steps.pop(0)
-            child.signal_group(number)
-            if number == signal.SIGKILL:
+            step = steps.pop(0)
+            child.signal_group(step.number)
+            if step.number == signal.SIGKILL:
                 terminate_all(self._services.processes, grace=0)
-            deadline = None if seconds is None else time.monotonic() + seconds
+            deadline = None if step.seconds is None else time.monotonic() + step.seconds
 
     def _first_deadline(self) -> float:
         deadline = time.monotonic() + self._job.limits.attempt_timeout

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.state import FailureCause, StopReason
+
+TYPE_CHECKING = False  # the same as in typing, whose import takes time
+
+if TYPE_CHECKING:
+    from typing import Protocol
+else:
+    Protocol = object
 
 _STOP_DESCRIPTIONS = {
     StopReason.CANCELLED: "cancelled",

@@ -7,8 +7,13 @@ import select
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Protocol
+
+TYPE_CHECKING = False  # the same as in typing, whose import takes time
+
+if TYPE_CHECKING:
+    from typing import Protocol
+else:
+    Protocol = object
 
 #: Bytes that are kept in memory for a pipe whose reader is slow, if they are not in the file with the output. The
 #: command waits while there are more.
@@ -88,7 +93,7 @@ class PipeWriter:
         path: The file that contains the stream; None for none.
     """
 
-    def __init__(self, descriptor: int, path: Path | None = None) -> None:
+    def __init__(self, descriptor: int, path: str | None = None) -> None:
         os.set_blocking(descriptor, False)
         self._descriptor = descriptor
         self._path = path

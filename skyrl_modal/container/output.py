@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from io import FileIO
-from pathlib import Path
 
 from skyrl_modal.container.live_view import LiveView
 from skyrl_modal.container.masking import SecretMask
@@ -26,7 +25,7 @@ class OutputRecorder:
         secrets: The values to mask.
     """
 
-    def __init__(self, path: Path, live: LiveView, report: Callable[[str], None], secrets: SecretMask) -> None:
+    def __init__(self, path: str, live: LiveView, report: Callable[[str], None], secrets: SecretMask) -> None:
         self._path = path
         self._secrets = secrets
         self._live = live

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
 
 from skyrl_modal.machine import open_pidfd
+from skyrl_modal.protocol.dataclass import dataclass
 
 #: Option of prctl(2), from Linux's include/uapi/linux/prctl.h.
 _PR_SET_CHILD_SUBREAPER = 36
@@ -23,7 +20,8 @@ _KILL_INTERVAL = 5.0
 _POLL_INTERVAL = 0.05
 
 
-class _Process(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Process:
     parent: int
     is_zombie: bool
 
@@ -50,12 +48,14 @@ class ProcessScope:
 def become_subreaper() -> None:
     """Make orphans below this process children of it instead of init's (Linux)."""
     if sys.platform == "linux" and os.getpid() != 1:
+        import ctypes  # imported here: the kernel gives orphans to process 1 anyway
+
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _process_table() -> dict[int, _Process]:
     """Return every visible process by its id."""
-    return _read_proc() if Path("/proc/self/stat").exists() else _read_ps()
+    return _read_proc() if os.path.exists("/proc/self/stat") else _read_ps()
 
 
 def _read_proc() -> dict[int, _Process]:
@@ -76,6 +76,8 @@ def _read_proc() -> dict[int, _Process]:
 
 def _read_ps() -> dict[int, _Process]:
     table: dict[int, _Process] = {}
+    import subprocess
+
     listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,stat="], capture_output=True, text=True, check=True)
     for line in listing.stdout.splitlines():
         pid, parent, state = line.split(None, 2)

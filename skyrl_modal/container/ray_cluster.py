@@ -6,7 +6,6 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from skyrl_modal.container.cluster_readiness import (
     incomplete_cluster,
@@ -37,7 +36,7 @@ from skyrl_modal.container.failures import Failure, Report, RunStopped, StartErr
 from skyrl_modal.container.masking import SecretMask
 from skyrl_modal.container.ports import MASTER_PORT, claim_port
 from skyrl_modal.container.rank_connections import RankServer, listen
-from skyrl_modal.container.ray_node import RayFolders, RayNode, require_ray
+from skyrl_modal.container.ray_node import RayFolders, RayNode, ray_session_folder, require_ray
 from skyrl_modal.container.ray_stop import ray_exit_failure
 from skyrl_modal.container.start_slots import START_SLOT_FRACTION, wait_for_start_slots
 from skyrl_modal.protocol.dataclass import dataclass
@@ -75,7 +74,6 @@ class ClusterServices:
         report: Receives messages.
         open_url: Returns a URL by which a port of this node's 127.0.0.1 can be reached.
         folder: The run's folder.
-        session: Ray's temporary folder.
         secrets: The values to mask in the logs that are kept.
     """
 
@@ -83,7 +81,6 @@ class ClusterServices:
     report: Report
     open_url: Callable[[int], str]
     folder: RunFolder
-    session: Path
     secrets: SecretMask
 
 
@@ -214,7 +211,7 @@ class RayCluster:
         self._restarts = dict.fromkeys(self._restarts, 0)
         self._started_ranks, self._early_ranks = set(), set()
         self._starts += 1
-        folders = RayFolders(services.session, services.folder.rank_logs(0))
+        folders = RayFolders(ray_session_folder(config), services.folder.rank_logs(0))
         put: Callable[[RayEvent], None] = self._events.put
         self._node = RayNode(
             self._job, config, ray, self.env, folders, start=self._starts, put=put, secrets=services.secrets

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 from collections.abc import Callable, Collection
-from dataclasses import replace
-from pathlib import Path
 
 from skyrl_modal.container.failures import Failure
 from skyrl_modal.container.process_tree import descendants
+from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.protocol.state import FailureCause
+
+TYPE_CHECKING = False  # the same as in typing, whose import takes time
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 #: A call in the command. It is compiled when Ray has exited.
 _CALL = r"(?m)(?:^|[\s;&|(])ray\s+stop(?![\w-])"
@@ -46,6 +49,8 @@ def explain_ray_exit(failure: Failure | None, command: str, processes: Callable[
     """
     if failure is None or failure.cause not in (FailureCause.RAY_EXITED, FailureCause.RAY_STOPPED):
         return failure
+    import re
+
     if any(_is_ray_stop(pid) for pid in processes()) or re.search(_CALL, command):
         return replace(failure, cause=FailureCause.RAY_STOPPED, summary=_SUMMARY, detail="")
     return failure

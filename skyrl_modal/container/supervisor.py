@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 
 from skyrl_modal.container.command_attempt import AttemptServices, CommandAttempt, Outcome
@@ -19,25 +18,27 @@ from skyrl_modal.container.event_router import EventRouter
 from skyrl_modal.container.events import ChildExited, Event, StopRequested
 from skyrl_modal.container.failures import Failure, RunStopped, StartError, describe_error
 from skyrl_modal.container.live_view import LiveView
-from skyrl_modal.container.masked_logs import append_private, make_private_folder
 from skyrl_modal.container.masking import SecretMask
 from skyrl_modal.container.output import OutputRecorder
 from skyrl_modal.container.process_tree import ProcessScope, reap_orphans
-from skyrl_modal.container.ray_cluster import ClusterServices, RayCluster
-from skyrl_modal.container.ray_node import ray_session_folder
-from skyrl_modal.container.replacement import Replacement
+from skyrl_modal.container.single_node import SingleNode
 from skyrl_modal.container.start_timer import StartTimer
 from skyrl_modal.container.unsaved_files import LostPlaces, UnsavedFilesReport, printable
 from skyrl_modal.container.workdir import prepare_workdir
-from skyrl_modal.protocol.dataclass import dataclass
+from skyrl_modal.protocol.dataclass import dataclass, replace
 from skyrl_modal.protocol.events import MessageEvent, StateEvent
 from skyrl_modal.protocol.job import Job, Limits
 from skyrl_modal.protocol.rank_config import RankConfig
 from skyrl_modal.protocol.result import RunResultRecord, UnsavedFolder
-from skyrl_modal.protocol.run_folder import SUPERVISOR_LOG, RunFolder
-from skyrl_modal.protocol.start_deadline import start_deadline_text
+from skyrl_modal.protocol.run_folder import OUTPUT_FILE, SUPERVISOR_LOG, RunFolder
 from skyrl_modal.protocol.state import FailureCause, NextStart, RunState, StopReason
 from skyrl_modal.protocol.status import StatusRecord
+
+TYPE_CHECKING = False  # the same as in typing, whose import takes time
+
+if TYPE_CHECKING:
+    from skyrl_modal.container.ray_cluster import RayCluster
+    from skyrl_modal.container.replacement import Replacement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,9 +95,9 @@ class Supervisor:
         self._events = EventRouter(reap=self._reap, is_outdated=self._is_outdated)
         self._env = run_environment(job, config)
         self._secrets = SecretMask(secret_values(job, config, self._env))
-        self._output = OutputRecorder(self._folder.output, services.live, self._report, self._secrets)
+        self._output = OutputRecorder(self._folder.file(OUTPUT_FILE), services.live, self._report, self._secrets)
         self._scope: ProcessScope | None = None
-        self._cluster: RayCluster | None = None
+        self._cluster: RayCluster | SingleNode | None = None
         self._attempt: CommandAttempt | None = None
         self._unsaved_files = UnsavedFilesReport(job, services.lost_places)
 
@@ -199,6 +200,8 @@ class Supervisor:
 
     def _outcome_of_stop(self, reason: StopReason) -> Outcome:
         if reason is StopReason.START_DEADLINE:
+            from skyrl_modal.protocol.start_deadline import start_deadline_text
+
             text = start_deadline_text(self._job.limits.start_deadline or 0.0)
             self._report(text, FailureCause.START_DEADLINE)
             return Outcome.of_failure(Failure(FailureCause.START_DEADLINE, text))
@@ -221,18 +224,21 @@ class Supervisor:
         self._report(failure.text, failure.cause)
         return outcome
 
-    def _make_cluster(self) -> RayCluster:
+    def _make_cluster(self) -> RayCluster | SingleNode:
+        if self._job.ray is None and self._config.nodes == 1:
+            return SingleNode(self._job, self._config, dict(self._env))
+        from skyrl_modal.container.ray_cluster import ClusterServices, RayCluster  # imported here, since it takes time
+
         services = ClusterServices(
             events=self._events,
             report=self._report,
             open_url=self._services.open_url,
             folder=self._folder,
-            session=ray_session_folder(self._config),
             secrets=self._secrets,
         )
         return RayCluster(self._job, self._config, dict(self._env), services)
 
-    def _run_attempt(self, cluster: RayCluster, total_deadline: float | None) -> Outcome:
+    def _run_attempt(self, cluster: RayCluster | SingleNode, total_deadline: float | None) -> Outcome:
         job = self._job
         if self._start_timer is not None and not self._start_timer.stop():
             raise RunStopped(StopReason.START_DEADLINE)
@@ -261,7 +267,7 @@ class Supervisor:
 
     def _awaited_children(self) -> set[int]:
         """Return the children whose exit status is collected by a thread that waits for it."""
-        children = set() if self._cluster is None else self._cluster.children
+        children = set() if self._cluster is None else set(self._cluster.children)
         if self._attempt is not None and self._attempt.pid is not None:
             children.add(self._attempt.pid)
         return children
@@ -299,6 +305,8 @@ class Supervisor:
     def _report(self, text: str, cause: FailureCause | None = None) -> None:
         text = self._secrets.mask_text(text)
         self._services.emit(MessageEvent(text, cause=cause))
+        from skyrl_modal.container.masked_logs import append_private, make_private_folder  # most runs have no message
+
         with contextlib.suppress(OSError):  # the message was passed to the caller; a full disk must not end the run
             folder = self._folder.rank_logs(0)
             make_private_folder(folder)

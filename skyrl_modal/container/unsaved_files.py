@@ -12,7 +12,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 
 from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.job import Job
@@ -88,10 +87,17 @@ def sandbox_places(job: Job) -> list[LostPlace]:
         return [LostPlace(folder, folder) for folder in (*copies, tmp)]
     mounts = _read_mounts()
     targets = [*(mount.remote_path for mount in job.mounts), *(volume.mount_path for volume in job.volumes)]
-    parents = {str(parent) for target in targets for parent in Path(target).parents}
+    parents = {parent for target in targets for parent in _parents(target)}
     in_memory = sorted(parent for parent in parents if mounts.get(parent, ("", ""))[0] == "tmpfs")
     uppers = [LostPlace(mount.remote_path, _upper_folder(mount.remote_path, mounts)) for mount in job.mounts]
     return [*uppers, *(LostPlace(folder, folder) for folder in (*in_memory, tmp))]
+
+
+def _parents(path: str) -> Iterator[str]:
+    """Yield the folders above an absolute path, up to the root."""
+    while path != "/":
+        path = os.path.dirname(path)
+        yield path
 
 
 def _upper_folder(path: str, mounts: Mapping[str, tuple[str, str]]) -> str:

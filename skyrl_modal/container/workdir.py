@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-from pathlib import Path
 
 from skyrl_modal.container.failures import Failure, StartError
 from skyrl_modal.protocol.job import Job
@@ -21,8 +19,8 @@ def prepare_workdir(job: Job) -> str | None:
         StartError: The folder does not exist, or this user has no permission to enter it.
         OSError: It cannot be completed.
     """
-    workdir = Path(job.workdir)
-    if not workdir.is_dir():
+    workdir = job.workdir
+    if not os.path.isdir(workdir):
         raise StartError(Failure(FailureCause.WORKDIR_MISSING, f"workdir {workdir} does not exist"))
     if not os.access(workdir, os.X_OK):
         user = f"the user with the id {os.geteuid()}"
@@ -30,8 +28,10 @@ def prepare_workdir(job: Job) -> str | None:
     if job.repo_root is None:
         return None
     # SkyRL's older layout: uv resolves the editable package skyrl-gym only inside the folder that the command runs in.
-    source, copy = Path(job.repo_root) / "skyrl-gym", workdir / "skyrl-gym"
-    if workdir == Path(job.repo_root) / "skyrl-train" and not copy.exists():
+    source, copy = os.path.join(job.repo_root, "skyrl-gym"), os.path.join(workdir, "skyrl-gym")
+    if os.path.normpath(workdir) == os.path.join(job.repo_root, "skyrl-train") and not os.path.exists(copy):
+        import shutil  # imported here, since most runs do not need it
+
         shutil.copytree(source, copy, symlinks=True)
         return f"copied {source} to {copy}, where uv expects it"
     return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from skyrl_modal.backends import Backend
 from skyrl_modal.backends.base import PreparedRun
@@ -11,6 +10,7 @@ from skyrl_modal.mount import SnapshotStore
 from skyrl_modal.prepare.plan import Plan
 from skyrl_modal.prepare.ray_version import refuse_version_mismatch
 from skyrl_modal.prepare.secret_values import read_secret_values, secret_folders
+from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.reporting import Reporter
 from skyrl_modal.user_folders import cache_folder, create_user_folder
 from skyrl_modal.views.text import format_rows

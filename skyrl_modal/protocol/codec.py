@@ -7,17 +7,21 @@ a newer schema is refused, since its known fields may have another meaning.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import json
 import math
+import sys
 import types
-import typing
 from collections.abc import Mapping
 from enum import Enum, StrEnum
-from typing import Any, Self, TypeVar
 
-T = TypeVar("T")
+from skyrl_modal.protocol.dataclass import MISSING, fields, is_dataclass
+
+TYPE_CHECKING = False  # the same as in typing, whose import takes time
+
+if TYPE_CHECKING:
+    from typing import Any, Self, TypeVar
+
+    T = TypeVar("T")
 
 _SCHEMA_FIELD = "schema_version"
 
@@ -44,14 +48,16 @@ def encode(record: Any) -> dict[str, Any]:
     Returns:
         A dict that ``json.dumps`` accepts.
     """
-    return {field.name: _encode_value(getattr(record, field.name)) for field in dataclasses.fields(record)}
+    return {field.name: _encode_value(getattr(record, field.name)) for field in fields(record)}
 
 
 def _encode_value(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return encode(value)
+    if value is None or type(value) in (str, int, float, bool):
+        return value
     if isinstance(value, Enum):
         return value.value
+    if is_dataclass(value):
+        return encode(value)
     if isinstance(value, Mapping):
         return {key: _encode_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -72,7 +78,7 @@ def decode(cls: type[T], data: object) -> T:
     """
     if not isinstance(data, Mapping):
         raise ProtocolError(f"{cls.__name__}: expected a JSON object, found {type(data).__name__}")
-    known = _fields(typing.cast(typing.Hashable, cls))
+    known = _fields(cls)
     supported = known[_SCHEMA_FIELD][1] if _SCHEMA_FIELD in known else None
     version = data.get(_SCHEMA_FIELD, supported)
     if supported is not None and (not isinstance(version, int) or isinstance(version, bool)):
@@ -85,7 +91,7 @@ def decode(cls: type[T], data: object) -> T:
     for name, (hint, default) in known.items():
         if name in data:
             values[name] = _decode_value(hint, data[name], f"{cls.__name__}.{name}")
-        elif default is dataclasses.MISSING:
+        elif default is MISSING:
             raise ProtocolError(f"{cls.__name__}.{name} is missing")
     try:
         return cls(**values)
@@ -93,38 +99,50 @@ def decode(cls: type[T], data: object) -> T:
         raise ProtocolError(f"{cls.__name__}: {error}") from error
 
 
-@functools.cache
+#: The type and the default of each field, of classes that were decoded before.
+_known_fields: dict[type, Mapping[str, tuple[Any, Any]]] = {}
+
+
 def _fields(cls: Any) -> Mapping[str, tuple[Any, Any]]:
     """Return the type and the default of each field; a default factory counts as a default."""
-    hints = typing.get_type_hints(cls)
+    if cls in _known_fields:
+        return _known_fields[cls]
     result = {}
-    for field in dataclasses.fields(cls):
+    for field in fields(cls):
         default = field.default
-        if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+        if default is MISSING and field.default_factory is not MISSING:
             default = None
-        result[field.name] = (hints[field.name], default)
+        result[field.name] = (_resolve(cls, field.type), default)
+    _known_fields[cls] = result
     return result
 
 
+def _resolve(cls: type, hint: Any) -> Any:
+    """Return the type that an annotation names. ``typing.get_type_hints`` would do the same in ten times the time."""
+    if not isinstance(hint, str):
+        return hint
+    return eval(hint, vars(sys.modules[cls.__module__]))  # noqa: S307  # text of the class's own source
+
+
 def _decode_value(hint: Any, value: Any, where: str) -> Any:
-    origin = typing.get_origin(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in typing.get_args(hint):
+    if isinstance(hint, types.UnionType):
+        if value is None and types.NoneType in hint.__args__:
             return None
-        [hint] = [item for item in typing.get_args(hint) if item is not type(None)]
-        return _decode_value(hint, value, where)
+        items = [item for item in hint.__args__ if item is not types.NoneType]
+        return _decode_value(items[0], value, where) if len(items) == 1 else _decode_scalar(hint, value, where)
+    origin = getattr(hint, "__origin__", None)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise _type_error(where, "a list", value)
-        item_hint = typing.get_args(hint)[0]
+        item_hint = hint.__args__[0]
         return tuple(_decode_value(item_hint, item, f"{where}[{number}]") for number, item in enumerate(value))
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise _type_error(where, "an object", value)
-        item_hint = typing.get_args(hint)[1]
+        item_hint = hint.__args__[1]
         return {key: _decode_value(item_hint, item, f"{where}[{key!r}]") for key, item in value.items()}
-    if dataclasses.is_dataclass(hint):
-        return decode(typing.cast(type, hint), value)
+    if isinstance(hint, type) and is_dataclass(hint):
+        return decode(hint, value)
     if isinstance(hint, type) and issubclass(hint, Enum):
         try:
             return hint(value)
@@ -134,12 +152,12 @@ def _decode_value(hint: Any, value: Any, where: str) -> Any:
 
 
 def _decode_scalar(hint: Any, value: Any, where: str) -> Any:
-    if hint is Any:
+    if hint is object:
         return value
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return _decode_number(value, where)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise _type_error(where, hint.__name__, value)
+        raise _type_error(where, getattr(hint, "__name__", str(hint)), value)
     return value
 
 
@@ -196,7 +214,7 @@ def decode_tagged(union: Any, data: object) -> Any:
     """
     if not isinstance(data, Mapping):
         raise ProtocolError(f"expected a JSON object, found {type(data).__name__}")
-    for cls in typing.get_args(union):
+    for cls in union.__args__:
         if cls.__name__ == data.get("type"):
             return decode(cls, data)
     return None

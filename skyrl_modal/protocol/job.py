@@ -6,10 +6,9 @@ It contains no value of a secret, and no path of the caller's machine, since vol
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
 
 from skyrl_modal.protocol.codec import TolerantStrEnum
-from skyrl_modal.protocol.dataclass import dataclass
+from skyrl_modal.protocol.dataclass import dataclass, field
 
 SCHEMA_VERSION = 2
 

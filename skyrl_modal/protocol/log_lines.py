@@ -14,7 +14,7 @@ from skyrl_modal.protocol.state import FailureCause, RunState
 LINE_PREFIX = "skyrl-modal | "
 STATE_PREFIX = "skyrl-modal state | "
 
-_LINE = re.compile(r"skyrl-modal (?:\(([a-z_]+)\) )?\| (.*)", re.DOTALL)
+_LINE = r"(?s)skyrl-modal (?:\(([a-z_]+)\) )?\| (.*)"
 
 
 def prefixed(text: str, cause: FailureCause | None = None) -> str:
@@ -43,7 +43,7 @@ def parse_line(line: str) -> tuple[str, FailureCause | None]:
         >>> parse_line("Traceback (most recent call last):")
         ('Traceback (most recent call last):', None)
     """
-    match = _LINE.fullmatch(line)
+    match = re.fullmatch(_LINE, line)
     if match is None:
         return line, None
     return match[2], None if match[1] is None else FailureCause(match[1])

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
 
-from skyrl_modal.protocol.dataclass import dataclass
+from skyrl_modal.protocol.dataclass import dataclass, field
 from skyrl_modal.protocol.state import FailureCause, StopReason
 
 # -- from rank 0 -----------------------------------------------------------------------------------------------------

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
-from typing import Self
 
-from skyrl_modal.protocol.dataclass import dataclass
+from skyrl_modal.protocol.dataclass import dataclass, field
+
+TYPE_CHECKING = False  # the same as in typing, whose import takes time
+
+if TYPE_CHECKING:
+    from typing import Self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

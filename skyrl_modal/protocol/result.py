@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Self
 
 from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.job import SCHEMA_VERSION, Job
 from skyrl_modal.protocol.state import FailureCause, NextStart, RunState, StopReason
+
+TYPE_CHECKING = False  # the same as in typing, whose import takes time
+
+if TYPE_CHECKING:
+    from typing import Self
 
 #: The largest exit code of a process (wait(2)).
 MAX_RETURNCODE = 255

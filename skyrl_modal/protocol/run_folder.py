@@ -7,15 +7,19 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from pathlib import Path
-from typing import IO, Any, TypeVar
 
 from skyrl_modal.protocol.codec import ProtocolError, from_json, to_json
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.result import RunResultRecord
 from skyrl_modal.protocol.status import StatusRecord
 
-T = TypeVar("T")
+TYPE_CHECKING = False  # the same as in typing, whose import takes time
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import IO, Any, TypeVar
+
+    T = TypeVar("T")
 
 JOB_FILE = "job.json"
 STATUS_FILE = "state.json"
@@ -52,12 +56,23 @@ class NotRegularFileError(OSError):
 class RunFolder:
     """A run's folder on a file system that this process can reach.
 
-    Attributes:
+    Args:
         path: The folder.
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        self._folder = os.fspath(path)
+
+    def file(self, name: str) -> str:
+        """Return the path of a file in it."""
+        return os.path.join(self._folder, name)
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        from pathlib import Path  # imported here: a supervisor without Ray needs none of these properties
+
+        return Path(self._folder)
 
     @property
     def output(self) -> Path:
@@ -75,25 +90,26 @@ class RunFolder:
 
     def create(self) -> None:
         """Create the folder. Other users may not enter it: output and records may be confidential."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        os.makedirs(self._folder, exist_ok=True)
         with contextlib.suppress(OSError):  # it belongs to another user, or the volume has no permissions
-            self.path.chmod(0o700)
+            os.chmod(self._folder, 0o700)
 
     def write_job(self, job: Job) -> None:
         """Write job.json."""
-        write_record(self.path / JOB_FILE, job)
+        write_record(self.file(JOB_FILE), job)
 
     def write_status(self, status: StatusRecord) -> None:
         """Write state.json."""
-        write_record(self.path / STATUS_FILE, status)
+        write_record(self.file(STATUS_FILE), status)
 
     def write_result(self, result: RunResultRecord) -> None:
         """Write result.json. On a full disk it takes the space of state.json, which is of no further use then."""
-        write_record(self.path / RESULT_FILE, result, sacrifice=self.path / STATUS_FILE)
+        write_record(self.file(RESULT_FILE), result, sacrifice=self.file(STATUS_FILE))
 
     def remove_result(self) -> None:
         """Remove result.json, so that no reader considers the run ended."""
-        (self.path / RESULT_FILE).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.file(RESULT_FILE))
 
     def read_status(self) -> StatusRecord | None:
         """Read state.json; None if there is none.
@@ -101,7 +117,7 @@ class RunFolder:
         Raises:
             ProtocolError: It cannot be read.
         """
-        return read_record(StatusRecord, self.path / STATUS_FILE)
+        return read_record(StatusRecord, self.file(STATUS_FILE))
 
     def read_result(self) -> RunResultRecord | None:
         """Read result.json; None if there is none.
@@ -109,7 +125,7 @@ class RunFolder:
         Raises:
             ProtocolError: It cannot be read.
         """
-        return read_record(RunResultRecord, self.path / RESULT_FILE)
+        return read_record(RunResultRecord, self.file(RESULT_FILE))
 
     def write_output_end(self) -> None:
         """Write the end of output.log to a file of its own; do nothing if there is no output.log.
@@ -118,14 +134,14 @@ class RunFolder:
             OSError: It cannot be read or written.
         """
         try:
-            file = open_regular_file(self.output)
+            file = open_regular_file(self.file(OUTPUT_FILE))
         except FileNotFoundError:
             return
         with file:
             size = os.fstat(file.fileno()).st_size
             file.seek(max(0, size - OUTPUT_END_BYTES))
             content = file.read(OUTPUT_END_BYTES)
-        write_atomically(self.path / OUTPUT_END_FILE, b"%d\n" % size + content)
+        write_atomically(self.file(OUTPUT_END_FILE), b"%d\n" % size + content)
 
     def read_output(self) -> Iterator[bytes]:
         """Yield output.log in pieces; nothing if there is none.
@@ -134,7 +150,7 @@ class RunFolder:
             OSError: It is not a regular file, or cannot be read.
         """
         try:
-            file = open_regular_file(self.output)
+            file = open_regular_file(self.file(OUTPUT_FILE))
         except FileNotFoundError:
             return
         with file:
@@ -142,7 +158,7 @@ class RunFolder:
                 yield chunk
 
 
-def open_regular_file(path: Path) -> IO[bytes]:
+def open_regular_file(path: str | Path) -> IO[bytes]:
     """Open a file for reading that other users of a volume may have replaced.
 
     A symbolic link is not followed, since it may lead to any file of this machine. A named pipe would block, and a
@@ -153,19 +169,19 @@ def open_regular_file(path: Path) -> IO[bytes]:
         NotRegularFileError: It is not a regular file.
         OSError: It cannot be opened for another reason.
     """
-    if path.is_symlink():  # also where the system has no O_NOFOLLOW
-        raise NotRegularFileError(errno.ELOOP, "a symbolic link is not followed", str(path))
+    if os.path.islink(path):  # also where the system has no O_NOFOLLOW
+        raise NotRegularFileError(errno.ELOOP, "a symbolic link is not followed", os.fspath(path))
     descriptor = os.open(path, _READ_FLAGS)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise NotRegularFileError(errno.EINVAL, "not a regular file", str(path))
+            raise NotRegularFileError(errno.EINVAL, "not a regular file", os.fspath(path))
         return open(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
 
 
-def read_record(cls: type[T], path: Path) -> T | None:
+def read_record(cls: type[T], path: str | Path) -> T | None:
     """Read a record from a file; None if there is no file.
 
     Raises:
@@ -184,7 +200,7 @@ def read_record(cls: type[T], path: Path) -> T | None:
     return from_json(cls, content)
 
 
-def write_record(path: Path, record: Any, *, sacrifice: Path | None = None, mode: int = 0o666) -> None:
+def write_record(path: str | Path, record: Any, *, sacrifice: str | None = None, mode: int = 0o666) -> None:
     """Write a record to a file in one step: a reader finds the old content or the new one, never a part.
 
     Args:
@@ -196,7 +212,7 @@ def write_record(path: Path, record: Any, *, sacrifice: Path | None = None, mode
     write_atomically(path, to_json(record).encode(), sacrifice=sacrifice, mode=mode)
 
 
-def write_atomically(path: Path, content: bytes, *, sacrifice: Path | None = None, mode: int = 0o666) -> None:
+def write_atomically(path: str | Path, content: bytes, *, sacrifice: str | None = None, mode: int = 0o666) -> None:
     """Write a file in one step, through a temporary file beside it. It is on the disk when this function returns.
 
     Args:
@@ -205,26 +221,28 @@ def write_atomically(path: Path, content: bytes, *, sacrifice: Path | None = Non
         sacrifice: A file that is no longer needed, whose space is used if the disk is full.
         mode: Permissions of a new file, before the umask.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.{os.getpid()}")
     try:
         try:
             # A file with this name was left by a process with the same id. A link there must not be followed.
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
             with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
                 _write_to_disk(file, content)
         except OSError as error:
             if sacrifice is None or error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            sacrifice.replace(temporary)
-            with temporary.open("r+b") as reused:
+            os.replace(sacrifice, temporary)
+            with open(temporary, "r+b") as reused:
                 _write_to_disk(reused, content)
-        temporary.replace(path)
+        os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            os.unlink(temporary)
         error.filename = str(path)  # not the temporary file; a failed write(2) has no name at all
         raise
-    _sync_folder(path.parent)
+    _sync_folder(folder or ".")
 
 
 def _write_to_disk(file: IO[bytes], content: bytes) -> None:
@@ -234,7 +252,7 @@ def _write_to_disk(file: IO[bytes], content: bytes) -> None:
     os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync_folder(folder: str) -> None:
     """Write the names of a folder's files to the disk. Some file systems cannot; the file itself is written then."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

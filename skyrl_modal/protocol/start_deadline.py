@@ -8,9 +8,9 @@ of Ray count.
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from datetime import UTC, datetime
 
+from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.protocol.exit_codes import LAUNCHER_FAILED
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.result import RunResultRecord

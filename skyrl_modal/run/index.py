@@ -6,14 +6,13 @@ import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skyrl_modal.errors import RecordError, RunNotFound, SpecError
 from skyrl_modal.protocol.codec import ProtocolError
-from skyrl_modal.protocol.dataclass import dataclass
+from skyrl_modal.protocol.dataclass import dataclass, field
 from skyrl_modal.protocol.job import SCHEMA_VERSION, Job
 from skyrl_modal.protocol.run_folder import read_record, write_record
 from skyrl_modal.user_folders import create_user_folder, state_folder
@@ -45,8 +44,8 @@ class IndexRecord:
 
     job: Job
     backend: str
-    handle: Mapping[str, Any] = field(repr=False)
-    spec: Mapping[str, Any] = field(default_factory=dict)
+    handle: Mapping[str, str | int] = field(repr=False)
+    spec: Mapping[str, object] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def read_spec(self) -> RunSpec:

@@ -47,7 +47,6 @@ class Rank0:
             report=lambda text, cause=None: self.messages.append(text),
             open_url=str,
             folder=RunFolder(job.run_folder),
-            session=Path(job.run_folder) / "session",
             secrets=SecretMask(),
         )
         self.cluster = RayCluster(job, config, {"PATH": "/nonexistent"}, services)

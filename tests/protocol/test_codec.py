@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,6 +21,7 @@ from skyrl_modal.protocol.codec import (
     from_json,
     to_json,
 )
+from skyrl_modal.protocol.dataclass import dataclass, field
 from skyrl_modal.protocol.events import MessageEvent, StateEvent, SupervisorEvent
 from skyrl_modal.protocol.job import (
     SCHEMA_VERSION,

@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +35,7 @@ from skyrl_modal.backends.local.scratch import (
 )
 from skyrl_modal.backends.local.volumes import copy_from_volume, copy_to_volume, list_folder, volume_folder
 from skyrl_modal.errors import BackendUnavailable, SpecError, StorageError
+from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.rank_config import ClusterTokens, RankConfig
 from skyrl_modal.user_folders import create_user_folder

@@ -8,7 +8,6 @@ kernel ends everything that the rank has started. If the shell or bubblewrap is 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import select
@@ -32,6 +31,7 @@ from skyrl_modal.backends.local.scratch import ScratchFolder
 from skyrl_modal.backends.local.volumes import volume_folder
 from skyrl_modal.errors import BackendUnavailable, StorageError
 from skyrl_modal.protocol.codec import encode
+from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.rank_config import RankConfig
 from skyrl_modal.user_folders import create_user_folder
@@ -258,7 +258,7 @@ def with_host_paths(job: Job, layers: Sequence[Layer]) -> Job:
                 return str(layer.source) + path.removeprefix(layer.target)
         return path
 
-    return dataclasses.replace(
+    return replace(
         job,
         workdir=host_path(job.workdir),
         repo_root=None if job.repo_root is None else host_path(job.repo_root),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import PurePosixPath
@@ -17,6 +16,7 @@ from skyrl_modal.backends.modal.limits import MAX_ENDING_GRACE, container_timeou
 from skyrl_modal.backends.modal.preflight import RequiredObject
 from skyrl_modal.container import modal_entrypoint
 from skyrl_modal.protocol.codec import encode, to_json
+from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.protocol.file_archive import ARCHIVE_FOLDER
 from skyrl_modal.protocol.job import Job, Volume
 from skyrl_modal.protocol.leases import MAX_REPLACEMENTS
@@ -38,11 +38,9 @@ class RunApp:
     """
 
     def __init__(self, run: PreparedRun) -> None:
-        limits = dataclasses.replace(
-            run.job.limits, total_timeout=total_time_limit(run.job.limits), ending_grace=MAX_ENDING_GRACE
-        )
+        limits = replace(run.job.limits, total_timeout=total_time_limit(run.job.limits), ending_grace=MAX_ENDING_GRACE)
         # Only ``ModalRunStart`` renews a lease.
-        self.job = dataclasses.replace(run.job, limits=limits, lease=None)
+        self.job = replace(run.job, limits=limits, lease=None)
         self.spec = run.spec
         self.tokens = ClusterTokens.generate()
         self.warnings: list[str] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 from typing import Any
 
@@ -22,6 +21,7 @@ from skyrl_modal.backends.modal.limits import container_timeout
 from skyrl_modal.backends.modal.retry import MAX_POLL_INTERVAL, POLL_INTERVAL, retry_transient
 from skyrl_modal.backends.modal.run_folder import VolumeRunFolder
 from skyrl_modal.protocol.codec import ProtocolError, decode
+from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.protocol.exit_codes import INTERRUPTED, KILLED, LAUNCHER_FAILED, TIMED_OUT
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.result import RunResultRecord
@@ -226,7 +226,7 @@ class ModalCall:
         if record.stop_reason is StopReason.CONTAINER_ENDING and (self._is_cancelled or is_cancellation(error)):
             # Cancelled between a preemption and the start in the next container, or stopped with its app,
             # which looks like a preemption in the container.
-            return dataclasses.replace(
+            return replace(
                 record,
                 cause=FailureCause.STOPPED,
                 stop_reason=StopReason.CANCELLED,
@@ -281,7 +281,7 @@ class ModalCall:
                 cause=FailureCause.SPEND_LIMIT,
                 detail="",
             )
-        return dataclasses.replace(
+        return replace(
             record,
             state=RunState.FAILED,
             returncode=LAUNCHER_FAILED,

@@ -6,7 +6,6 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
-import dataclasses
 import functools
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -27,6 +26,7 @@ from skyrl_modal.backends.modal.log_follower import LogFollower
 from skyrl_modal.backends.modal.preflight import RequiredObject, check_resources
 from skyrl_modal.backends.modal.run_folder import VolumeRunFolder
 from skyrl_modal.gitfiles.report import format_size
+from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.protocol.events import HandleEvent
 from skyrl_modal.protocol.start_deadline import with_submission_time
 
@@ -144,7 +144,7 @@ class ModalRunStart:
         self.channel.message(step)
         async with self._progress_messages(step) as elapsed_seconds:
             if self._lease is not None:
-                job = dataclasses.replace(job, lease=self._lease.seconds)
+                job = replace(job, lease=self._lease.seconds)
                 renewing = asyncio.ensure_future(self._lease.renew())
                 stack.callback(renewing.cancel)
             await stack.enter_async_context(app.run(detach=not self.owned or self._lease is not None))
@@ -152,7 +152,7 @@ class ModalRunStart:
                 stack.push_async_callback(_stop_app, app)
             self.url = await app.get_dashboard_url.aio()
             job = with_submission_time(job)
-            self._app.job = dataclasses.replace(self._app.job, submitted_at=job.submitted_at)
+            self._app.job = replace(self._app.job, submitted_at=job.submitted_at)
             function_call = await function.spawn.aio(*self._app.arguments(job))
         self._app.release()
         call = DeadlineCall(function_call.object_id, function_call, job, VolumeRunFolder(job), is_new=True)
