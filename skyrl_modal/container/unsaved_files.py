@@ -103,10 +103,12 @@ def _parents(path: str) -> Iterator[str]:
 def _upper_folder(path: str, mounts: Mapping[str, tuple[str, str]]) -> str:
     """Return the folder that receives the writes to an overlay; the mounted folder if that one is not visible here."""
     kind, options = mounts.get(path, ("", ""))
-    match = re.search(r"(?:^|,)upperdir=([^,]+)", options)
-    if kind != "overlay" or match is None:
+    upper = next((item for item in options.split(",") if item.startswith("upperdir=")), None)
+    if kind != "overlay" or upper is None:
         return path
-    upper = match[1].removeprefix("/oldroot")  # bubblewrap mounts it while this machine's root is there (0.11)
+    upper = upper.removeprefix("upperdir=").removeprefix(
+        "/oldroot"
+    )  # bubblewrap mounts it while this machine's root is there (0.11)
     return upper if os.path.isdir(upper) else path
 
 
@@ -125,6 +127,8 @@ def _read_mounts() -> dict[str, tuple[str, str]]:
 
 
 def _unescape(text: str) -> str:
+    if "\\" not in text:  # as in most paths
+        return text
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 

@@ -95,12 +95,12 @@ class RunFolder:
             os.chmod(self._folder, 0o700)
 
     def write_job(self, job: Job) -> None:
-        """Write job.json."""
-        write_record(self.file(JOB_FILE), job)
+        """Write job.json, which no decision depends on."""
+        write_record(self.file(JOB_FILE), job, is_durable=False)
 
     def write_status(self, status: StatusRecord) -> None:
-        """Write state.json."""
-        write_record(self.file(STATUS_FILE), status)
+        """Write state.json. It is of no use after a power failure, which ends the run."""
+        write_record(self.file(STATUS_FILE), status, is_durable=False)
 
     def write_result(self, result: RunResultRecord) -> None:
         """Write result.json. On a full disk it takes the space of state.json, which is of no further use then."""
@@ -200,7 +200,9 @@ def read_record(cls: type[T], path: str | Path) -> T | None:
     return from_json(cls, content)
 
 
-def write_record(path: str | Path, record: Any, *, sacrifice: str | None = None, mode: int = 0o666) -> None:
+def write_record(
+    path: str | Path, record: Any, *, sacrifice: str | None = None, mode: int = 0o666, is_durable: bool = True
+) -> None:
     """Write a record to a file in one step: a reader finds the old content or the new one, never a part.
 
     Args:
@@ -208,18 +210,23 @@ def write_record(path: str | Path, record: Any, *, sacrifice: str | None = None,
         record: A dataclass.
         sacrifice: A file that is no longer needed, whose space is used if the disk is full.
         mode: Permissions of a new file, before the umask.
+        is_durable: Whether the file has to exist after a power failure.
     """
-    write_atomically(path, to_json(record).encode(), sacrifice=sacrifice, mode=mode)
+    write_atomically(path, to_json(record).encode(), sacrifice=sacrifice, mode=mode, is_durable=is_durable)
 
 
-def write_atomically(path: str | Path, content: bytes, *, sacrifice: str | None = None, mode: int = 0o666) -> None:
-    """Write a file in one step, through a temporary file beside it. It is on the disk when this function returns.
+def write_atomically(
+    path: str | Path, content: bytes, *, sacrifice: str | None = None, mode: int = 0o666, is_durable: bool = True
+) -> None:
+    """Write a file in one step, through a temporary file beside it.
 
     Args:
         path: The file.
         content: Its content.
         sacrifice: A file that is no longer needed, whose space is used if the disk is full.
         mode: Permissions of a new file, before the umask.
+        is_durable: Whether the file is on the disk when this function returns. Otherwise a power failure may leave an
+            empty file.
     """
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.{os.getpid()}")
@@ -229,27 +236,29 @@ def write_atomically(path: str | Path, content: bytes, *, sacrifice: str | None 
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
             with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-                _write_to_disk(file, content)
+                _write(file, content, is_durable=is_durable)
         except OSError as error:
             if sacrifice is None or error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             os.replace(sacrifice, temporary)
             with open(temporary, "r+b") as reused:
-                _write_to_disk(reused, content)
+                _write(reused, content, is_durable=is_durable)
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         error.filename = str(path)  # not the temporary file; a failed write(2) has no name at all
         raise
-    _sync_folder(folder or ".")
+    if is_durable:
+        _sync_folder(folder or ".")
 
 
-def _write_to_disk(file: IO[bytes], content: bytes) -> None:
+def _write(file: IO[bytes], content: bytes, *, is_durable: bool) -> None:
     file.write(content)
     file.truncate()
     file.flush()
-    os.fsync(file.fileno())
+    if is_durable:
+        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: str) -> None:

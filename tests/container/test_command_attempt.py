@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from skyrl_modal.container.command_attempt import Outcome, stop_sequence
+from skyrl_modal.container.command_attempt import Outcome, StopStep, stop_sequence
 from skyrl_modal.container.failures import Failure
 from skyrl_modal.container.supervisor import may_retry
 from skyrl_modal.protocol.job import Limits
@@ -19,12 +19,16 @@ def outcome(state: RunState, returncode: int = 1) -> Outcome:
 
 def test_stop_request_sends_three_signals() -> None:
     """A stopped run gets SIGINT, then SIGTERM in the middle of the grace period, then SIGKILL at its end."""
-    assert stop_sequence(signal.SIGINT, 6) == [(signal.SIGINT, 3), (signal.SIGTERM, 3), (signal.SIGKILL, None)]
+    assert stop_sequence(signal.SIGINT, 6) == [
+        StopStep(signal.SIGINT, 3),
+        StopStep(signal.SIGTERM, 3),
+        StopStep(signal.SIGKILL, None),
+    ]
 
 
 def test_timeout_sends_two_signals() -> None:
     """A run that exceeds a limit gets SIGTERM, and SIGKILL at the end of the grace period."""
-    assert stop_sequence(signal.SIGTERM, 6) == [(signal.SIGTERM, 6), (signal.SIGKILL, None)]
+    assert stop_sequence(signal.SIGTERM, 6) == [StopStep(signal.SIGTERM, 6), StopStep(signal.SIGKILL, None)]
 
 
 def test_preemption_continues_the_same_attempt() -> None:

@@ -11,11 +11,12 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-#: Removes folders, including parts whose permissions were removed.
+#: Removes folders, including parts whose permissions were removed. Most have none, and need one process.
 _REMOVE = """
 remove() {
   for folder; do
     [ -d "$folder" ] || continue
+    rm -rf "$folder" 2>/dev/null && continue
     chmod -R u+rwX "$folder" 2>/dev/null
     rm -rf "$folder"
   done

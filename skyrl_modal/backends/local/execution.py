@@ -72,8 +72,8 @@ class LocalExecution:
     @property
     def url(self) -> str | None:
         """URL of Ray's dashboard while it runs; None if it does not."""
-        status = read_status(self._folder)
-        return status.dashboard_url if status is not None and self._is_alive() else None
+        status = read_status(self._folder) if self._is_alive() else None
+        return None if status is None else status.dashboard_url
 
     @property
     def log_path(self) -> str:
