@@ -49,9 +49,10 @@ class OutputRecorder:
         masker = self._secrets.new_masker()
         self._live.begin()
         self._open()
+        buffer = memoryview(bytearray(CHUNK_SIZE))  # a new object of this size for each read would take longer
         with open(descriptor, "rb", buffering=0) as source:
-            while chunk := source.read(CHUNK_SIZE):
-                self._write(masker.feed(chunk))
+            while count := source.readinto(buffer):
+                self._write(masker.feed(bytes(buffer[:count])))
                 self._live.wait_for_space()
             self._write(masker.flush())
         self._close()

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import threading
+import select
 from collections.abc import Iterator
+from io import FileIO
 
-from skyrl_modal.event_queue import EventQueue
+from skyrl_modal.event_queue import SIGNAL_CHECK_INTERVAL
 from skyrl_modal.protocol.codec import ProtocolError, decode_tagged
 from skyrl_modal.protocol.events import OutputEvent, ResultEvent, RunEvent, SupervisorEvent
 
-#: Chunks of output that are read before the reader of the events has received them: they limit the memory of a run
-#: whose output is not read. The command does not wait; the supervisor continues from output.log when the pipe is read.
-MAX_QUEUED_CHUNKS = 4
 #: Bytes of a chunk, and of the output's pipe.
 CHUNK_SIZE = 1 << 20
 
 
 class EventStream:
     """Reads the streams of a run and returns them as events.
+
+    Nothing is read before it is taken: the memory of a run whose output is not read is limited by the pipes. The
+    command does not wait for it, and the supervisor continues from output.log when the pipe is read.
 
     Args:
         output: A descriptor of the command's output.
@@ -28,33 +29,9 @@ class EventStream:
     """
 
     def __init__(self, output: int, events: int, caller: int | None) -> None:
-        self._queue: EventQueue[RunEvent | None] = EventQueue()
-        self._queued_chunks = threading.Semaphore(MAX_QUEUED_CHUNKS)
+        self._output = FileIO(output)
+        self._events = FileIO(events)
         self._caller = caller
-        self._is_closed = False
-        self._threads = [
-            threading.Thread(target=self._read_output, args=(output,), name="run-output", daemon=True),
-            threading.Thread(target=self._read_events, args=(events,), name="run-events", daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def _read_output(self, descriptor: int) -> None:
-        with open(descriptor, "rb", buffering=0) as stream:
-            while chunk := stream.read(CHUNK_SIZE):
-                self._queued_chunks.acquire()
-                if self._is_closed:
-                    return
-                self._queue.put(OutputEvent(chunk))
-        self._queue.put(None)
-
-    def _read_events(self, descriptor: int) -> None:
-        with open(descriptor, "rb") as stream:
-            for line in stream:
-                event = _parse_event(line)
-                if event is not None:
-                    self._queue.put(event)
-        self._queue.put(None)
 
     def events(self) -> Iterator[RunEvent]:
         """Yield the events until both streams have ended.
@@ -62,27 +39,38 @@ class EventStream:
         The last event is a ResultEvent, unless the supervisor exited without a result.
         """
         result: ResultEvent | None = None
-        open_streams = len(self._threads)
-        try:
-            while open_streams:
-                event = self._queue.get()
-                if event is None:
-                    open_streams -= 1
-                elif isinstance(event, ResultEvent):
+        # If the caller does not want further events, the pipes are closed.
+        with self._output, self._events:
+            for event in self._read():
+                if isinstance(event, ResultEvent):
                     result = event  # kept until the end of the output, which has a stream of its own
                 else:
                     yield event
-                    if isinstance(event, OutputEvent):
-                        self._queued_chunks.release()
-        finally:
-            # If the caller does not want further events, the thread that waits for space closes its pipe.
-            self._is_closed = True
-            self._queued_chunks.release()
         if self._caller is not None:
             os.close(self._caller)
             self._caller = None
         if result is not None:
             yield result
+
+    def _read(self) -> Iterator[RunEvent]:
+        buffer = memoryview(bytearray(CHUNK_SIZE))  # a new object of this size for each read would take longer
+        line = b""
+        is_open = {self._events.fileno(): True, self._output.fileno(): True}
+        poller = select.poll()
+        for descriptor in is_open:
+            poller.register(descriptor, select.POLLIN)
+        while any(is_open.values()):
+            # With a timeout, so that signal handlers run.
+            for descriptor, _ in poller.poll(SIGNAL_CHECK_INTERVAL * 1000):
+                data = bytes(buffer[: os.readv(descriptor, [buffer])])
+                if not data:
+                    poller.unregister(descriptor)
+                    is_open[descriptor] = False
+                elif descriptor == self._output.fileno():
+                    yield OutputEvent(data)
+                else:
+                    *lines, line = (line + data).split(b"\n")
+                    yield from filter(None, map(_parse_event, lines))
 
 
 def _parse_event(line: bytes) -> RunEvent | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 
-from skyrl_modal.backends.local.event_stream import CHUNK_SIZE, MAX_QUEUED_CHUNKS, EventStream
+from skyrl_modal.backends.local.event_stream import CHUNK_SIZE, EventStream
 from skyrl_modal.protocol.codec import encode_tagged
 from skyrl_modal.protocol.events import MessageEvent, OutputEvent, ResultEvent, RunEvent, StateEvent, SupervisorEvent
 from skyrl_modal.protocol.result import RunResultRecord
@@ -64,17 +65,31 @@ def test_incomplete_and_unknown_events_are_ignored() -> None:
 
 
 def test_output_that_is_not_read_is_not_collected() -> None:
-    """Only a limited number of chunks is read before the events are taken, so that memory stays limited."""
+    """The output stays in its pipe until the events are taken, so that memory stays limited."""
     streams = Streams()
     os.set_blocking(streams.output, False)
     written = 0
-    limit = (MAX_QUEUED_CHUNKS + 2) * CHUNK_SIZE
-    while written < 2 * limit:
-        try:
+    with contextlib.suppress(BlockingIOError):
+        while written < 4 * CHUNK_SIZE:
             written += os.write(streams.output, bytes(CHUNK_SIZE))
-        except BlockingIOError:
-            if streams.stream._queue.qsize() >= MAX_QUEUED_CHUNKS:
-                break
 
-    assert written < 2 * limit
+    assert written < 4 * CHUNK_SIZE
     assert sum(len(event.data) for event in streams.close() if isinstance(event, OutputEvent)) == written
+
+
+def test_an_event_may_arrive_in_several_parts() -> None:
+    """An event that is written in parts, between parts of the output, is returned once."""
+    streams = Streams()
+    events = streams.stream.events()
+    line = line_of(MessageEvent("a" * 100_000))
+    received: list[RunEvent] = []
+    for start in range(0, len(line), 30_000):
+        os.write(streams.output, b"o")
+        os.write(streams.events, line[start : start + 30_000])
+        received.append(next(events))
+    os.close(streams.output)
+    os.close(streams.events)
+    received += events
+
+    assert b"".join(event.data for event in received if isinstance(event, OutputEvent)) == b"oooo"
+    assert [event for event in received if isinstance(event, MessageEvent)] == [MessageEvent("a" * 100_000)]
