@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from skyrl_modal.errors import RecordError, RunNotFound, SpecError
 from skyrl_modal.protocol.codec import ProtocolError
