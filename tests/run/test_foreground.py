@@ -33,7 +33,7 @@ def run_events(*events: RunEvent | Exception) -> tuple[RunResult, list[str], byt
     launcher = Launcher(backend=MemoryBackend(*events), mounts=[])
     with pytest.MonkeyPatch.context() as patch:
         messages: list[str] = []
-        patch.setattr("skyrl_modal.launcher.StderrReporter", lambda: ListReporter(messages))
+        patch.setattr("skyrl_modal.launching.StderrReporter", lambda: ListReporter(messages))
         result = launcher.run("true", output=chunks.append)
     return result, messages, b"".join(chunks)
 
@@ -145,7 +145,7 @@ def test_late_handle_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(execution, "events", events)
     messages: list[str] = []
-    monkeypatch.setattr("skyrl_modal.launcher.StderrReporter", lambda: ListReporter(messages))
+    monkeypatch.setattr("skyrl_modal.launching.StderrReporter", lambda: ListReporter(messages))
 
     Launcher(backend=LateBackend(), mounts=[]).run("true", output=bytearray().extend)
 
@@ -206,7 +206,7 @@ def test_error_of_the_reporter_stops_the_run(text: str, monkeypatch: pytest.Monk
         SUCCESS,
     ]
     backend = MemoryBackend(*events, handle={"id": "memory", "ray_token": "0123"})
-    monkeypatch.setattr("skyrl_modal.launcher.StderrReporter", lambda: FailingReporter(text))
+    monkeypatch.setattr("skyrl_modal.launching.StderrReporter", lambda: FailingReporter(text))
 
     with pytest.raises(OSError, match="No space left"):
         Launcher(backend=backend, mounts=[]).run("true", output=bytearray().extend)
