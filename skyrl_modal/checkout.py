@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
-import tomllib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from attrs import frozen
 from skyrl_modal.errors import CheckoutNotFound, SpecError
 from skyrl_modal.gitfiles.files import read_regular_file
 from skyrl_modal.gitfiles.git_command import GitCommandError
-from skyrl_modal.gitfiles.status import read_status
+from skyrl_modal.gitfiles.result_cache import NO_CACHE, ResultCache, has_settled
+from skyrl_modal.gitfiles.status import StatusQuery
 from skyrl_modal.ray_requirement import RayRequirement, find_requirement
 
 #: Size of a pyproject.toml.
@@ -94,25 +96,78 @@ def find_checkout(given: str | Path | None = None) -> Path:
     raise CheckoutNotFound(absolute)
 
 
-def inspect_checkout(root: Path) -> Checkout:
+def inspect_checkout(root: Path, cache: ResultCache = NO_CACHE) -> Checkout:
     """Read the state of a checkout in git, and the Ray version in its pyproject.toml.
 
-    Nothing is written, and no program that the repository names is executed.
+    Nothing is written to the checkout, and no program that the repository names is executed.
 
     Args:
         root: The checkout.
+        cache: Where results are stored for the next call.
 
     Raises:
         SpecError: The pyproject.toml is not valid TOML, or cannot be read.
     """
-    requirement = read_ray_requirement(root)
-    try:
-        status = read_status(root)
-    except (GitCommandError, OSError) as error:
-        return Checkout(root, warning=f"the commit of {root} is not recorded: {error}", ray_requirement=requirement)
-    if status is None:
-        return Checkout(root, ray_requirement=requirement)
-    return Checkout(root, status.commit, status.changed_files, ray_requirement=requirement)
+    with CheckoutInspection(root, cache) as inspection:
+        return inspection.result()
+
+
+class CheckoutInspection:
+    """The inspection of a checkout, as ``inspect_checkout`` makes it. git runs in the background until ``result``.
+
+    It can be used in a ``with`` statement, which kills git at the end.
+
+    Args:
+        root: The checkout.
+        cache: Where results are stored for the next call.
+
+    Raises:
+        SpecError: The pyproject.toml is not valid TOML, or cannot be read.
+
+    Attributes:
+        root: The checkout.
+        ray_requirement: What it requires of Ray; None if it requires nothing.
+    """
+
+    def __init__(self, root: Path, cache: ResultCache = NO_CACHE) -> None:
+        self.root = root
+        self._query: StatusQuery | None = None
+        self._error: Exception | None = None
+        try:
+            self._query = StatusQuery(root, cache)
+        except (GitCommandError, OSError) as error:
+            self._error = error
+        try:
+            self.ray_requirement = read_ray_requirement(root, cache)
+        except BaseException:
+            self.close()
+            raise
+
+    def result(self) -> Checkout:
+        """Wait for git and return the checkout. It can be called once."""
+        status = None
+        try:
+            if self._query is not None:
+                status = self._query.result()
+        except (GitCommandError, OSError) as error:
+            self._error = error
+        if self._error is not None:
+            warning = f"the commit of {self.root} is not recorded: {self._error}"
+            return Checkout(self.root, warning=warning, ray_requirement=self.ray_requirement)
+        if status is None:
+            return Checkout(self.root, ray_requirement=self.ray_requirement)
+        return Checkout(self.root, status.commit, status.changed_files, ray_requirement=self.ray_requirement)
+
+    def close(self) -> None:
+        """Kill git if it has not ended."""
+        if self._query is not None:
+            self._query.close()
+
+    def __enter__(self) -> CheckoutInspection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def pinned_ray_version(root: Path) -> str | None:
@@ -128,21 +183,56 @@ def pinned_ray_version(root: Path) -> str | None:
     return None if requirement is None else requirement.version
 
 
-def read_ray_requirement(root: Path) -> RayRequirement | None:
+def read_ray_requirement(root: Path, cache: ResultCache = NO_CACHE) -> RayRequirement | None:
     """Return what a checkout requires of Ray; None if it requires nothing.
 
     Args:
         root: The checkout. If its root has no pyproject.toml, the one of the older layout's skyrl-train/ is read.
+        cache: Where the result is stored until one of the files changes.
 
     Raises:
         SpecError: The pyproject.toml is not valid TOML, or cannot be read.
     """
     for folder in (root, root / "skyrl-train"):
-        project = _read_project(folder / "pyproject.toml")
-        requirement = None if project is None else find_requirement(project, _read_lock(folder / "uv.lock"))
+        requirement = _read_requirement(folder, cache)
         if requirement is not None:
             return requirement
     return None
+
+
+def _read_requirement(folder: Path, cache: ResultCache) -> RayRequirement | None:
+    project, lock = folder / "pyproject.toml", folder / "uv.lock"
+    # The status is read before the content, so that a change in between leads to another status at the next call.
+    now, states = time.time_ns(), [_status_or_none(path) for path in (project, lock)]
+    facts = [None if state is None else _facts(state) for state in states]
+    name = f"{_REQUIREMENT_FORMAT} of {folder}"
+    stored = None if states[0] is None else cache.load(name)
+    if stored is not None:
+        known, version, specifiers = json.loads(stored)
+        if known == facts:
+            return RayRequirement(version, tuple(specifiers)) if version or specifiers else None
+    table = _read_project(project)
+    requirement = None if table is None else find_requirement(table, _read_lock(lock))
+    if states[0] is not None and all(state is None or has_settled(state, now) for state in states):
+        values = (None, ()) if requirement is None else (requirement.version, requirement.specifiers)
+        cache.save(name, json.dumps([facts, *values]).encode())
+    return requirement
+
+
+#: The name of stored requirements. To be changed with the rules of ``find_requirement``.
+_REQUIREMENT_FORMAT = "Ray requirement 1"
+
+
+def _status_or_none(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def _facts(status: os.stat_result) -> list[int]:
+    """Return the part of a status that changes with the content of a file, or with the permission to read it."""
+    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_mode]
 
 
 def required_uv_version(root: Path) -> str | None:
@@ -159,6 +249,8 @@ def required_uv_version(root: Path) -> str | None:
 
 def _read_project(path: Path) -> dict[str, Any] | None:
     """Return the content of a pyproject.toml; None if there is none."""
+    import tomllib  # imported here, since the requirement of most checkouts is stored
+
     try:
         return tomllib.loads(read_regular_file(path, max_bytes=MAX_PYPROJECT_BYTES).decode())
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):

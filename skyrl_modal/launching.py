@@ -8,6 +8,7 @@ from __future__ import annotations
 import posixpath
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,8 @@ from attrs import fields
 from skyrl_modal.backends import Backend, VolumeEntry, get_backend
 from skyrl_modal.errors import PathNotFound, SkyRLModalError, SpecError, translate_system_errors
 from skyrl_modal.prepare.command import normalize_command, shorten_command
-from skyrl_modal.prepare.plan import Plan, make_plan
-from skyrl_modal.prepare.staging import check_with_backend, take_snapshots
+from skyrl_modal.prepare.plan import Plan
+from skyrl_modal.prepare.staging import Preparation, check_with_backend
 from skyrl_modal.reporting import NullReporter, NullRunTable, Reporter
 from skyrl_modal.run.foreground import stream_to_end
 from skyrl_modal.run.half_written import remove_half_written
@@ -114,14 +115,16 @@ def map_commands(
     check_whole_number("max_parallel", max_parallel, minimum=1)
     if not texts:
         return []
-    launcher.plan(texts[0])  # raises errors in the launcher's fields before anything starts
     from skyrl_modal.run.batch import Batch  # imported here, since one run does not need it
 
-    def start(command: str, reporter: Reporter) -> Run:
-        return _start(launcher, command, owned=True, reporter=reporter)
+    with _prepare(launcher) as preparation:
+        preparation.plan(texts[0])  # raises errors in the launcher's fields before anything starts
 
-    with NullRunTable() if quiet else _live_table(labels) as table:
-        return Batch(texts, start, max_parallel=max_parallel, table=table, backend=backend).run()
+        def start(command: str, reporter: Reporter) -> Run:
+            return _start(launcher, command, owned=True, reporter=reporter, shared=preparation)
+
+        with NullRunTable() if quiet else _live_table(labels) as table:
+            return Batch(texts, start, max_parallel=max_parallel, table=table, backend=backend).run()
 
 
 def _live_table(labels: Sequence[str]) -> LiveRunTable:
@@ -132,8 +135,14 @@ def _live_table(labels: Sequence[str]) -> LiveRunTable:
 
 def plan(launcher: Launcher, command: str | Sequence[str]) -> Plan:
     """Return what a run would do."""
-    name = launcher.backend if isinstance(launcher.backend, str) else launcher.backend.name
-    return make_plan(launcher, normalize_command(command), name)
+    text = normalize_command(command)
+    return _prepare(launcher).plan(text)
+
+
+@translate_system_errors()
+def _prepare(launcher: Launcher) -> Preparation:
+    """Prepare runs, as far as they do not depend on their commands."""
+    return Preparation(launcher, launcher.backend if isinstance(launcher.backend, str) else launcher.backend.name)
 
 
 @translate_system_errors()
@@ -144,21 +153,23 @@ def _start(
     owned: bool,
     reporter: Reporter,
     interrupts: Interrupts | None = None,
+    shared: Preparation | None = None,
 ) -> Run:
-    """Start a run.
+    """Start a run, with what was prepared for several ones, or on its own.
 
     Raises:
         KeyboardInterrupt: An interrupt was recorded before files were copied.
     """
-    backend = backend_of(launcher)
-    plan = launcher.plan(command)
-    title = f"run {plan.job.run_id}: {shorten_command(plan.job.command)}"
-    secret_values = check_with_backend(plan, backend, reporter, title=title)
-    if interrupts is not None:
-        interrupts.raise_if_recorded()
-    remove_half_written()
-    prepared = take_snapshots(plan, secret_values, reporter)
-    execution = backend.start(prepared, owned=owned)
+    text, backend = normalize_command(command), backend_of(launcher)
+    with _prepare(launcher) if shared is None else nullcontext(shared) as preparation:
+        plan = preparation.plan(text)
+        title = f"run {plan.job.run_id}: {shorten_command(text)}"
+        secret_values = check_with_backend(plan, backend, reporter, title=title)
+        if interrupts is not None:
+            interrupts.raise_if_recorded()
+        remove_half_written()
+        prepared = preparation.take_snapshots(plan, secret_values, reporter)
+        execution = backend.start(prepared, owned=owned)
     if not owned:
         execution.wait_started()
     run = Run(prepared.job, backend.name, execution, stored_spec=plan.stored_spec)

@@ -18,8 +18,7 @@ from skyrl_modal.backends.modal.execution import ModalExecution
 from skyrl_modal.gitfiles.report import format_size
 from skyrl_modal.launcher import Launcher
 from skyrl_modal.prepare.command import normalize_command
-from skyrl_modal.prepare.plan import make_plan
-from skyrl_modal.prepare.staging import check_with_backend, take_snapshots
+from skyrl_modal.prepare.staging import Preparation, check_with_backend
 from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.protocol.start_deadline import with_submission_time
 from skyrl_modal.run.foreground import report_end
@@ -78,13 +77,14 @@ class ModalRun:
     def __init__(self, launcher: Launcher) -> None:
         self._backend = ModalBackend()
         self._reporter = StderrReporter()
-        self._launcher = launcher
         _extend_logs_timeout()
         command = command_option(sys.argv)
         planned = _PLACEHOLDER_COMMAND if command is None else normalize_command(command)
-        self._plan = make_plan(launcher, planned, self._backend.name)
+        self._preparation = Preparation(launcher, self._backend.name)
+        self._plan = self._preparation.plan(planned)
         secret_values = check_with_backend(self._plan, self._backend, self._reporter)
-        self._run_app = RunApp(take_snapshots(self._plan, secret_values, self._reporter))
+        with self._preparation:
+            self._run_app = RunApp(self._preparation.take_snapshots(self._plan, secret_values, self._reporter))
         self.app, self._function = self._run_app.define()
         for warning in self._run_app.warnings:
             self._reporter.warn(warning)
@@ -139,9 +139,9 @@ class ModalRun:
         """Plan the command, if it was not known when the app's script was imported, and report new warnings.
 
         Raises:
-            SpecError: The command, or something that has changed meanwhile, is invalid.
+            SpecError: The command is invalid.
         """
-        plan = make_plan(self._launcher, command, self._backend.name)
+        plan = self._preparation.plan(command)
         self._backend.check(plan.job, plan.spec)
         for warning in plan.warnings:
             if warning not in self._plan.warnings:

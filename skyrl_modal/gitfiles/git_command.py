@@ -12,6 +12,7 @@ is executed:
 - ``GIT_*`` variables of the caller are removed, except those that select the user's configuration:
   ``GIT_CONFIG_GLOBAL``, ``GIT_CONFIG_SYSTEM``, ``GIT_CONFIG_NOSYSTEM``, and ``GIT_CONFIG_COUNT`` with its keys and
   values.
+- Nothing is written to the repository. A command may write an index that is passed to it, which is outside of it.
 - Time, memory and output are limited; git and its children are killed at the time limit.
 """
 
@@ -21,7 +22,6 @@ import contextlib
 import os
 import re
 import selectors
-import shutil
 import signal
 import subprocess
 import sys
@@ -51,14 +51,12 @@ _SET_VARIABLES = {
     # An empty list of allowed protocols also overrides `protocol.NAME.allow` in a configuration file.
     "GIT_ALLOW_PROTOCOL": "",
     "GIT_NO_LAZY_FETCH": "1",
-    "GIT_OPTIONAL_LOCKS": "0",
     "GIT_PAGER": "cat",
     "GIT_TERMINAL_PROMPT": "0",
     "LC_ALL": "C",
 }
 _OPTIONS = (
     "--no-pager",
-    "--no-optional-locks",
     *(
         argument
         for setting in (
@@ -140,14 +138,16 @@ def find_git(worktree: Path) -> str | None:
             folders.add(f"{parent}/")
     prefixes = tuple(folders - {"//"})
     for entry in os.environ.get("PATH", os.defpath).split(os.pathsep):
-        program = shutil.which("git", path=entry) if os.path.isabs(entry) else None
-        if program and not any(f"{os.path.realpath(path)}/".startswith(prefixes) for path in (entry, program)):
+        program = os.path.join(entry, "git")
+        if not os.path.isabs(entry) or not os.access(program, os.X_OK) or os.path.isdir(program):
+            continue
+        if not any(f"{os.path.realpath(path)}/".startswith(prefixes) for path in (entry, program)):
             return program
     return None
 
 
 def git_deadline() -> float:
-    """Return the time (of ``time.monotonic``) at which a git process that starts now is killed."""
+    """Return the time (of ``time.monotonic``) at which a git process is killed whose output is read from now on."""
     return time.monotonic() + GIT_TIMEOUT_SECONDS
 
 
@@ -161,11 +161,11 @@ class GitProcess:
         cwd: The folder to run in; the worktree if None.
         settings: Further ``KEY=VALUE`` settings that take precedence over the configuration.
         system_file: The configuration file of the system; the one that git was built for if None.
+        index: An index outside of the repository, which git reads instead of its own, and may write.
         stdin: The input.
         max_output: Number of bytes of output after which the process is killed.
-        deadline: Time (of ``time.monotonic``) at which the process is killed; ``GIT_TIMEOUT_SECONDS`` from now if None.
-        find_cause: Called if the process has not ended after ``SLOW_GIT_SECONDS``. It returns a cause for which the
-            process would never end, and the process is then killed; or an empty text.
+        find_cause: Called if the process has not ended ``SLOW_GIT_SECONDS`` after the start of ``read``. It returns a
+            cause for which the process would never end, and the process is then killed; or an empty text.
 
     Raises:
         GitCommandError: git is not installed, or cannot be started.
@@ -180,9 +180,9 @@ class GitProcess:
         cwd: Path | None = None,
         settings: Iterable[str] = (),
         system_file: Path | None = None,
+        index: str | None = None,
         stdin: bytes = b"",
         max_output: int = MAX_OUTPUT_BYTES,
-        deadline: float | None = None,
         find_cause: Callable[[], str] | None = None,
     ) -> None:
         program = find_git(worktree)
@@ -191,22 +191,23 @@ class GitProcess:
         overrides = [argument for setting in settings for argument in ("-c", setting)]
         # A path that is no repository keeps git from searching for one.
         place = [f"--git-dir={os.devnull if git_dir is None else git_dir}", f"--work-tree={worktree}"]
+        locks = ("--no-optional-locks",) if index is None else ()
         self._name = arguments[0]
         self._max_output = max_output
-        self._deadline = git_deadline() if deadline is None else deadline
-        self._find_cause, self._slow_at = find_cause, time.monotonic() + SLOW_GIT_SECONDS
+        self._find_cause = find_cause
+        self._deadline = self._slow_at = 0.0
         with tempfile.TemporaryFile() if stdin else open(os.devnull, "rb") as source:
             if stdin:
                 source.write(stdin)
                 source.seek(0)
             try:
                 self._process = subprocess.Popen(
-                    [program, *_OPTIONS, *overrides, *place, *arguments],
+                    [program, *_OPTIONS, *locks, *overrides, *place, *arguments],
                     cwd=worktree if cwd is None else cwd,
                     stdin=source,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
-                    env=_environment() | ({"GIT_CONFIG_SYSTEM": str(system_file)} if system_file else {}),
+                    env=_environment(system_file, index),
                     start_new_session=True,
                 )
             except (OSError, ValueError) as error:
@@ -218,12 +219,18 @@ class GitProcess:
         """The process id."""
         return self._process.pid
 
-    def read(self) -> GitResult:
+    def read(self, deadline: float | None = None) -> GitResult:
         """Wait for the process and return its result.
+
+        Args:
+            deadline: Time (of ``time.monotonic``) at which the process is killed; ``GIT_TIMEOUT_SECONDS`` from now if
+                None.
 
         Raises:
             GitCommandError: A limit was exceeded; the process was then killed.
         """
+        self._deadline = git_deadline() if deadline is None else deadline
+        self._slow_at = time.monotonic() + SLOW_GIT_SECONDS
         try:
             stdout, stderr = self._read_output()
             self._process.wait(max(0.0, self._deadline - time.monotonic()))
@@ -234,13 +241,16 @@ class GitProcess:
             raise
         return GitResult(self._process.returncode, stdout, stderr)
 
-    def read_stdout(self) -> bytes:
+    def read_stdout(self, deadline: float | None = None) -> bytes:
         """Wait for the process and return its output.
+
+        Args:
+            deadline: As for ``read``.
 
         Raises:
             GitCommandError: A limit was exceeded, or the exit code is not 0.
         """
-        result = self.read()
+        result = self.read(deadline)
         if result.returncode:
             lines = result.stderr.decode("utf-8", "replace").strip().splitlines()
             cause = lines[0] if lines else f"exit code {result.returncode}"
@@ -311,9 +321,14 @@ def run_git(git_dir: Path | None, worktree: Path, *arguments: str, stdin: bytes 
     return GitProcess(git_dir, worktree, arguments, stdin=stdin).read_stdout()
 
 
-def _environment() -> dict[str, str]:
+def _environment(system_file: Path | None, index: str | None) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if key[:4] != "GIT_" or _KEPT_VARIABLE.fullmatch(key)}
-    return {**kept, **_SET_VARIABLES}
+    kept |= _SET_VARIABLES
+    if system_file is not None:
+        kept["GIT_CONFIG_SYSTEM"] = str(system_file)
+    if index is not None:
+        kept["GIT_INDEX_FILE"] = index
+    return kept
 
 
 def _limit_memory(pid: int) -> None:

@@ -41,8 +41,9 @@ _PREFIXES = frozenset(
 )
 # Characters of candidates. All others separate candidates, also "=", "/" and ".".
 _CANDIDATE_BYTES = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
-_SEPARATED = bytes(byte if byte in _CANDIDATE_BYTES else 32 for byte in range(256))
-_SHORTEST_CANDIDATE = 20
+# A run of these characters is found by a search for the shortest one, several times faster than by an expression.
+_MARKED = bytes(120 if byte in _CANDIDATE_BYTES else 32 for byte in range(256))
+_SHORTEST_CANDIDATE = b"x" * 20
 
 _PRIVATE_KEY = re.compile(
     rb"-----BEGIN (?:[A-Z0-9]{1,16} ){0,3}PRIVATE KEY(?: BLOCK)?-----"
@@ -121,13 +122,14 @@ def find_secrets(text: bytes) -> Iterator[tuple[int, str]]:
 
 def _candidates(text: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield the offset and the characters of each long run of letters, digits, "_" and "-"."""
-    separated = text.translate(_SEPARATED)
-    offset = 0
-    for candidate in separated.split():
-        if len(candidate) >= _SHORTEST_CANDIDATE:
-            offset = separated.index(candidate, offset)
-            yield offset, candidate
-            offset += len(candidate)
+    marked = text.translate(_MARKED)
+    start = marked.find(_SHORTEST_CANDIDATE)
+    while start >= 0:
+        end = marked.find(b" ", start + len(_SHORTEST_CANDIDATE))
+        if end < 0:
+            end = len(text)
+        yield start, text[start:end]
+        start = marked.find(_SHORTEST_CANDIDATE, end)
 
 
 def _kind_of(text: bytes, offset: int, candidate: bytes) -> str | None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import sys
-import tempfile
 import time
 from array import array
 from collections.abc import Sequence
@@ -16,6 +14,7 @@ from pathlib import Path
 from attrs import field, frozen
 
 from skyrl_modal.gitfiles.files import read_regular_file
+from skyrl_modal.gitfiles.result_cache import ResultCache, has_settled
 
 #: To be increased when the patterns of ``secret_patterns`` change, so that cached results are not used.
 PATTERNS_VERSION = 1
@@ -29,9 +28,6 @@ SEARCH_TIMEOUT_SECONDS = 2.0
 _SHORTEST_FILE = 16
 # A file with a NUL byte in its beginning is binary, as for git (buffer_is_binary in xdiff-interface.c).
 _BINARY_TEST_BYTES = 8000
-# A file that changed more recently may change again without a new time: see snapshots/file_stamps.py.
-_RECENT_NS = 2_500_000_000
-_MAX_CACHE_BYTES = 64 << 20
 # Formats of archives, images, sound, models and data, in which a key would be compressed or encoded.
 _BINARY_SUFFIXES = frozenset(
     {
@@ -95,28 +91,18 @@ def search_files(
             search all files. It need not exist. Problems with it only cost time.
         cpu_seconds: The limit of the processor time.
     """
-    # Without a home folder, the user's cache folder is a relative path that begins with "~".
-    known = None if cache is None or not cache.is_absolute() else _CleanFiles(cache, root)
+    clean = _CleanFiles(ResultCache(cache), root)
+    keys = [None if state is None else _key(state) for state in status]
     candidates = []
-    clean = array("q")
-    for path, state in zip(files, status, strict=True):
-        if (
-            state is None
-            or not stat.S_ISREG(state.st_mode)
-            or not _SHORTEST_FILE <= state.st_size <= MAX_SEARCHED_BYTES
-        ):
+    for number, key in enumerate(keys):
+        if key is None or key in clean.known:
             continue
-        suffix = path.rpartition(".")[2].lower()
-        if suffix in _BINARY_SUFFIXES:
-            continue
-        key = hash((state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
-        if known is not None and key in known.keys:
-            clean.append(key)
-        else:
-            candidates.append((suffix not in _FIRST_SUFFIXES, path, key, state))
+        state, suffix = status[number], files[number].rpartition(".")[2].lower()
+        if state is not None and _is_searched(state) and suffix not in _BINARY_SUFFIXES:
+            candidates.append((suffix not in _FIRST_SUFFIXES, files[number], key, state))
     candidates.sort(key=lambda item: item[:2])
     cpu_limit, limit = time.thread_time() + cpu_seconds, time.monotonic() + SEARCH_TIMEOUT_SECONDS
-    trusted = time.time_ns() - _RECENT_NS
+    now = time.time_ns()
     found, searched = [], 0
     for _, path, key, state in candidates:
         if time.thread_time() > cpu_limit or time.monotonic() > limit:
@@ -125,11 +111,18 @@ def search_files(
         secret = _search_file(root, path)
         if secret is not None:
             found.append(secret)
-        elif state.st_mtime_ns < trusted and state.st_ctime_ns < trusted:
-            clean.append(key)
-    if known is not None:
-        known.save(clean)
+        elif has_settled(state, now):
+            clean.add(key)
+    clean.save(keys)
     return SearchResult(tuple(sorted(found, key=lambda secret: secret.path)), len(candidates) - searched)
+
+
+def _key(status: os.stat_result) -> int:
+    return hash((status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+
+
+def _is_searched(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode) and _SHORTEST_FILE <= status.st_size <= MAX_SEARCHED_BYTES
 
 
 def _search_file(root: Path, path: str) -> FoundSecret | None:
@@ -154,35 +147,24 @@ class _CleanFiles:
     """The files of one root that contained no key, each by a hash of its inode, size and times.
 
     Attributes:
-        keys: The hashes.
+        known: The hashes that were stored.
     """
 
-    def __init__(self, folder: Path, root: Path) -> None:
-        self._path = folder / hashlib.sha256(os.fsencode(root)).hexdigest()
+    def __init__(self, cache: ResultCache, root: Path) -> None:
+        self._cache = cache
         # hash() of integers depends on the version of Python.
-        self._header = f"skyrl-modal search {PATTERNS_VERSION} {sys.implementation.cache_tag}\n".encode()
-        self.keys = frozenset(self._load())
+        self._name = f"files without keys {PATTERNS_VERSION} {sys.implementation.cache_tag} in {root}"
+        self._new = array("q")
+        known = array("q")
+        with suppress(ValueError):
+            known.frombytes(cache.load(self._name) or b"")
+        self.known = frozenset(known)
 
-    def _load(self) -> array[int]:
-        keys = array("q")
-        with suppress(OSError, ValueError):
-            data = read_regular_file(self._path, follow_link=False)
-            if data.startswith(self._header) and len(data) <= _MAX_CACHE_BYTES:
-                keys.frombytes(data[len(self._header) :])
-        return keys
+    def add(self, key: int) -> None:
+        self._new.append(key)
 
-    def save(self, clean: array[int]) -> None:
-        """Save the hashes of the files without keys in one step, if they are others than before."""
-        if frozenset(clean) == self.keys:
-            return
-        with suppress(OSError):
-            for folder in (self._path.parent.parent, self._path.parent):  # of the user, whatever the umask
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=".new-", dir=self._path.parent)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(self._header + clean.tobytes())
-                Path(name).replace(self._path)
-            except OSError:
-                Path(name).unlink(missing_ok=True)
-                raise
+    def save(self, keys: Sequence[int | None]) -> None:
+        """Store the hashes of the files without keys, if there are new ones, or half of the stored ones are unused."""
+        if self._new or len(self.known) > 2 * len(keys):
+            used = array("q", [key for key in keys if key is not None and key in self.known])
+            self._cache.save(self._name, (used + self._new).tobytes())

@@ -1,7 +1,7 @@
 """The commit of a worktree, and the number of files that differ from it.
 
-`git status` is not used, because it executes the filters, the file system monitor and other programs that the
-configuration of the repository names. The commands here make the same comparison and execute nothing.
+`git status` executes the filters, the file system monitor and other programs that the configuration of the repository
+names. Here it is run so that it executes nothing and does not enter submodules, which are compared one by one.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from pathlib import Path
 
 from attrs import frozen
 
-from skyrl_modal.gitfiles.config import is_true, list_config, system_file
+from skyrl_modal.gitfiles.config import attributes_file, list_config, system_file
 from skyrl_modal.gitfiles.files import MAX_SMALL_FILE_BYTES, find_unsuitable, read_regular_file
 from skyrl_modal.gitfiles.git_command import GitCommandError, GitProcess, filter_overrides, git_deadline
 from skyrl_modal.gitfiles.index import MAX_INDEX_BYTES
+from skyrl_modal.gitfiles.private_index import COPY_SETTINGS, PrivateIndex, copy_index
 from skyrl_modal.gitfiles.repository import Repository, find_worktree, git_dir_of
+from skyrl_modal.gitfiles.result_cache import NO_CACHE, ResultCache
 
 _OBJECT_ID = re.compile(rb"[0-9a-f]{40}|[0-9a-f]{64}")
 # Files of the worktree that git opens for its own use.
 _TREE_FILES = (".gitignore", ".gitattributes", ".gitmodules", ".mailmap")
 _MAX_SCANNED_ENTRIES = 200_000
-_COMPARE_INDEX = (
-    *("diff-index", "--cached", "-z", "--name-status", "--no-relative", "--find-renames"),
-    *("HEAD", "--", "."),
-)
+# With `dirty`, git compares the commit of a submodule without starting a process in it.
+_STATUS = ("status", "--porcelain=v1", "-z", "--ignore-submodules=dirty", "--", ".")
 
 
 @frozen
@@ -43,66 +43,124 @@ class WorktreeStatus:
     changed_files: int | None
 
 
-def read_status(folder: Path) -> WorktreeStatus | None:
+def read_status(folder: Path, cache: ResultCache = NO_CACHE) -> WorktreeStatus | None:
     """Return the state of the worktree that contains a folder; None if it is in no worktree.
 
     Only changes in the folder are counted. As in `git status`, a renamed file counts once, and an untracked folder
-    counts as one entry. Nothing is written, and no program of the repository is executed.
+    counts as one entry. Nothing is written to the worktree, and no program of the repository is executed.
 
     Args:
         folder: An existing folder.
+        cache: Where a refreshed copy of the index is stored.
 
     Raises:
         GitCommandError: git is not installed, or failed, or a limit was exceeded.
     """
-    folder = folder.resolve()
-    worktree = find_worktree(folder)
-    return None if worktree is None else _Comparison(*worktree, folder, git_deadline()).run()
+    with StatusQuery(folder, cache) as query:
+        return query.result()
 
 
-@frozen
+class StatusQuery:
+    """A running query for the state of a worktree, as ``read_status`` returns it.
+
+    It can be used in a ``with`` statement, which kills git at the end.
+
+    Args:
+        folder: An existing folder.
+        cache: Where a refreshed copy of the index is stored.
+
+    Raises:
+        GitCommandError: git is not installed, or the repository cannot be read.
+    """
+
+    def __init__(self, folder: Path, cache: ResultCache = NO_CACHE) -> None:
+        folder = folder.resolve()
+        worktree = find_worktree(folder)
+        self._comparison = None if worktree is None else _Comparison(*worktree, folder, cache)
+
+    def result(self) -> WorktreeStatus | None:
+        """Wait for git and return the state; None if the folder is in no worktree. It can be called once.
+
+        Raises:
+            GitCommandError: git failed, or a limit was exceeded.
+        """
+        return None if self._comparison is None else self._comparison.result(git_deadline())
+
+    def close(self) -> None:
+        """Kill git if it has not ended."""
+        if self._comparison is not None:
+            self._comparison.close()
+
+    def __enter__(self) -> StatusQuery:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 class _Comparison:
-    """The comparison of one worktree with its commit.
+    """The comparison of one worktree with its commit, which git makes in the background.
 
-    Attributes:
+    Args:
         top: The top folder of the worktree.
         git_dir: The repository.
         folder: The folder whose changes count.
-        deadline: The time limit of all git processes together.
+        cache: Where a refreshed copy of the index is stored.
     """
 
-    top: Path
-    git_dir: Path
-    folder: Path
-    deadline: float
-
-    def run(self) -> WorktreeStatus:
-        repository = Repository(self.top, self.git_dir)
-        config = repository.config.values
+    def __init__(self, top: Path, git_dir: Path, folder: Path, cache: ResultCache) -> None:
+        self._top, self._git_dir, self._folder, self._cache = top, git_dir, folder, cache
+        self._repository = repository = Repository(top, git_dir)
+        self._index: PrivateIndex | None = None
+        self._process: GitProcess | None = None
+        settings = repository.config.values
         if repository.blocks_git:
             raise GitCommandError(f"git cannot be run, because {repository.blocks_git}")
         if not repository.config.has_all_filters:
-            config = list_config(self.git_dir, self.top)
-        commit = read_head(self.git_dir, repository.common_dir or self.git_dir) or self._ask_for_head()
-        if commit is None:
+            settings = list_config(git_dir, top)
+        self._commit = read_head(git_dir, repository.common_dir or git_dir) or self._ask_for_head()
+        if self._commit is not None:
+            try:
+                self._start_status(settings)
+            except BaseException:
+                self.close()
+                raise
+
+    def _start_status(self, settings: Mapping[str, bytes | None]) -> None:
+        common, user = self._repository.common_dir or self._git_dir, attributes_file(self._repository.config, self._top)
+        attributes = [self._top / ".gitattributes", common / "info" / "attributes", *([] if user is None else [user])]
+        self._index = copy_index(self._git_dir, self._top, settings, attributes, self._cache)
+        # Comparing a file converts its content, which would execute the filters. git reads the same files as
+        # `read_config` did, so that no filter is missing.
+        overrides = [*filter_overrides(settings), *([] if self._index is None else COPY_SETTINGS)]
+        self._process = self._start(*_STATUS, settings=overrides, system_file=system_file(), index=self._index)
+
+    def result(self, deadline: float) -> WorktreeStatus:
+        """Wait for git and return the state.
+
+        Args:
+            deadline: Time (of ``time.monotonic``) at which git is killed.
+        """
+        if self._process is None:
             return WorktreeStatus(None, None)
-        with (
-            # Comparing a file converts its content, which would execute the filters. git reads the same files as
-            # `read_config` did, so that no filter is missing.
-            self._start(
-                *_list_worktree(config), settings=filter_overrides(config), system_file=system_file()
-            ) as worktree_process,
-            self._start(*_COMPARE_INDEX) as index_process,
-        ):
-            submodules = list(self._submodules(repository))
-            changed = parse_diff_index(index_process.read_stdout(), detects_renames=_detects_renames(config))
-            modified, untracked = parse_tagged_list(worktree_process.read_stdout())
-        changed |= modified
-        for path, top, git_dir in submodules:
+        try:
+            changed, untracked = parse_status(self._process.read_stdout(deadline))
+            if self._index is not None:
+                self._index.store()
+        finally:
+            self.close()
+        for path, top, git_dir in self._submodules():
             # git lists a submodule as modified only if another commit is checked out in it.
-            if path not in changed and _Comparison(top, git_dir, top, self.deadline).run().changed_files:
+            if path not in changed and _count_changes(top, git_dir, self._cache, deadline):
                 changed.add(path)
-        return WorktreeStatus(commit, len(changed) + untracked)
+        return WorktreeStatus(self._commit, len(changed) + untracked)
+
+    def close(self) -> None:
+        """Kill git if it has not ended, and remove the copy of the index."""
+        if self._process is not None:
+            self._process.kill()
+        if self._index is not None:
+            self._index.close()
 
     def _ask_for_head(self) -> str | None:
         """Return the commit that git finds for HEAD; None if there is no commit yet."""
@@ -116,29 +174,41 @@ class _Comparison:
             raise GitCommandError(f"`git rev-parse` failed (exit code {head.returncode})")
         return commit
 
-    def _submodules(self, repository: Repository) -> Iterator[tuple[bytes, Path, Path]]:
+    def _submodules(self) -> Iterator[tuple[bytes, Path, Path]]:
         """Yield path, top folder and repository of each submodule in the folder that is checked out."""
-        index = repository.readable_index
-        prefix = b"" if self.folder == self.top else os.fsencode(self.folder.relative_to(self.top)) + b"/"
+        index = self._repository.readable_index
+        prefix = b"" if self._folder == self._top else os.fsencode(self._folder.relative_to(self._top)) + b"/"
         for path in [] if index is None else index.submodules:
-            top = self.top / os.fsdecode(path)
+            top = self._top / os.fsdecode(path)
             if path.startswith(prefix) and (git_dir := git_dir_of(top)) is not None:
                 yield path, top, git_dir
 
-    def _start(self, *arguments: str, settings: list[str] | None = None, system_file: Path | None = None) -> GitProcess:
+    def _start(
+        self,
+        *arguments: str,
+        settings: list[str] | None = None,
+        system_file: Path | None = None,
+        index: PrivateIndex | None = None,
+    ) -> GitProcess:
         return GitProcess(
-            self.git_dir,
-            self.top,
+            self._git_dir,
+            self._top,
             arguments,
-            cwd=self.folder,
+            cwd=self._folder,
             settings=settings or (),
             system_file=system_file,
-            deadline=self.deadline,
-            find_cause=self._find_blocking_file,
+            index=None if index is None else index.path,
+            find_cause=lambda: find_blocking_file(self._top, self._git_dir),
         )
 
-    def _find_blocking_file(self) -> str:
-        return find_blocking_file(self.top, self.git_dir)
+
+def _count_changes(top: Path, git_dir: Path, cache: ResultCache, deadline: float) -> int | None:
+    """Return the number of changed files of a submodule; None if it has no commit."""
+    comparison = _Comparison(top, git_dir, top, cache)
+    try:
+        return comparison.result(deadline).changed_files
+    finally:
+        comparison.close()
 
 
 def find_blocking_file(top: Path, git_dir: Path) -> str:
@@ -201,57 +271,26 @@ def _object_id(content: bytes) -> str | None:
     return text.decode() if _OBJECT_ID.fullmatch(text) else None
 
 
-def _list_worktree(config: Mapping[str, bytes | None]) -> list[str]:
-    """Return the git command that lists modified and untracked files, as `git status` is configured to list them."""
-    command = ["ls-files", "-z", "-t", "--full-name", "--modified"]
-    untracked = config.get("status.showuntrackedfiles", b"normal")
-    if untracked == b"all":
-        command += ["--others", "--exclude-standard"]
-    elif untracked in (b"normal", None) or is_true(untracked):
-        command += ["--others", "--exclude-standard", "--directory", "--no-empty-directory"]
-    return [*command, "--", "."]
+def parse_status(output: bytes) -> tuple[set[bytes], int]:
+    r"""Return the changed paths, and the number of untracked ones, in the output of ``git status --porcelain=v1 -z``.
 
-
-def _detects_renames(config: Mapping[str, bytes | None]) -> bool:
-    value = config.get("status.renames", config.get("diff.renames", b"true"))
-    return is_true(value) or value in (b"copies", b"copy")
-
-
-def parse_diff_index(output: bytes, *, detects_renames: bool) -> set[bytes]:
-    r"""Return the paths in the output of ``git diff-index -z --name-status``.
-
-    Its format is documented in git-diff-index(1), "Raw output format": a letter and a path, or `R` with a number and
-    two paths. Seen with git 2.39.
-
-    Args:
-        output: The output.
-        detects_renames: Whether a rename counts as one change, with its new path.
+    Its format is documented in git-status(1): two letters, a blank and the path; after a path that was renamed or
+    copied, its old path follows. Seen with git 2.39.
 
     Example:
-        >>> sorted(parse_diff_index(b"M\0a\0R100\0b\0c\0", detects_renames=True))
-        [b'a', b'c']
+        >>> changed, untracked = parse_status(b"R  b\0a\0 M train.py\0?? new/\0")
+        >>> sorted(changed), untracked
+        ([b'b', b'train.py'], 1)
     """
-    paths = set()
-    fields = iter(output.split(b"\0")[:-1])
-    for letter in fields:
-        path = next(fields)
-        if letter[:1] == b"R":
-            if not detects_renames:
-                paths.add(path)
-            path = next(fields)
-        paths.add(path)
-    return paths
-
-
-def parse_tagged_list(output: bytes) -> tuple[set[bytes], int]:
-    r"""Return the modified paths, and the number of untracked ones, in the output of ``git ls-files -z -t``.
-
-    Its format is documented in git-ls-files(1): a tag (``?`` for an untracked path), a blank and the path. Seen with
-    git 2.39.
-
-    Example:
-        >>> parse_tagged_list(b"C train.py\0? new/\0")
-        ({b'train.py'}, 1)
-    """
-    records = [record.split(b" ", 1) for record in output.split(b"\0")[:-1]]
-    return {path for tag, path in records if tag != b"?"}, sum(tag == b"?" for tag, _ in records)
+    changed: set[bytes] = set()
+    untracked = 0
+    records = iter(output.split(b"\0")[:-1])
+    for record in records:
+        letters, path = record[:2], record[3:]
+        if letters == b"??":
+            untracked += 1
+            continue
+        changed.add(path)
+        if b"R" in letters or b"C" in letters:
+            next(records, None)
+    return changed, untracked

@@ -11,15 +11,15 @@ from skyrl_modal.protocol.job import Job
 from skyrl_modal.skyrl.scripts import find_ray_calls, scripts_of_command
 
 
-def find_problems(job: Job, selections: Sequence[Selection]) -> Iterator[Finding]:
+def find_problems(job: Job, selections: Sequence[Selection], texts: Sequence[tuple[str, str]]) -> Iterator[Finding]:
     """Yield what may make a run fail, or do something that its author does not expect.
 
     Args:
         job: The run.
         selections: The files of the job's mounts, in their order.
+        texts: The command and the scripts that it runs, as ``texts_of_command`` returns them.
     """
     yield from _nodes_without_ray(job)
-    texts = texts_of_command(job, selections)
     yield from _ray_calls(job, texts)
     yield from find_home_paths(job, texts)
     for selection in selections:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
-from skyrl_modal.checkout import Checkout, find_checkout, inspect_checkout
-from skyrl_modal.errors import SpecError, StorageError
+from skyrl_modal.checkout import Checkout, CheckoutInspection, find_checkout
+from skyrl_modal.errors import SpecError
 from skyrl_modal.findings import Finding, Severity
 from skyrl_modal.gitfiles.report import format_size
+from skyrl_modal.gitfiles.result_cache import ResultCache
 from skyrl_modal.mount import Selection, select
 from skyrl_modal.prepare.command import shorten_command
 from skyrl_modal.prepare.findings import checkout_finding, find_problems, texts_of_command
@@ -24,7 +26,7 @@ from skyrl_modal.spec.fields import is_below
 from skyrl_modal.spec.mount import MountSpec
 from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.spec.stored import encode_spec
-from skyrl_modal.user_folders import cache_folder
+from skyrl_modal.user_folders import result_cache
 from skyrl_modal.views.text import format_rows
 
 #: The backend that runs on this machine: without an image, and with the GPUs that the machine has.
@@ -97,53 +99,99 @@ class Plan:
         return format_rows([*self.rows(), *findings])
 
 
-def make_plan(spec: RunSpec, command: str, backend: str) -> Plan:
-    """Plan a run: select its files, build its job, validate it and collect findings.
+@frozen(kw_only=True)
+class PlanBasis:
+    """What the plans of several commands have in common. It is made once for all commands of a call.
+
+    Attributes:
+        spec: What the user declared.
+        backend: The name of the backend.
+        checkout: The mounted checkout; None if none is mounted.
+        selections: The files of the mounts, in their order.
+        image: The resolved base image; empty on this machine.
+        image_warning: A warning about the image; None if there is none.
+        secret_values: The values of the secrets that are defined, by the names of their variables.
+    """
+
+    spec: RunSpec
+    backend: str
+    checkout: Checkout | None
+    selections: tuple[Selection, ...]
+    image: str
+    image_warning: str | None
+    secret_values: Mapping[str, str] = field(repr=False)
+
+    def plan(self, command: str) -> Plan:
+        """Build the job of a command, validate it and collect findings.
+
+        Args:
+            command: A shell string.
+
+        Raises:
+            SpecError: The workdir is not mounted, a volume would hide mounted files, or the value of a secret is in
+                the command or in another field.
+        """
+        spec, checkout, selections, is_local = self.spec, self.checkout, self.selections, self.backend == _LOCAL
+        job = build_job(spec, command, checkout=checkout, selections=selections, image=self.image, counts_gpus=is_local)
+        _check_workdir(job, spec.workdir, selections)
+        check_hidden_files(job, selections)
+        findings = list(find_repeated_values(spec, command, self.secret_values))
+        if checkout is not None and checkout.warning:
+            findings.append(checkout_finding(checkout.warning))
+        texts = texts_of_command(job, selections)
+        if is_local:
+            mismatch = find_version_mismatch(job, checkout, texts)
+        else:
+            mismatch = find_image_mismatch(job, spec.image, checkout, texts, warning=self.image_warning)
+        findings += [] if mismatch is None else [mismatch]
+        return Plan(
+            job=job,
+            spec=spec,
+            checkout=checkout,
+            selections=selections,
+            findings=(*findings, *find_problems(job, selections, texts)),
+            backend=self.backend,
+        )
+
+
+def make_plan_basis(spec: RunSpec, backend: str) -> PlanBasis:
+    """Plan everything that does not depend on the command: select the files and inspect the checkout.
+
+    What needs another process is started first, and its result is read at the end. What depends only on the content of
+    files is stored in ``result_cache``.
 
     Args:
         spec: What the user declared.
-        command: A shell string.
         backend: The backend's name.
 
     Raises:
-        SpecError: The workdir is not mounted, the folder of a mount does not exist, or the value of a secret is in the
-            command or in another field.
+        SpecError: The folder of a mount does not exist, or a file of the checkout cannot be read.
         CheckoutNotFound: A mount is the checkout, and there is none.
     """
+    cache = result_cache()
     has_checkout = any(mount.local_path is None for mount in spec.mounts)
-    checkout = inspect_checkout(spec.checkout or find_checkout()) if has_checkout else None
-    selections = tuple(_select(mount, checkout) for mount in spec.mounts)
-    image, image_warning = "", None
+    with ExitStack() as started:
+        inspection = None
+        if has_checkout:
+            inspection = started.enter_context(CheckoutInspection(spec.checkout or find_checkout(), cache))
+        selections = tuple(_select(mount, inspection.root if inspection else None, cache) for mount in spec.mounts)
+        for selection in selections:
+            _ = selection.bytes, selection.warnings  # computed here, while git runs
+        checkout = inspection.result() if inspection else None
+    image, warning = "", None
     if backend != _LOCAL:
-        image, image_warning = spec.image.resolved_base(checkout.ray_version if checkout else None)
-    job = build_job(spec, command, checkout=checkout, selections=selections, image=image, counts_gpus=backend == _LOCAL)
-    _check_workdir(job, spec.workdir, selections)
-    check_hidden_files(job, selections)
-    findings = list(find_repeated_values(spec, command, _read_available_values(spec, checkout)))
-    if checkout is not None and checkout.warning:
-        findings.append(checkout_finding(checkout.warning))
-
-    def texts() -> Sequence[tuple[str, str]]:
-        return texts_of_command(job, selections)
-
-    if backend == _LOCAL:
-        mismatch = find_version_mismatch(job, checkout, texts)
-    else:
-        mismatch = find_image_mismatch(job, spec.image, checkout, texts, warning=image_warning)
-    findings += [] if mismatch is None else [mismatch]
-    return Plan(
-        job=job,
+        image, warning = spec.image.resolved_base(checkout.ray_version if checkout else None)
+    # A plan can be made without the secrets that are not defined.
+    values = read_secret_values(spec.secret_variables, secret_folders(checkout), optional=spec.secret_variables)
+    return PlanBasis(
         spec=spec,
+        backend=backend,
         checkout=checkout,
         selections=selections,
-        findings=(*findings, *find_problems(job, selections)),
-        backend=backend,
+        image=image,
+        image_warning=warning,
+        secret_values=values,
     )
-
-
-def _read_available_values(spec: RunSpec, checkout: Checkout | None) -> dict[str, str]:
-    """Return the values of the secrets that are defined. A plan can be made without them."""
-    return read_secret_values(spec.secret_variables, secret_folders(checkout), optional=spec.secret_variables)
 
 
 def mounted_folder(mount: MountSpec, checkout: Path | None) -> Path:
@@ -162,23 +210,14 @@ def mounted_folder(mount: MountSpec, checkout: Path | None) -> Path:
     return folder
 
 
-def _select(mount: MountSpec, checkout: Checkout | None) -> Selection:
-    folder = mounted_folder(mount, checkout.root if checkout else None)
+def _select(mount: MountSpec, checkout: Path | None, cache: ResultCache) -> Selection:
     return select(
-        folder,
+        mounted_folder(mount, checkout),
         include=mount.include,
         exclude=mount.exclude,
         skip_caches=mount.skip_caches,
-        search_cache=_search_cache(),
+        search_cache=cache.folder,
     )
-
-
-def _search_cache() -> Path | None:
-    """Return the folder with the results of searches for keys; None for a user without a home folder."""
-    try:
-        return cache_folder() / "searches"
-    except StorageError:
-        return None
 
 
 def _check_workdir(job: Job, declared: str, selections: Sequence[Selection]) -> None:

@@ -7,7 +7,7 @@ that the checkout requires; any other driver has the Ray of this machine, or of 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from skyrl_modal.checkout import Checkout, read_ray_requirement
@@ -24,8 +24,8 @@ from skyrl_modal.spec.image import IMAGE_BY_RAY_VERSION, ImageSpec
 RAY_VERSION = "ray-version"
 IMAGE_RAY_VERSION = "image-ray-version"
 
-#: Returns the command and the scripts that it runs: what each is called, and its text.
-Texts = Callable[[], Sequence[tuple[str, str]]]
+#: The command and the scripts that it runs: what each is called, and its text.
+Texts = Sequence[tuple[str, str]]
 
 
 def find_version_mismatch(job: Job, checkout: Checkout | None, texts: Texts) -> Finding | None:
@@ -34,7 +34,7 @@ def find_version_mismatch(job: Job, checkout: Checkout | None, texts: Texts) -> 
     Args:
         job: The run.
         checkout: The checkout; None if none is mounted.
-        texts: Returns the command and the scripts that it runs.
+        texts: The command and the scripts that it runs.
 
     Returns:
         An error if a text calls ``uv run``, else a warning; None if there is no mismatch, or it is not known.
@@ -65,7 +65,7 @@ def find_image_mismatch(
         job: The run.
         spec: What the user declared about its image.
         checkout: The checkout; None if none is mounted.
-        texts: Returns the command and the scripts that it runs.
+        texts: The command and the scripts that it runs.
         warning: The warning of ``ImageSpec.resolved_base``; None if there is none.
 
     Returns:
@@ -124,7 +124,7 @@ def _image_remedy(requirement: RayRequirement) -> str:
 
 def _find_uv_run(texts: Texts) -> str | None:
     """Return what the first text with a call of ``uv run`` is called; None if there is none."""
-    return next((name for name, text in texts() if calls_uv_run(text)), None)
+    return next((name for name, text in texts if calls_uv_run(text)), None)
 
 
 def _refusal(mismatch: str, where: str) -> str:

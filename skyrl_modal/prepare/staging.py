@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 
 from skyrl_modal.backends import Backend
 from skyrl_modal.backends.base import PreparedRun
-from skyrl_modal.mount import SnapshotStore
-from skyrl_modal.prepare.plan import Plan
+from skyrl_modal.mount import Snapshot, SnapshotStore
+from skyrl_modal.prepare.plan import Plan, make_plan_basis
 from skyrl_modal.prepare.ray_version import refuse_version_mismatch
 from skyrl_modal.prepare.secret_values import read_secret_values, secret_folders
 from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.reporting import Reporter
+from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.user_folders import cache_folder, create_user_folder
 from skyrl_modal.views.text import format_rows
 
@@ -51,23 +53,65 @@ def check_with_backend(plan: Plan, backend: Backend, reporter: Reporter, *, titl
     return secret_values
 
 
-def take_snapshots(plan: Plan, secret_values: Mapping[str, str], reporter: Reporter) -> PreparedRun:
-    """Take a snapshot of each mounted folder. Later edits of the folders do not affect the run.
+class Preparation:
+    """What the runs of one call have in common: the plan without the command, and one snapshot of each folder.
+
+    It can be used in a ``with`` statement, which releases its own lock on the snapshots at the end. Several threads can
+    use it.
 
     Args:
-        plan: The plan.
-        secret_values: The values of the run's secrets.
-        reporter: Receives the warnings.
+        spec: What the user declared.
+        backend: The backend's name.
 
     Raises:
-        SnapshotError: A folder could not be copied.
-        StorageError: The folder of the snapshots cannot be created.
+        SpecError: The folder of a mount does not exist, or a file of the checkout cannot be read.
+        CheckoutNotFound: A mount is the checkout, and there is none.
     """
-    store = SnapshotStore(create_user_folder(cache_folder() / "snapshots"))
-    snapshots = [store.take(selection) for selection in plan.selections]
-    for snapshot in snapshots:
-        for warning in snapshot.warnings:
-            reporter.warn(warning)
-    mounts = zip(plan.job.mounts, snapshots, strict=True)
-    job = replace(plan.job, mounts=tuple(replace(mount, digest=snapshot.digest) for mount, snapshot in mounts))
-    return PreparedRun(job=job, spec=plan.spec, snapshots=snapshots, secret_values=secret_values)
+
+    def __init__(self, spec: RunSpec, backend: str) -> None:
+        self._basis = make_plan_basis(spec, backend)
+        self._lock = threading.Lock()
+        self._snapshots: list[Snapshot] = []
+
+    def plan(self, command: str) -> Plan:
+        """Return the plan of a command.
+
+        Raises:
+            SpecError: The plan is invalid.
+        """
+        return self._basis.plan(command)
+
+    def take_snapshots(self, plan: Plan, secret_values: Mapping[str, str], reporter: Reporter) -> PreparedRun:
+        """Take a snapshot of each mounted folder, or use that of an earlier call. Later edits do not affect the run.
+
+        Args:
+            plan: A plan of this preparation.
+            secret_values: The values of the run's secrets.
+            reporter: Receives the warnings.
+
+        Raises:
+            SnapshotError: A folder could not be copied.
+            StorageError: The folder of the snapshots cannot be created.
+        """
+        with self._lock:
+            if not self._snapshots:
+                store = SnapshotStore(create_user_folder(cache_folder() / "snapshots"))
+                self._snapshots = [store.take(selection) for selection in self._basis.selections]
+            snapshots = [snapshot.share() for snapshot in self._snapshots]
+        for snapshot in snapshots:
+            for warning in snapshot.warnings:
+                reporter.warn(warning)
+        mounts = zip(plan.job.mounts, snapshots, strict=True)
+        job = replace(plan.job, mounts=tuple(replace(mount, digest=snapshot.digest) for mount, snapshot in mounts))
+        return PreparedRun(job=job, spec=plan.spec, snapshots=snapshots, secret_values=secret_values)
+
+    def release(self) -> None:
+        """Release the locks on the snapshots. Runs that have been prepared have their own."""
+        for snapshot in self._snapshots:
+            snapshot.release()
+
+    def __enter__(self) -> Preparation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()

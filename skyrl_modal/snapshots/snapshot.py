@@ -7,7 +7,7 @@ import weakref
 from pathlib import Path
 from types import TracebackType
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from skyrl_modal.errors import SnapshotError
 from skyrl_modal.gitfiles.digest import file_digest, normalized_mode
@@ -82,6 +82,16 @@ class Snapshot:
         descriptor = os.dup(self._lock.descriptor)
         os.set_inheritable(descriptor, True)
         return descriptor
+
+    def share(self) -> Snapshot:
+        """Return an object for the same snapshot that is released separately.
+
+        Raises:
+            SnapshotError: The snapshot was released.
+        """
+        descriptor = self.duplicate_lock()
+        os.set_inheritable(descriptor, False)
+        return evolve(self, lock=SharedLock(descriptor))
 
     def release(self) -> None:
         """Release this object's lock on the snapshot. Duplicated locks are not affected."""
