@@ -22,7 +22,7 @@ from pathlib import Path
 
 from skyrl_modal.gitfiles.files import MAX_SMALL_FILE_BYTES, read_regular_file
 from skyrl_modal.gitfiles.index_format import HEADER
-from skyrl_modal.gitfiles.result_cache import SETTLING_NS, ResultCache
+from skyrl_modal.gitfiles.result_cache import ResultCache, latest_settled_time
 
 #: Size of an index that is copied. Larger ones, of about 300,000 files, are read where they are.
 MAX_COPIED_BYTES = 32 << 20
@@ -74,7 +74,7 @@ class PrivateIndex:
                 return
             content = read_regular_file(self.path, follow_link=False, max_bytes=MAX_COPIED_BYTES)
             # The clock of the files may be slower than the one of this file.
-            trusted = status.st_mtime_ns - SETTLING_NS
+            trusted = latest_settled_time(status.st_mtime_ns)
             if _latest_change(content, default=trusted) < trusted:
                 self._cache.save(self._name, _STORED.pack(self._key, trusted) + content)
 

@@ -106,8 +106,13 @@ def has_settled(status: os.stat_result, now_ns: int) -> bool:
         status: The status of the file, read before its content.
         now_ns: The time in nanoseconds since the epoch, read before the content of the file.
     """
-    before = now_ns - SETTLING_NS
+    before = latest_settled_time(now_ns)
     return status.st_mtime_ns < before and status.st_ctime_ns < before
+
+
+def latest_settled_time(now_ns: int) -> int:
+    """Return the time before which a file must have changed, so that a further change also changes its status."""
+    return now_ns - SETTLING_NS
 
 
 def _file_name(name: str) -> str:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import os
 import random
+import re
 import string
 import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from skyrl_modal.gitfiles import secret_search
+from skyrl_modal.gitfiles import result_cache, secret_patterns, secret_search
 from skyrl_modal.gitfiles.secret_patterns import find_secrets, is_random
 from skyrl_modal.gitfiles.secret_search import SearchResult, search_files
 from skyrl_modal.mount import select
@@ -29,6 +32,26 @@ def key(length: int, alphabet: str = _LETTERS) -> str:
             return value
 
 
+#: Parts of texts with keys.
+FRAGMENTS = [
+    *(
+        b"hf_",
+        b"sk-",
+        b"ghp_",
+        b"AKIA",
+        b"=",
+        b": '",
+        b'"',
+        b" ",
+        b"\n",
+        b"\\n",
+        b"API_KEY=",
+        b"token: ",
+        b"-",
+        b"x" * 19,
+    ),
+    *("".join(_RANDOM.choices(_LETTERS, k=length)).encode() for length in (1, 3, 8, 17, 19, 20, 21, 34, 40)),
+]
 HEX = "0123456789abcdef"
 BLOCK = base64.b64encode(_RANDOM.randbytes(48)).decode()
 # Every key is random and was never valid.
@@ -182,7 +205,7 @@ def searched_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_settings: Path) -> Path:
     """A folder whose files count as not recently changed."""
-    monkeypatch.setattr(secret_search, "_RECENT_NS", -1_000_000_000)
+    monkeypatch.setattr(result_cache, "SETTLING_NS", -1_000_000_000)
     return make(tmp_path / "r", {"a.py": "x = 'aaaaaaaaaaaaa'\n", "b.sh": f"export HF_TOKEN=hf_{key(34)}\n"})
 
 
@@ -255,6 +278,21 @@ def test_many_findings_are_counted(tmp_path: Path, no_settings: Path) -> None:
     assert has_warning(selection, "00.sh:1", "(and 2 more lines)")
     assert has_warning(selection, "5 more files contain keys")
     assert len(selection.warnings) == 21
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(FRAGMENTS) | st.binary(max_size=25), max_size=12))
+def test_candidates_are_all_long_runs(parts: list[bytes]) -> None:
+    """The search for the shortest candidate finds the same keys as a regular expression for all of them."""
+    text = b"".join(parts)
+    expected = list(find_secrets(text))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            secret_patterns,
+            "_candidates",
+            lambda text: [(match.start(), match[0]) for match in re.finditer(rb"[A-Za-z0-9_-]{20,}", text)],
+        )
+        assert list(find_secrets(text)) == expected
 
 
 WORST = {

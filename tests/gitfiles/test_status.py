@@ -16,9 +16,9 @@ from tests.gitfiles.repositories import git
 from tests.gitfiles.trees import commit, make
 
 
-def count_by_git_status(folder: Path) -> int:
-    """Return the number of entries that ``git status`` lists."""
-    entries = iter(git("status", "--porcelain=v2", "-z", "--", ".", cwd=folder).split(b"\0"))
+def count_changes(folder: Path) -> int:
+    """Return the number of entries that ``git status`` lists, which does not refresh the index."""
+    entries = iter(git("--no-optional-locks", "status", "--porcelain=v2", "-z", "--", ".", cwd=folder).split(b"\0"))
     count = 0
     for entry in entries:
         if entry.startswith(b"2 "):  # A renamed file: its old name follows as another record.
@@ -47,7 +47,7 @@ def test_each_kind_of_change_counts_once(committed: Path) -> None:
     make(committed, {f"many/{number}.py": f"{number}\n" * 50 for number in range(8)})
     git("add", "many", cwd=committed)
     commit(committed)
-    assert changed(committed) == count_by_git_status(committed) == 0
+    assert changed(committed) == count_changes(committed) == 0
     make(committed, {"many/0.py": "changed", "many/1.py": "staged", "new/a.py": "", "new/b.py": "", "single.py": ""})
     git("add", "many/1.py", cwd=committed)
     make(committed, {"many/1.py": "staged and changed"})
@@ -59,7 +59,7 @@ def test_each_kind_of_change_counts_once(committed: Path) -> None:
     (committed / "many" / "7.py").chmod(0o755)
     os.utime(committed / "many" / "6.py")
     (committed / "empty").mkdir()
-    assert changed(committed) == count_by_git_status(committed) > 8
+    assert changed(committed) == count_changes(committed) > 8
 
 
 @pytest.mark.parametrize("case", range(12))
@@ -89,10 +89,10 @@ def test_random_changes(tmp_path: Path, no_settings: Path, case: int) -> None:
             path.rename(target)
         elif action == 5 and path.exists():
             os.utime(path, (1, draw.randrange(1000)))
-        assert changed(root) == count_by_git_status(root)
+        assert changed(root) == count_changes(root)
         below = root / "a"
         if below.is_dir():
-            assert changed(below) == count_by_git_status(below)
+            assert changed(below) == count_changes(below)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_settings_of_git_status_are_applied(committed: Path, key: str, value: st
     (committed / "train.py").write_bytes(b"print(1)\r\n")
     (committed / "docs" / "lib" / "page.tsx").chmod(0o755)
     git("config", key, value, cwd=committed)
-    assert changed(committed) == count_by_git_status(committed)
+    assert changed(committed) == count_changes(committed)
 
 
 @pytest.mark.parametrize("form", ["--split-index", "--index-version 4", "--untracked-cache"])
@@ -123,7 +123,7 @@ def test_uncommon_index_forms(committed: Path, form: str) -> None:
     """The number is the same for every form of the index."""
     make(committed, {"train.py": "changed", "new.py": ""})
     git("update-index", *form.split(), cwd=committed)
-    assert changed(committed) == count_by_git_status(committed)
+    assert changed(committed) == count_changes(committed)
 
 
 def test_submodules(tmp_path: Path, committed: Path) -> None:
@@ -134,13 +134,13 @@ def test_submodules(tmp_path: Path, committed: Path) -> None:
     commit(inner)
     git("-c", "protocol.file.allow=always", "submodule", "-q", "add", str(inner), "sub", cwd=committed)
     commit(committed)
-    assert changed(committed) == count_by_git_status(committed)
-    before = count_by_git_status(committed)
+    assert changed(committed) == count_changes(committed)
+    before = count_changes(committed)
     make(committed, {"sub/a.py": "changed", "sub/new.py": ""})
-    assert changed(committed) == count_by_git_status(committed) == before + 1
+    assert changed(committed) == count_changes(committed) == before + 1
     git("add", ".", cwd=committed / "sub")
     commit(committed / "sub")
-    assert changed(committed) == count_by_git_status(committed) == before + 1
+    assert changed(committed) == count_changes(committed) == before + 1
 
 
 def test_linked_worktree(tmp_path: Path, committed: Path) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import random
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from skyrl_modal import SpecError
 from skyrl_modal.checkout import pinned_ray_version, read_ray_requirement
+from skyrl_modal.gitfiles import result_cache
+from skyrl_modal.gitfiles.result_cache import ResultCache
 from skyrl_modal.ray_requirement import permits
 
 LOCK = 'version = 1\n\n[[package]]\nname = "rayon"\nversion = "9"\n\n[[package]]\nname = "ray"\nversion = "2.57.0"\n'
@@ -108,3 +114,58 @@ def test_unknown_specifier_permits_any_version() -> None:
     assert permits("@ https://x.invalid/ray.whl", "2.57.0")
     assert permits("==1.x", "2.57.0")
     assert permits("==2.57", "nightly")
+
+
+@pytest.mark.parametrize("case", range(20))
+def test_stored_requirement_is_the_current_one(tmp_path: Path, case: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After edits with the same size and time, replacements and removals the result is the one without a cache."""
+    if case % 2:  # nothing has changed recently: results are stored at once
+        monkeypatch.setattr(result_cache, "SETTLING_NS", 0)
+    draw, cache = random.Random(case), ResultCache(tmp_path / "cache")
+    folders = [tmp_path, tmp_path / "skyrl-train"]
+    folders[1].mkdir()
+    for _ in range(12):
+        path = draw.choice(folders) / draw.choice(["pyproject.toml", "uv.lock"])
+        dependency = draw.choice(["ray==2.5%d.0", "ray>=2.5%d.0", "vllm==%d"]) % draw.randrange(10)
+        lock = LOCK.replace("2.57", f"2.5{draw.randrange(10)}")
+        text = lock if path.name == "uv.lock" else f'[project]\ndependencies = ["{dependency}"]\n'
+        times = path.stat() if path.exists() else None
+        if draw.random() < 0.2:
+            path.unlink(missing_ok=True)
+        elif draw.random() < 0.5:
+            path.write_text(text)
+        else:
+            (tmp_path / "new").write_text(text)
+            (tmp_path / "new").replace(path)
+        if times is not None and path.exists():
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        if case % 2:
+            wait_until_later(path.parent)
+        assert read_ray_requirement(tmp_path, cache) == read_ray_requirement(tmp_path)
+        assert read_ray_requirement(tmp_path, cache) == read_ray_requirement(tmp_path)
+
+
+def wait_until_later(folder: Path) -> None:
+    """Wait until the clock of the file system has advanced, so that the next change has another time."""
+    (folder / "probe").touch()
+    before = (folder / "probe").stat().st_ctime_ns
+    while (folder / "probe").stat().st_ctime_ns == before:
+        (folder / "probe").touch()
+
+
+def test_unchanged_files_are_not_parsed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A requirement is stored until one of its files changes; errors are not stored."""
+    monkeypatch.setattr(result_cache, "SETTLING_NS", -1_000_000_000)
+    cache, project = ResultCache(tmp_path / "cache"), tmp_path / "pyproject.toml"
+    project.write_text("[project")
+    for _ in range(2):
+        with pytest.raises(SpecError, match="not valid TOML"):
+            read_ray_requirement(tmp_path, cache)
+    project.write_text('[project]\ndependencies = ["ray==2.57.0"]')
+    expected = read_ray_requirement(tmp_path, cache)
+    with monkeypatch.context() as patch:
+        patch.setattr(tomllib, "loads", None)
+        assert read_ray_requirement(tmp_path, cache) == expected
+    project.write_text('[project]\ndependencies = ["ray==2.58.0"]')
+    assert pinned_ray_version(tmp_path) == "2.58.0"
+    assert read_ray_requirement(tmp_path, cache) == read_ray_requirement(tmp_path) != expected

@@ -55,7 +55,7 @@ def test_missing_token_is_reported_before_any_work(tmp_path: Path, checkout: Pat
     assert "BackendUnavailable" in last
     assert "modal setup" in last
     assert 'backend="local"' in last
-    assert [path for path in home.rglob("*") if path.is_file() and path.parent.name != "searches"] == []
+    assert [path for path in home.rglob("*") if path.is_file() and path.parent.name != "results"] == []
 
 
 def test_refused_token(server: LoopbackModal, launcher: Make) -> None:
