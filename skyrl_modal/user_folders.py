@@ -12,7 +12,6 @@ from pathlib import Path
 import platformdirs
 
 from skyrl_modal.errors import SpecError, StorageError
-from skyrl_modal.gitfiles.result_cache import NO_CACHE, ResultCache
 
 _NAME = "skyrl_modal"
 #: Also the mode that the XDG Base Directory Specification requires for folders of the user that do not exist yet.
@@ -36,14 +35,6 @@ def state_folder() -> Path:
 def cache_folder() -> Path:
     """Return the folder with what can be created again. It may not exist."""
     return _find_folder(platformdirs.user_cache_path)
-
-
-def result_cache() -> ResultCache:
-    """Return the cache of results that depend only on files; one that stores nothing for a user without a home."""
-    try:
-        return ResultCache(cache_folder() / "results")
-    except StorageError:
-        return NO_CACHE
 
 
 def _find_folder(find: Callable[[str], Path]) -> Path:

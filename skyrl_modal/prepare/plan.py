@@ -10,10 +10,10 @@ from typing import Any
 from attrs import field, frozen
 
 from skyrl_modal.checkout import Checkout, CheckoutInspection, find_checkout
-from skyrl_modal.errors import SpecError
+from skyrl_modal.errors import SpecError, StorageError
 from skyrl_modal.findings import Finding, Severity
 from skyrl_modal.gitfiles.report import format_size
-from skyrl_modal.gitfiles.result_cache import ResultCache
+from skyrl_modal.gitfiles.result_cache import NO_CACHE, ResultCache
 from skyrl_modal.mount import Selection, select
 from skyrl_modal.prepare.command import shorten_command
 from skyrl_modal.prepare.findings import checkout_finding, find_problems, texts_of_command
@@ -26,7 +26,7 @@ from skyrl_modal.spec.fields import is_below
 from skyrl_modal.spec.mount import MountSpec
 from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.spec.stored import encode_spec
-from skyrl_modal.user_folders import result_cache
+from skyrl_modal.user_folders import cache_folder
 from skyrl_modal.views.text import format_rows
 
 #: The backend that runs on this machine: without an image, and with the GPUs that the machine has.
@@ -192,6 +192,14 @@ def make_plan_basis(spec: RunSpec, backend: str) -> PlanBasis:
         image_warning=warning,
         secret_values=values,
     )
+
+
+def result_cache() -> ResultCache:
+    """Return the user's cache of results that depend only on files; one that stores nothing without a home folder."""
+    try:
+        return ResultCache(cache_folder() / "results")
+    except StorageError:
+        return NO_CACHE
 
 
 def mounted_folder(mount: MountSpec, checkout: Path | None) -> Path:
