@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import pkgutil
 import re
+from importlib import import_module
 from importlib.metadata import version as installed_version
+from pathlib import Path
 from typing import Any
+
+import skyrl_modal
 
 project = "skyrl-modal"
 author = "The skyrl-modal authors"
@@ -39,6 +45,19 @@ def shorten_signature(
     return signature, returns
 
 
+def import_names_of_annotations() -> None:
+    """Import what modules of the package import for type checkers only, so that autodoc can resolve annotations."""
+    names = [module.name for module in pkgutil.walk_packages(skyrl_modal.__path__, "skyrl_modal.")]
+    for name in names:
+        if name.endswith(("__main__", "ray_probe")):  # programs
+            continue
+        module = import_module(name)
+        for node in ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                exec(compile(ast.Module(node.body, []), str(module.__file__), "exec"), vars(module))  # noqa: S102
+
+
 def setup(app: Any) -> None:
     """Register with Sphinx."""
+    import_names_of_annotations()
     app.connect("autodoc-process-signature", shorten_signature)

@@ -18,9 +18,10 @@
   * PathNotFound (also a FileNotFoundError)
   * StorageError
 
-Each exception has its facts as attributes and can be pickled, so that a driver can pass it between processes. The
-classes have no decorator, so that commands of the command line that need no attrs do not import it.
+Each exception has its facts as attributes and can be pickled, so that a driver can pass it between processes.
 """
+
+# The classes are written without attrs, so that commands of the command line that need no attrs do not import it.
 
 from __future__ import annotations
 
@@ -57,6 +58,10 @@ class SpecError(SkyRLModalError, ValueError):
         'timeout=\'soon\': pass seconds, a timedelta, or text such as "90m"'
     """
 
+    field: str
+    value: object
+    remedy: str
+
     def __init__(self, field: str, value: object, remedy: str) -> None:
         super().__init__(field, value, remedy)
         self.field = field
@@ -73,6 +78,8 @@ class CheckoutNotFound(SkyRLModalError):
     Attributes:
         searched: The searched places in order, as pairs of a description and a folder.
     """
+
+    searched: Sequence[tuple[str, Path]]
 
     def __init__(self, searched: Sequence[tuple[str, Path]]) -> None:
         super().__init__(searched)
@@ -94,6 +101,9 @@ class BackendUnavailable(SkyRLModalError):
         reason: What is missing, and what to do about it.
     """
 
+    backend: str
+    reason: str
+
     def __init__(self, backend: str, reason: str) -> None:
         super().__init__(backend, reason)
         self.backend = backend
@@ -111,6 +121,10 @@ class RunError(SkyRLModalError):
         detail: Description of the cause, as far as it is known.
         log_tail: The last lines of its output.
     """
+
+    run_id: str
+    detail: str
+    log_tail: str
 
     def __init__(self, run_id: str, detail: str = "", log_tail: str = "") -> None:
         super().__init__(run_id, detail, log_tail)
@@ -142,6 +156,8 @@ class CommandFailed(RunError):
         7
     """
 
+    returncode: int
+
     def __init__(self, run_id: str, detail: str = "", log_tail: str = "", returncode: int = 1) -> None:
         super().__init__(run_id, detail, log_tail)
         self.args += (returncode,)
@@ -158,6 +174,9 @@ class RunTimeout(RunError):
         seconds: The exceeded limit.
         returncode: 124 if the run was stopped; None if only the wait ended.
     """
+
+    seconds: float
+    returncode: int | None
 
     def __init__(
         self, run_id: str, detail: str = "", log_tail: str = "", seconds: float = 0.0, returncode: int | None = None
@@ -179,6 +198,8 @@ class RunCancelled(RunError):
     Attributes:
         returncode: The exit code of the stopped command.
     """
+
+    returncode: int
 
     def __init__(self, run_id: str, detail: str = "", log_tail: str = "", returncode: int = 130) -> None:
         super().__init__(run_id, detail, log_tail)
@@ -204,6 +225,9 @@ class RunNotFound(SkyRLModalError, LookupError):
         nearest: Known ids that are similar.
     """
 
+    run_id: str
+    nearest: Sequence[str]
+
     def __init__(self, run_id: str, nearest: Sequence[str] = ()) -> None:
         super().__init__(run_id, nearest)
         self.run_id = run_id
@@ -222,6 +246,9 @@ class RecordError(SkyRLModalError):
         reason: Why it cannot be read.
     """
 
+    path: str
+    reason: str
+
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
         self.path = path
@@ -238,6 +265,9 @@ class SnapshotError(SkyRLModalError):
         path: The folder to copy, or the snapshot.
         reason: What went wrong, and what to do about it.
     """
+
+    path: str
+    reason: str
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
@@ -259,6 +289,8 @@ class PathNotFound(SkyRLModalError, FileNotFoundError):
         True
     """
 
+    reason: str
+
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
@@ -274,6 +306,9 @@ class StorageError(SkyRLModalError):
         path: The file or folder; empty if it is not known.
         reason: What the system reported.
     """
+
+    path: str
+    reason: str
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
