@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from enum import Enum, StrEnum
 from typing import NamedTuple
 
 from attrs import define, field, frozen
 
 from skyrl_modal.gitfiles.matcher import RuleStack
+from skyrl_modal.gitfiles.pattern import Rule
 from skyrl_modal.gitfiles.repository import Repository
 
 
@@ -106,6 +109,41 @@ class FolderContext:
         return self.mode not in UNREPORTED_MODES or not self.path_in_root
 
 
+@frozen(eq=False)
+class IgnoredFiles:
+    """The files in one folder that git, or a rule for caches, excludes.
+
+    Attributes:
+        folder: The folder.
+        names: Their names. The last rule that matches is none that begins with ``!``.
+        cache_rules: The rules for caches.
+    """
+
+    folder: FolderContext
+    names: Sequence[bytes]
+    cache_rules: RuleStack
+
+    def explain(self, names: Sequence[bytes]) -> list[tuple[bytes, str, RuleSource | None]]:
+        """Return path, reason and kind of rule of some of the names."""
+        inside, path = self.folder.path_in_worktree, self.folder.path_in_root
+        reasons: dict[Rule | None, str] = {}
+        found: list[tuple[bytes, str, RuleSource | None]] = []
+        for name in names:
+            rule = self.folder.git_rules.find_rule(inside, name, False)
+            by = RuleSource.GIT
+            if rule is None:
+                rule, by = self.cache_rules.find_rule(path, name, False), RuleSource.CACHES
+            if rule not in reasons:
+                reasons[rule] = f"{rule}" if by is RuleSource.GIT or rule is None else cache_reason(rule)
+            found.append((path + name, reasons[rule], by))
+        return found
+
+
+def cache_reason(rule: Rule) -> str:
+    """Return why a rule for caches excludes a path."""
+    return f"skip_caches: {os.fsdecode(rule.text)}, an untracked cache"
+
+
 @define
 class WalkResult:
     """The result of a scan.
@@ -114,10 +152,27 @@ class WalkResult:
         files: The included paths below the root.
         excluded: The excluded paths below the root, each with the reason and its kind; a folder ends in a slash.
         warnings: Messages about problems during the scan.
+        ignored: More excluded paths, whose reasons are only determined when they are needed.
         worktrees: The top folders of the worktrees, the one of the root first.
     """
 
     files: list[bytes] = field(factory=list)
     excluded: list[tuple[bytes, str, RuleSource | None]] = field(factory=list)
+    ignored: list[IgnoredFiles] = field(factory=list)
     warnings: list[str] = field(factory=list)
     worktrees: list[FolderContext] = field(factory=list)
+
+    def exclusions(self, only: bytes | None = None) -> tuple[Exclusion, ...]:
+        """Return the excluded paths, sorted.
+
+        Args:
+            only: Of the files in ``ignored``, the name of those to return; None to return all.
+        """
+        excluded = list(self.excluded)
+        for files in self.ignored:
+            if only is None:
+                excluded += files.explain(files.names)
+            elif only in files.names:
+                excluded += files.explain([only])
+        excluded.sort(key=lambda item: item[:2])
+        return tuple(Exclusion(os.fsdecode(path), reason, by) for path, reason, by in excluded)

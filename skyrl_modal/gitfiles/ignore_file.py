@@ -64,10 +64,15 @@ class IgnoreFile:
                 self._folder_numbers[folder] = number
             else:
                 regexes.append(IndexedRegex(PatternRegex(folder), group[0].folder_prefix, b"", number))
-        self._folder_regexes = RegexIndex(regexes)
+        self._folder_regexes = RegexIndex(regexes) if regexes else None
 
     def __bool__(self) -> bool:
         return bool(self._rules or self._names)
+
+    @property
+    def has_path_rules(self) -> bool:
+        """Whether rules depend on the folder of a name."""
+        return len(self.groups) > 1
 
     def rule_at(self, lineno: int) -> Rule:
         """Return the rule of a line."""
@@ -89,7 +94,7 @@ class IgnoreFile:
         """
         number = self._folder_numbers.get(folder)
         found = () if number is None else (number,)
-        return (*found, *self._folder_regexes.find_all(folder)) if self._folder_regexes else found
+        return found if self._folder_regexes is None else (*found, *self._folder_regexes.find_all(folder))
 
 
 def parse_ignore_file(content: bytes, source: str, ignore_case: bool = False) -> IgnoreFile:

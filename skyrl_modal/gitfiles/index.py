@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from skyrl_modal.gitfiles.index_format import GITLINK, HEADER, WORD, Entry, Inde
 
 #: Number of lookups in the raw bytes before the index is parsed.
 RAW_LOOKUPS = 100
+# A longer list of names is not searched in the raw bytes, but only its folder.
+_FEW_NAMES = 8
 #: Size of an index. The one of a million files has about 100 MB.
 MAX_INDEX_BYTES = 512 << 20
 #: Size of all ignore files that a sparse checkout leaves out of the worktree.
@@ -61,6 +63,20 @@ class Index:
     def tracks_file(self, path: bytes) -> bool:
         """Return whether a file is tracked at this path (from the top of the worktree)."""
         return self._occurs_in_file(path) and self._folded(path) in self._modes
+
+    def find_tracked_files(self, folder: bytes, names: Sequence[bytes]) -> frozenset[bytes]:
+        """Return those names of files in a folder that are tracked.
+
+        Args:
+            folder: The folder from the top of the worktree, ending in a slash, or empty.
+            names: The names.
+        """
+        if len(names) <= _FEW_NAMES:
+            return frozenset(name for name in names if self.tracks_file(folder + name))
+        if not self._occurs_in_file(folder):
+            return frozenset()
+        modes = self._modes
+        return frozenset([name for name in names if self._folded(folder + name) in modes])
 
     def tracks_folder(self, path: bytes) -> bool:
         """Return whether this folder (without a slash at its end) is a submodule or contains a tracked path."""

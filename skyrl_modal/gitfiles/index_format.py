@@ -6,8 +6,7 @@ The format is described in gitformat-index(5). Other forms are left to git itsel
 from __future__ import annotations
 
 import struct
-
-from attrs import define
+from typing import NamedTuple
 
 HEADER = struct.Struct(">4sLL")
 WORD = struct.Struct(">L")
@@ -15,14 +14,15 @@ WORD = struct.Struct(">L")
 GITLINK = 0o160000
 _FIXED = struct.Struct(">24xL12x20sH")
 _EXTENDED, _SKIP_WORKTREE = 0x4000, 0x4000
+# The part of the flags that has the length of the path; the largest value stands for any longer path.
+_LENGTH = 0xFFF
 
 
 class IndexReadError(Exception):
     """The index cannot be read. The message states why."""
 
 
-@define
-class Entry:
+class Entry(NamedTuple):
     """One path of the index.
 
     Attributes:
@@ -66,16 +66,18 @@ def _parse(data: bytes) -> list[Entry]:
     _, _, count = HEADER.unpack_from(data)
     entries = []
     position = HEADER.size
+    read, size = _FIXED.unpack_from, _FIXED.size
     for _ in range(count):
-        mode, object_id, flags = _FIXED.unpack_from(data, position)
-        start = position
-        position += _FIXED.size
-        skipped = False
+        mode, object_id, flags = read(data, position)
+        begin, skipped = position + size, False
         if flags & _EXTENDED:
-            skipped = bool(data[position] << 8 & _SKIP_WORKTREE)
-            position += 2
-        end = data.index(b"\0", position)
-        entries.append(Entry(data[position:end], mode, object_id, skipped))
+            skipped = bool(data[begin] << 8 & _SKIP_WORKTREE)
+            begin += 2
+        length = flags & _LENGTH
+        end = begin + length if length < _LENGTH else data.index(b"\0", begin + length)
+        if data[end]:
+            raise ValueError("a path is longer than its entry states")
+        entries.append(Entry(data[begin:end], mode, object_id, skipped))
         # Entries are padded with one to eight NULs to a multiple of eight bytes.
-        position = start + (end - start + 8) // 8 * 8
+        position += (end - position + 8) // 8 * 8
     return entries

@@ -7,8 +7,7 @@ tables, so that a folder with an ignore file costs no more if there are many rul
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from skyrl_modal.gitfiles.ignore_file import IgnoreFile
 from skyrl_modal.gitfiles.pattern import Rule
@@ -30,6 +29,10 @@ class FolderRules:
         """Return the tables of all layers."""
         groups = [group for _, _, groups in self._layers for group in groups]
         return [group.for_folders if for_folders else group.for_files for group in groups]
+
+    def negated_tables(self) -> list[NameTable]:
+        """Return the tables of the rules for names of files that begin with ``!``."""
+        return [group.negated_for_files for _, _, groups in self._layers for group in groups]
 
     def find_rule(self, name: bytes, path: bytes, is_folder: bool) -> Rule | None:
         """Return the rule that decides about a path whose last part is ``name``.
@@ -62,7 +65,7 @@ class RuleStack:
         self._parts = tuple((file, base) for file, base in parts if file)
         self._ignore_case = ignore_case
         self._cache: dict[tuple[tuple[int, ...], ...], FolderRules] = {}
-        self._has_paths = any(len(file.groups) > 1 for file, _ in self._parts)
+        self._has_paths = any(file.has_path_rules for file, _ in self._parts)
 
     def __bool__(self) -> bool:
         return bool(self._parts)
@@ -105,53 +108,3 @@ class RuleStack:
         if self._ignore_case:
             name, path = name.lower(), path.lower()
         return self.rules_in(folder).find_rule(name, path, is_folder)
-
-
-# The number of tables whose patterns are combined. A deeper stack of ignore files uses the tables one by one.
-_MAX_COMBINED = 20
-
-
-class NamePrefilter:
-    """A quick test that finds the names for which a decision is needed. No rule can match most names of most folders.
-
-    Attributes:
-        files: Returns the names of files that a rule may match.
-        folders: Returns the names of folders that a rule may match.
-    """
-
-    def __init__(self, rules: list[FolderRules], ignore_case: bool) -> None:
-        self._ignore_case = ignore_case
-        self.files = self._filter([table for folder_rules in rules for table in folder_rules.tables(False)])
-        self.folders = self._filter([table for folder_rules in rules for table in folder_rules.tables(True)])
-
-    def _filter(self, tables: list[NameTable]) -> Callable[[list[bytes]], list[bytes]]:
-        if any(b"" in table.suffixes or table.whole for table in tables):
-            return list
-        large = [table for table in tables if not table.is_small]
-        small = [table for table in tables if table.is_small]
-        if len(small) > _MAX_COMBINED:
-            large, small = tables, []
-        literals = frozenset({b".git"}.union(*(table.literals for table in small)))
-        suffixes = tuple({suffix for table in small for suffix in table.suffixes})
-        regexes = [regex for table in small for regex in table.regexes.regexes]
-        search = re.compile("|".join(regexes).encode("latin-1"), re.DOTALL).fullmatch if regexes else None
-        if large:
-            return lambda names: [
-                name
-                for name in names
-                if (low := name.lower() if self._ignore_case else name) in literals
-                or low.endswith(suffixes)
-                or (search is not None and search(low))
-                or any(table.find_last_match(low) >= 0 for table in large)
-            ]
-        if self._ignore_case:
-            return lambda names: [
-                name
-                for name in names
-                if (low := name.lower()) in literals or low.endswith(suffixes) or (search is not None and search(low))
-            ]
-        if search is not None:
-            return lambda names: [
-                name for name in names if name in literals or name.endswith(suffixes) or search(name) is not None
-            ]
-        return lambda names: [name for name in names if name in literals or name.endswith(suffixes)]

@@ -13,7 +13,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from enum import Enum
-from itertools import pairwise
+from itertools import pairwise, product
+from math import prod
 from typing import NamedTuple
 
 from attrs import frozen
@@ -29,6 +30,8 @@ _PLAIN_NAME = rb"[^\0-\x20\\*?\[/!#][^\0-\x20\\*?\[/]*"
 _PLAIN_LINE = re.compile(rb"(!?)(/?(?:%b/)*)(%b)(/?)" % (_PLAIN_NAME, _PLAIN_NAME))
 _PLAIN_SUFFIX = re.compile(rb"(!?)\*([^\0-\x20\\*?\[/]*)(/?)")
 is_plain_name = re.compile(_PLAIN_NAME).fullmatch
+# The number of texts to which the sets of a pattern are expanded. `*.py[cod]` has three, `*.[oa]` two.
+_MAX_SUFFIXES = 8
 # Reports and warnings show this much of a line.
 _SHOWN_BYTES = 500
 
@@ -72,7 +75,8 @@ class Rule(NamedTuple):
         negated: Whether the line begins with ``!``.
         only_folders: Whether the line ends with ``/``.
         literal: The only name that the rule matches, if it has no wildcard.
-        suffix: The end of the names that match, if the pattern is ``*`` and a literal.
+        suffixes: The ends of the names that match, if the pattern is ``*`` and a text without further wildcards, except
+            for a few small sets, as in ``*.py[cod]``.
         regex: The regex of the name in all other cases.
         prefix: The bytes with which a name or path begins that matches ``regex`` or ``whole``.
         ending: The bytes with which it ends.
@@ -88,7 +92,7 @@ class Rule(NamedTuple):
     negated: bool
     only_folders: bool
     literal: bytes | None = None
-    suffix: bytes | None = None
+    suffixes: tuple[bytes, ...] | None = None
     regex: PatternRegex | None = None
     prefix: bytes = b""
     ending: bytes = b""
@@ -107,7 +111,7 @@ class _Form(NamedTuple):
     """The part of a rule that depends on its form; see ``Rule``."""
 
     literal: bytes | None = None
-    suffix: bytes | None = None
+    suffixes: tuple[bytes, ...] | None = None
     regex: PatternRegex | None = None
     prefix: bytes = b""
     ending: bytes = b""
@@ -159,7 +163,7 @@ def _compile_plain_line(line: bytes, source: str, lineno: int, ignore_case: bool
         return Rule(line, source, lineno, negated != b"", slash != b"", literal=name, folder=below)
     if plain := _PLAIN_SUFFIX.fullmatch(text):
         negated, suffix, slash = plain.groups()
-        return Rule(line, source, lineno, negated != b"", slash != b"", suffix=suffix)
+        return Rule(line, source, lineno, negated != b"", slash != b"", suffixes=(suffix,))
     return None
 
 
@@ -203,8 +207,18 @@ def _name_form(tokens: list[_Token]) -> _Form:
     if all(token.kind is _TokenKind.BYTE for token in tokens):
         return _Form(literal=_literal(tokens))
     if tokens[0] is _STAR and all(token.kind is _TokenKind.BYTE for token in tokens[1:]):
-        return _Form(suffix=_literal(tokens[1:]))
+        return _Form(suffixes=(_literal(tokens[1:]),))
+    if tokens[0] is _STAR and (suffixes := _few_texts(tokens[1:])):
+        return _Form(suffixes=suffixes)
     return _Form(regex=PatternRegex(_canonical(tokens)), prefix=_prefix(tokens), ending=_ending(tokens))
+
+
+def _few_texts(tokens: Sequence[_Token]) -> tuple[bytes, ...]:
+    """Return the texts that match tokens without a slash; nothing if they are many or the tokens have wildcards."""
+    if any(token.kind not in (_TokenKind.BYTE, _TokenKind.SET) for token in tokens):
+        return ()
+    choices = [token.members if token.kind is _TokenKind.SET else (token.byte,) for token in tokens]
+    return tuple(map(bytes, product(*choices))) if prod(map(len, choices)) <= _MAX_SUFFIXES else ()
 
 
 def _literal(tokens: Sequence[_Token]) -> bytes:

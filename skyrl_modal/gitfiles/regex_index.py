@@ -71,9 +71,9 @@ class RegexIndex:
         return len(self._items)
 
     @property
-    def regexes(self) -> list[str]:
-        """The regexes in descending order of their places."""
-        return [item.regex.text for item in reversed(self._items)]
+    def items(self) -> Sequence[IndexedRegex]:
+        """The regexes in ascending order of their places."""
+        return self._items
 
     @cached_property
     def _groups(self) -> tuple[list[_Alternation], list[_BySlice], list[_BySlice]]:

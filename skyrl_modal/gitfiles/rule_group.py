@@ -43,8 +43,8 @@ class NameTable:
             place = rule.lineno
             if rule.literal is not None:
                 self.literals[rule.literal] = max(place, names.get(rule.literal, -1))
-            elif rule.suffix is not None:
-                self.suffixes[rule.suffix] = place
+            elif rule.suffixes is not None:
+                self.suffixes.update(dict.fromkeys(rule.suffixes, place))
             elif rule.regex is not None:
                 regexes.append(IndexedRegex(rule.regex, rule.prefix, rule.ending, place))
             elif rule.whole is not None:
@@ -52,6 +52,11 @@ class NameTable:
         self.regexes, self.whole = RegexIndex(regexes), RegexIndex(whole)
         self._compared = tuple(self.suffixes) if len(self.suffixes) <= _MAX_COMPARED_SUFFIXES else None
         self.size = len(self.literals) + len(self.suffixes) + len(regexes)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no rule matches a name or path."""
+        return not self.size and not self.whole
 
     @property
     def is_small(self) -> bool:
@@ -99,3 +104,8 @@ class RuleGroup:
     def for_files(self) -> NameTable:
         """The rules for all other names."""
         return NameTable([rule for rule in self._rules if not rule.only_folders], self._names)
+
+    @cached_property
+    def negated_for_files(self) -> NameTable:
+        """The rules for names that are not folders, only those that begin with ``!``."""
+        return NameTable([rule for rule in self._rules if rule.negated and not rule.only_folders], _NO_NAMES)

@@ -50,12 +50,11 @@ class Selection:
     @cached_property
     def exclusions(self) -> tuple[Exclusion, ...]:
         """The excluded paths with the reasons and with the kinds of rules that exclude them, sorted by path."""
-        excluded = sorted(self._result.excluded, key=lambda item: item[:2])
-        return tuple(Exclusion(os.fsdecode(path), reason, by) for path, reason, by in excluded)
+        return self._result.exclusions()
 
     def ignored_env_files(self) -> tuple[tuple[str, str], ...]:
         """Return path and reason of each ``.env`` file that is excluded, except those that ``exclude`` names."""
-        return tuple((path, reason) for path, reason, _ in find_env_files(self.exclusions))
+        return tuple((path, reason) for path, reason, _ in find_env_files(self._result.exclusions(only=b".env")))
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -72,7 +71,12 @@ class Selection:
         """Possible problems of the selection, each with a remedy."""
         found = [*self._result.warnings, *self._unused_includes()]
         found += find_warnings(
-            self.root, self.files, self._status, self.exclusions, self._result.worktrees, self._secret_search.found
+            self.root,
+            self.files,
+            self._status,
+            self._result.exclusions(only=b".env"),
+            self._result.worktrees,
+            self._secret_search.found,
         )
         return tuple(dict.fromkeys(found))
 

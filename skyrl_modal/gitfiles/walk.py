@@ -15,10 +15,19 @@ from pathlib import Path
 from attrs import evolve
 
 from skyrl_modal.errors import SpecError
-from skyrl_modal.gitfiles.decision import Decision, FolderContext, FolderMode, RuleSource, WalkResult
+from skyrl_modal.gitfiles.decision import (
+    Decision,
+    FolderContext,
+    FolderMode,
+    IgnoredFiles,
+    RuleSource,
+    WalkResult,
+    cache_reason,
+)
 from skyrl_modal.gitfiles.files import read_regular_file
 from skyrl_modal.gitfiles.ignore_file import MAX_IGNORE_FILE_BYTES, IgnoreFile, parse_ignore_file
-from skyrl_modal.gitfiles.matcher import FolderRules, NamePrefilter, RuleStack
+from skyrl_modal.gitfiles.matcher import FolderRules, RuleStack
+from skyrl_modal.gitfiles.name_filter import NameFilters
 from skyrl_modal.gitfiles.overrides import EXCLUDE, Overrides
 from skyrl_modal.gitfiles.repository import Repository, find_repository, git_dir_of, unreadable_message
 
@@ -50,8 +59,8 @@ class TreeWalker:
         if skip_caches:
             caches = parse_ignore_file(CACHE_PATTERNS, "skip_caches", ignore_case)
             self._cache_rules = self._cache_rules.extended(caches, b"")
-        self._own_rules = [rules for rules in (self._override_rules, self._parent_rules, self._cache_rules) if rules]
-        self._prefilters: dict[tuple[FolderRules, ...], NamePrefilter] = {}
+        self._own_rules = [rules for rules in (self._override_rules, self._parent_rules) if rules]
+        self._known_filters: dict[tuple[FolderRules, ...], NameFilters] = {}
 
     def start(self) -> FolderContext:
         """Return the root, with the rules of the folders above it."""
@@ -94,15 +103,15 @@ class TreeWalker:
             reason = "an empty folder; only files and links are included, as in git"
             self.result.excluded.append((folder.path_in_root, reason, None))
             return []
-        folder = self.enter(folder, _GITIGNORE in files, _SKYRLIGNORE in files, _GIT in folders or _GIT in files)
-        prefilter = self._prefilter(folder)
-        if prefilter is None:
-            unclear_files, unclear_folders = files, folders
-        else:
-            unclear_files = prefilter.files(files)
-            unclear_folders = prefilter.folders(folders)
+        filters = self._filters(folder)
+        unclear_files, unclear_folders = _filtered(filters, files, folders)
+        if unclear_files or unclear_folders or folder.repository.absent_ignore_files:
+            entered = self._enter_listed(folder, unclear_files, unclear_folders)
+            if entered is not folder:
+                folder, filters = entered, self._filters(entered)
+                unclear_files, unclear_folders = _filtered(filters, files, folders)
         if unclear_files or special:
-            excluded = self._excluded_files(folder, unclear_files, special)
+            excluded = self._excluded_files(folder, filters, unclear_files, special)
             if excluded:
                 files = [name for name in files if name not in excluded]
         prefix = folder.path_in_root
@@ -111,9 +120,19 @@ class TreeWalker:
             return [self._child(folder, name) for name in folders]
         return list(self._folders_to_scan(folder, folders, frozenset(unclear_folders)))
 
-    def _excluded_files(self, folder: FolderContext, names: list[bytes], special: list[bytes]) -> frozenset[bytes]:
+    def _enter_listed(self, folder: FolderContext, files: list[bytes], folders: list[bytes]) -> FolderContext:
+        has_git = _GIT in folders or _GIT in files
+        return self.enter(folder, _GITIGNORE in files, _SKYRLIGNORE in files, has_git)
+
+    def _excluded_files(
+        self, folder: FolderContext, filters: NameFilters | None, names: list[bytes], special: list[bytes]
+    ) -> frozenset[bytes]:
         """Return the names that are excluded, and record them."""
-        excluded = []
+        excluded: list[bytes] = []
+        if filters is not None:
+            exceptions = filters.exceptions(names)
+            excluded += self._ignored_files(folder, _without(names, frozenset(exceptions)))
+            names = exceptions
         for name in (*names, *special):
             decision = self.decide(folder, name, False)
             if decision is not None and decision.included:
@@ -128,6 +147,15 @@ class TreeWalker:
                 self.result.excluded.append((path, f"{kind}; only files and links are included", None))
                 self.result.warnings.append(f"{os.fsdecode(path)} is {kind} and is excluded: remove or ignore it")
         return frozenset(excluded)
+
+    def _ignored_files(self, folder: FolderContext, names: list[bytes]) -> list[bytes]:
+        """Return the names that git does not track, and record them. A rule of git, or one for caches, matches all."""
+        index = folder.repository.readable_index if names else None
+        if index is not None:
+            names = _without(names, index.find_tracked_files(folder.path_in_worktree, names))
+        if names:
+            self.result.ignored.append(IgnoredFiles(folder, names, self._cache_rules))
+        return names
 
     def _folders_to_scan(
         self, folder: FolderContext, names: list[bytes], unclear: frozenset[bytes]
@@ -285,7 +313,7 @@ class TreeWalker:
             elif rule is not None:
                 against, by = f"{rule}", RuleSource.GIT
         if not against and (cache := self._cache_rules.find_rule(folder.path_in_root, name, is_folder)):
-            against, by = f"skip_caches: {os.fsdecode(cache.text)}, an untracked cache", RuleSource.CACHES
+            against, by = cache_reason(cache), RuleSource.CACHES
         if not against:
             return positive
         index = repository.readable_index
@@ -301,21 +329,29 @@ class TreeWalker:
         scanned = leads_to_include or index.tracks_folder(inside + name)
         return Decision(False, against, by, FolderMode.TRACKED_ONLY if scanned else None)
 
-    def _prefilter(self, folder: FolderContext) -> NamePrefilter | None:
-        """Return the filter for names that no rule can match; None if every name needs a decision."""
+    def _filters(self, folder: FolderContext) -> NameFilters | None:
+        """Return the filters for names that no rule can match; None if every name needs a decision."""
         if folder.mode is not FolderMode.NORMAL or folder.repository.ignore_case != self._ignore_case:
             return None
         path = folder.path_in_root
-        rules = [stack.rules_in(path) for stack in self._own_rules]
-        if folder.git_rules:
-            rules.append(folder.git_rules.rules_in(folder.path_in_worktree))
-        if folder.skyrlignore_rules:
-            rules.append(folder.skyrlignore_rules.rules_in(path))
-        key = tuple(rules)
-        prefilter = self._prefilters.get(key)
-        if prefilter is None:
-            prefilter = self._prefilters[key] = NamePrefilter(rules, self._ignore_case)
-        return prefilter
+        key = (
+            folder.git_rules.rules_in(folder.path_in_worktree),
+            self._cache_rules.rules_in(path),
+            folder.skyrlignore_rules.rules_in(path),
+            *[stack.rules_in(path) for stack in self._own_rules],
+        )
+        filters = self._known_filters.get(key)
+        if filters is None:
+            filters = self._known_filters[key] = NameFilters(key[:2], key[2:], ignore_case=self._ignore_case)
+        return filters
+
+
+def _filtered(filters: NameFilters | None, files: list[bytes], folders: list[bytes]) -> tuple[list[bytes], list[bytes]]:
+    return (files, folders) if filters is None else (filters.files(files), filters.folders(folders) if folders else [])
+
+
+def _without(names: list[bytes], others: frozenset[bytes]) -> list[bytes]:
+    return [name for name in names if name not in others] if others else names
 
 
 def _list_folder(path: bytes) -> tuple[list[bytes], list[bytes], list[bytes]]:
