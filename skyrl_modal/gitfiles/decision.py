@@ -69,8 +69,7 @@ class Decision:
     mode: FolderMode | None = None
 
 
-@frozen(eq=False)
-class FolderContext:
+class FolderContext(NamedTuple):
     """A folder of the scan, and the rules that apply in it.
 
     Attributes:

@@ -73,7 +73,7 @@ class Index:
         """
         if len(names) <= _FEW_NAMES:
             return frozenset(name for name in names if self.tracks_file(folder + name))
-        if not self._occurs_in_file(folder):
+        if not self._occurs_in_file(folder) or not self._has_below(self._folded(folder)):
             return frozenset()
         modes = self._modes
         return frozenset([name for name in names if self._folded(folder + name) in modes])

@@ -12,8 +12,6 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from attrs import evolve
-
 from skyrl_modal.errors import SpecError
 from skyrl_modal.gitfiles.decision import (
     Decision,
@@ -69,17 +67,17 @@ class TreeWalker:
         folder = FolderContext(os.fsencode(repository.top), b"", repository, 0, b"", repository.general_rules, no_rules)
         for part in root.relative_to(repository.top).parts:
             name = os.fsencode(part)
-            folder = evolve(folder, git_rules=self._git_rules(folder, _contains(folder.path, _GITIGNORE)))
+            folder = folder._replace(git_rules=self._git_rules(folder, _contains(folder.path, _GITIGNORE)))
             rule = folder.git_rules.find_rule(folder.root_in_worktree, name, True)
             path_to_root = folder.root_in_worktree + name + b"/"
-            folder = evolve(folder, path=os.path.join(folder.path, name), root_in_worktree=path_to_root)
+            folder = folder._replace(path=os.path.join(folder.path, name), root_in_worktree=path_to_root)
             if rule is not None and not rule.negated and folder.mode is FolderMode.NORMAL:
                 reason = f"git ignores the folder {os.fsdecode(folder.root_in_worktree)} ({rule})"
                 self.result.warnings.append(
                     f"{reason} of the repository {repository.top}, which contains the root: only tracked files are "
                     'included. Run `git init` in the root, or pass include=["/**"]'
                 )
-                folder = evolve(folder, mode=FolderMode.TRACKED_ONLY, reason=reason, by=RuleSource.GIT)
+                folder = folder._replace(mode=FolderMode.TRACKED_ONLY, reason=reason, by=RuleSource.GIT)
         self.result.worktrees.append(folder)
         return folder
 
@@ -176,7 +174,7 @@ class TreeWalker:
     def child(self, folder: FolderContext, name: bytes, decision: Decision) -> FolderContext:
         """Return the context of a folder that is scanned because of a decision."""
         mode = decision.mode or FolderMode.NONE
-        return evolve(self._child(folder, name), mode=mode, reason=decision.reason, by=decision.by)
+        return self._child(folder, name)._replace(mode=mode, reason=decision.reason, by=decision.by)
 
     @staticmethod
     def _child(parent: FolderContext, name: bytes) -> FolderContext:
@@ -208,7 +206,7 @@ class TreeWalker:
             skyrlignore_rules = skyrlignore_rules.extended(file, folder.path_in_root)
         if git_rules is folder.git_rules and skyrlignore_rules is folder.skyrlignore_rules:
             return folder
-        return evolve(folder, git_rules=git_rules, skyrlignore_rules=skyrlignore_rules)
+        return folder._replace(git_rules=git_rules, skyrlignore_rules=skyrlignore_rules)
 
     def _with_own_repository(self, folder: FolderContext) -> FolderContext:
         """Return the context for a submodule or a nested clone: its files are those that its own repository includes.
@@ -222,8 +220,7 @@ class TreeWalker:
         if git_dir is None or (outer is not None and outer.tracks_folder(inside) and not outer.is_submodule(inside)):
             return folder
         repository = Repository(top, git_dir)
-        folder = evolve(
-            folder,
+        folder = folder._replace(
             repository=repository,
             worktree_offset=len(folder.path_in_root),
             root_in_worktree=b"",
