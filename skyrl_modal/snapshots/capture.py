@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -9,6 +10,8 @@ import os
 import shutil
 import stat
 import tempfile
+from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 
 from skyrl_modal.errors import SnapshotError
@@ -17,15 +20,18 @@ from skyrl_modal.gitfiles.selection import Selection
 from skyrl_modal.snapshots.content_pool import UNFINISHED_PREFIX, ContentPool, FileNotCopied
 from skyrl_modal.snapshots.file_stamps import (
     FileStamps,
-    Stamp,
+    Records,
+    entries_of,
     latest_trusted_time,
-    stamp_of,
+    split_stamps,
+    stamps_of,
     without_trusted_size,
 )
 from skyrl_modal.snapshots.snapshot import SharedLock, Snapshot
 from skyrl_modal.snapshots.usage import Additions
 
 _Entries = dict[str, tuple[int, bytes]]
+_SIZE = attrgetter("st_size")
 
 
 class Capture:
@@ -60,16 +66,19 @@ class Capture:
         """
         known = FileStamps.load(self._stamps_path)
         read = self._read(known)
-        if read is known.entries:
-            digest = known.digest.hex()
+        entries: _Entries = {}
+        if read is None:
+            digest, files = known.digest.hex(), known.count
         else:
-            digest = tree_digest((path, normalized_mode(stamp[4]), sha) for path, (stamp, sha) in read.items())
+            entries, files = entries_of(read), len(read)
+            digest = tree_digest((path, mode, sha) for path, (mode, sha) in entries.items())
         path = self._trees / digest
         lock = self._lock(path)
         if lock is None:
-            staged, base = self._reuse_previous_tree(known.digest.hex(), _entries(known.entries))
+            before = known.entries()
+            staged, base = self._reuse_previous_tree(known.digest.hex(), before)
             try:
-                self._update_tree(staged, base, _entries(read))
+                self._update_tree(staged, base, before if read is None else entries)
                 lock = self._publish_tree(staged, path)
             except _SourceChanged:
                 shutil.rmtree(staged)
@@ -80,71 +89,80 @@ class Capture:
             self.built = True
         else:
             os.utime(path)
-        if read is not known.entries:
+        if read is not None:
             try:
-                FileStamps(bytes.fromhex(digest), read).save(self._stamps_path)
+                FileStamps.of(digest, read).save(self._stamps_path)
             except BaseException:
                 lock.close()
                 raise
-        return Snapshot(
-            path, digest, len(read), self._bytes, tuple(self._warnings), lock=lock, stamps=self._stamps_path
-        )
+        return Snapshot(path, digest, files, self._bytes, tuple(self._warnings), lock=lock, stamps=self._stamps_path)
 
-    def _read(self, known: FileStamps) -> dict[str, tuple[Stamp, bytes]]:
-        """Return stamps and digests of the selected files; the known ones themselves if nothing has changed."""
-        stamps: dict[str, tuple[Stamp, bytes] | None] = {}
-        changed: list[str] = []
-        old = known.entries
-        prefix, lstat = self._prefix, os.lstat
+    def _read(self, known: FileStamps) -> Records | None:
+        """Return stamps and digests of the selected files; None if they are the known ones."""
+        paths, statuses = self._read_statuses()
+        self._bytes = sum(map(_SIZE, statuses))
+        stamps = stamps_of(statuses)
+        if known.shas and known.stamps == stamps and known.names == os.fsencode("\0".join(paths)):
+            return None
+        old = known.records()
+        records = {path: old.get(path) for path in paths}
+        changed = [
+            path
+            for path, stamp in zip(paths, split_stamps(stamps), strict=True)
+            if (before := records[path]) is None or before[0] != stamp
+        ]
+        if changed:
+            self._read_changed(changed, records)
+        return {path: record for path, record in records.items() if record is not None}
+
+    def _read_statuses(self) -> tuple[Sequence[str], list[os.stat_result]]:
+        """Return the selected files that exist, and the status of each."""
+        prefix, paths = self._prefix, self._selection.files
         if not os.path.isdir(prefix):
             raise SnapshotError(str(self._selection.root), "the folder was removed after the selection")
-        for path in self._selection.files:
+        with contextlib.suppress(OSError):
+            return paths, list(map(os.lstat, [prefix + path for path in paths]))
+        found, statuses = [], []
+        for path in paths:
             try:
-                status = lstat(prefix + path)
+                statuses.append(os.lstat(prefix + path))
             except OSError as error:
                 removed = isinstance(error, (FileNotFoundError, NotADirectoryError))
                 self._warn(path, "was removed" if removed else f"cannot be read ({error.strerror})")
-                continue
-            stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_mode)
-            self._bytes += status.st_size
-            before = old.get(path)
-            stamps[path] = before
-            if before is None or before[0] != stamp:
-                changed.append(path)
-        if changed:
-            self._read_changed(changed, stamps)
-        elif old and len(stamps) == len(old):
-            return old
-        return {path: stamp for path, stamp in stamps.items() if stamp is not None}
+            else:
+                found.append(path)
+        return found, statuses
 
     def _warn(self, path: str, reason: str) -> None:
         self._warnings.append(f"{path} {reason}: it is not in the snapshot")
 
-    def _read_changed(self, changed: list[str], stamps: dict[str, tuple[Stamp, bytes] | None]) -> None:
+    def _read_changed(self, changed: list[str], records: dict[str, tuple[bytes, bytes] | None]) -> None:
         latest_trusted = latest_trusted_time(self._trees.parent, os.stat(self._prefix).st_dev)
         for path in changed:
             try:
-                stamp, sha = self._store_content(path)
+                status, sha, unchanged = self._store_content(path)
             except FileNotCopied as reason:
                 self._warn(path, str(reason))
-                stamps[path] = None
-            else:
-                recent = stamp[1] >= latest_trusted or stamp[2] >= latest_trusted
-                stamps[path] = (without_trusted_size(stamp) if recent else stamp, sha)
+                records[path] = None
+                continue
+            stamp = stamps_of([status])
+            if not unchanged or status.st_mtime_ns >= latest_trusted or status.st_ctime_ns >= latest_trusted:
+                stamp = without_trusted_size(stamp)
+            records[path] = (stamp, sha)
 
-    def _store_content(self, path: str) -> tuple[Stamp, bytes]:
+    def _store_content(self, path: str) -> tuple[os.stat_result, bytes, bool]:
+        """Store the content of a file; return its status, its digest and whether it was unchanged while it was read."""
         full = self._prefix + path
         try:
             status = os.lstat(full)
             if stat.S_ISLNK(status.st_mode):
-                return stamp_of(status), link_digest(os.readlink(full))
+                return status, link_digest(os.readlink(full)), True
         except OSError as error:
             raise FileNotCopied(f"was removed before it was copied ({error.strerror})") from error
         content = self._additions.add(full)
         if not content.unchanged_while_read:
             self._warnings.append(f"{path} kept changing while it was copied: the snapshot contains one of its states")
-            return without_trusted_size(stamp_of(content.status)), content.sha
-        return stamp_of(content.status), content.sha
+        return content.status, content.sha, content.unchanged_while_read
 
     def _lock(self, path: Path) -> SharedLock | None:
         """Return a shared lock on a published tree, or None if there is no such tree."""
@@ -260,10 +278,6 @@ class Capture:
                 shutil.rmtree(staged)
                 return published
             return lock
-
-
-def _entries(read: dict[str, tuple[Stamp, bytes]]) -> _Entries:
-    return {path: (normalized_mode(stamp[4]), sha) for path, (stamp, sha) in read.items()}
 
 
 class _SourceChanged(Exception):

@@ -11,41 +11,94 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+import sys
 import tempfile
+from array import array
+from collections.abc import Sequence
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 
-from attrs import define, field
+from attrs import frozen
 
+from skyrl_modal.gitfiles.digest import normalized_mode
 from skyrl_modal.snapshots.content_pool import UNFINISHED_PREFIX, removed_on_failure
 
-_MAGIC = b"skyrl-modal stamps 1\n"
+_MAGIC = f"skyrl-modal stamps 2 {sys.byteorder}\n".encode()
 _HEADER = struct.Struct("<32sQQ")
-_RECORD = struct.Struct("<qqqQI32s")
+_STAMP = struct.Struct("5q")
+_DIGEST_SIZE = 32
+_FACTS = attrgetter("st_size", "st_mtime_ns", "st_ctime_ns", "st_ino", "st_mode")
 # More than a clock tick of any kernel (at most 10 ms), for a file system that uses this machine's clock.
 CLOCK_TICK_NS = 50_000_000
 # For a file system that may use another machine's clock, or a resolution of two seconds, as FAT does.
 COARSE_CLOCK_NS = 2_500_000_000
 
-Stamp = tuple[int, int, int, int, int]
-"""Size, time of modification and time of status change in nanoseconds, inode, mode."""
+#: Stamp and SHA-256 of files, by their paths.
+Records = dict[str, tuple[bytes, bytes]]
 
 
-def stamp_of(status: os.stat_result) -> Stamp:
-    """Return the stamp of a file's status."""
-    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_mode)
+def stamps_of(statuses: Sequence[os.stat_result]) -> bytes:
+    """Return the stamps of files, one after the other: size, both times in nanoseconds, inode and mode."""
+    facts = chain.from_iterable(map(_FACTS, statuses))
+    try:
+        return array("q", facts).tobytes()
+    except OverflowError:
+        # Some file systems have inodes of 64 bits.
+        signed = ((fact + 2**63) % 2**64 - 2**63 for status in statuses for fact in _FACTS(status))
+        return array("q", signed).tobytes()
 
 
-@define
+def split_stamps(stamps: bytes) -> list[bytes]:
+    """Return each of several stamps."""
+    return _split(stamps, _STAMP.size)
+
+
+def without_trusted_size(stamp: bytes) -> bytes:
+    """Return a stamp that never matches, so that the file is read again."""
+    return _STAMP.pack(-1, *_STAMP.unpack(stamp)[1:])
+
+
+@frozen
 class FileStamps:
     """The files of the last snapshot of one folder.
 
+    They are stored as columns, so that those of unchanged files are compared without an object for each file.
+
     Attributes:
         digest: The digest of that snapshot; all zeros if there was none.
-        entries: Stamp and SHA-256 by path. The size is -1 if the stamp cannot be trusted.
+        names: The paths, as bytes with a NUL between them.
+        stamps: The stamp of each file. Its size is -1 if it cannot be trusted.
+        shas: The SHA-256 of the content of each file.
     """
 
-    digest: bytes = bytes(32)
-    entries: dict[str, tuple[Stamp, bytes]] = field(factory=dict)
+    digest: bytes = bytes(_DIGEST_SIZE)
+    names: bytes = b""
+    stamps: bytes = b""
+    shas: bytes = b""
+
+    @property
+    def count(self) -> int:
+        """The number of files."""
+        return len(self.shas) // _DIGEST_SIZE
+
+    @classmethod
+    def of(cls, digest: str, records: Records) -> FileStamps:
+        """Return the stamps of the files of a snapshot."""
+        stamps, shas = zip(*records.values(), strict=True) if records else ((), ())
+        return cls(bytes.fromhex(digest), os.fsencode("\0".join(records)), b"".join(stamps), b"".join(shas))
+
+    def records(self) -> Records:
+        """Return stamp and SHA-256 of each file, by its path."""
+        columns = zip(split_stamps(self.stamps), _split(self.shas, _DIGEST_SIZE), strict=True)
+        return dict(zip(self._paths(), columns, strict=True))
+
+    def entries(self) -> dict[str, tuple[int, bytes]]:
+        """Return normalized mode and SHA-256 of each file, by its path."""
+        return entries_of(self.records())
+
+    def _paths(self) -> list[str]:
+        return os.fsdecode(self.names).split("\0") if self.shas else []
 
     @classmethod
     def load(cls, path: Path) -> FileStamps:
@@ -54,27 +107,34 @@ class FileStamps:
             data = path.read_bytes()
         except FileNotFoundError:
             return cls()
-        body = data[:-32]
-        if not data.startswith(_MAGIC) or hashlib.sha256(body).digest() != data[-32:]:
+        if not data.startswith(_MAGIC) or hashlib.sha256(memoryview(data)[:-32]).digest() != data[-32:]:
             return cls()
-        digest, count, width = _HEADER.unpack_from(body, len(_MAGIC))
-        start = len(_MAGIC) + _HEADER.size
-        middle = start + count * _RECORD.size
-        names = os.fsdecode(body[middle : middle + width]).split("\0")
-        records = _RECORD.iter_unpack(body[start:middle])
-        return cls(digest, {name: (record[:5], record[5]) for name, record in zip(names, records, strict=False)})
+        digest, count, width = _HEADER.unpack_from(data, len(_MAGIC))
+        stamps = len(_MAGIC) + _HEADER.size
+        shas = stamps + count * _STAMP.size
+        names = shas + count * _DIGEST_SIZE
+        return cls(digest, data[names : names + width], data[stamps:shas], data[shas:names])
 
     def save(self, path: Path) -> None:
         """Save the stamps in one step."""
-        records = b"".join(_RECORD.pack(*stamp, sha) for stamp, sha in self.entries.values())
-        names = os.fsencode("\0".join(self.entries))
-        body = _MAGIC + _HEADER.pack(self.digest, len(self.entries), len(names)) + records + names
+        body = _MAGIC + _HEADER.pack(self.digest, self.count, len(self.names)) + self.stamps + self.shas + self.names
         # The name is unique, because several threads of a process may save the stamps of one folder.
         handle, name = tempfile.mkstemp(prefix=UNFINISHED_PREFIX, dir=path.parent)
         with removed_on_failure(name):
             with os.fdopen(handle, "wb") as file:
                 file.write(body + hashlib.sha256(body).digest())
             Path(name).replace(path)
+
+
+def entries_of(records: Records) -> dict[str, tuple[int, bytes]]:
+    """Return normalized mode and SHA-256 of each file, by its path."""
+    # The mode is the last fact of a stamp. Most files have one of a few modes.
+    modes = {end: normalized_mode(int.from_bytes(end, sys.byteorder)) for end in {r[0][-8:] for r in records.values()}}
+    return {path: (modes[stamp[-8:]], sha) for path, (stamp, sha) in records.items()}
+
+
+def _split(data: bytes, size: int) -> list[bytes]:
+    return [data[start : start + size] for start in range(0, len(data), size)]
 
 
 def latest_trusted_time(folder: Path, device: int) -> int:
@@ -93,8 +153,3 @@ def latest_trusted_time(folder: Path, device: int) -> int:
     # Another device may use another clock.
     margin = CLOCK_TICK_NS if status.st_dev == device and status.st_ctime_ns % 1_000_000 else COARSE_CLOCK_NS
     return status.st_ctime_ns - margin
-
-
-def without_trusted_size(stamp: Stamp) -> Stamp:
-    """Return a stamp that never matches, so that the file is read again."""
-    return (-1, *stamp[1:])

@@ -10,7 +10,7 @@ from types import TracebackType
 from attrs import evolve, field, frozen
 
 from skyrl_modal.errors import SnapshotError
-from skyrl_modal.gitfiles.digest import file_digest, normalized_mode
+from skyrl_modal.gitfiles.digest import file_digest
 from skyrl_modal.snapshots.file_stamps import FileStamps
 
 #: Normalized mode and SHA-256 of files, by their paths.
@@ -61,7 +61,7 @@ class Snapshot:
         """
         known = FileStamps() if self._stamps is None else FileStamps.load(self._stamps)
         if known.digest.hex() == self.digest:
-            return {path: (normalized_mode(stamp[4]), sha) for path, (stamp, sha) in known.entries.items()}
+            return known.entries()
         top = os.fspath(self.path)
         paths = [
             os.path.join(folder, name) for folder, subfolders, names in os.walk(top) for name in [*names, *subfolders]
