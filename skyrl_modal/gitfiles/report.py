@@ -54,7 +54,9 @@ def format_selection(
 
 def largest_files(files: Sequence[str], sizes: Sequence[int]) -> list[tuple[int, str]]:
     """Return size and path of the ten largest files, the largest first."""
-    return heapq.nsmallest(_SHOWN_FILES, zip(sizes, files, strict=True), key=lambda item: (-item[0], item[1]))
+    limit = min(heapq.nlargest(_SHOWN_FILES, sizes), default=0)
+    candidates = [item for item in zip(sizes, files, strict=True) if item[0] >= limit]
+    return heapq.nsmallest(_SHOWN_FILES, candidates, key=lambda item: (-item[0], item[1]))
 
 
 def _printable(text: str) -> str:

@@ -59,7 +59,7 @@ class Selection:
     @cached_property
     def sizes(self) -> tuple[int, ...]:
         """The size in bytes of each file, in the order of ``files``; 0 for a file that was removed."""
-        return tuple(0 if status is None else status.st_size for status in self._status)
+        return tuple(0 if status is None else status.st_size for status in self.statuses)
 
     @cached_property
     def bytes(self) -> int:
@@ -73,7 +73,7 @@ class Selection:
         found += find_warnings(
             self.root,
             self.files,
-            self._status,
+            self.statuses,
             self._result.exclusions(only=b".env"),
             self._result.worktrees,
             self._secret_search.found,
@@ -167,13 +167,18 @@ class Selection:
         return format_selection(self.root, self.files, self.sizes, self.excluded, self.warnings)
 
     @cached_property
-    def _status(self) -> tuple[os.stat_result | None, ...]:
+    def statuses(self) -> tuple[os.stat_result | None, ...]:
+        """The status of each file, in the order of ``files``; None for a file that was removed."""
         base = os.fspath(self.root) + "/"
-        return tuple(_stat_or_none(base + path) for path in self.files)
+        paths = [base + path for path in self.files]
+        try:
+            return tuple(map(os.lstat, paths))
+        except OSError:
+            return tuple(map(_stat_or_none, paths))
 
     @cached_property
     def _secret_search(self) -> SearchResult:
-        return search_files(self.root, self.files, self._status, self._search_cache)
+        return search_files(self.root, self.files, self.statuses, self._search_cache)
 
     def _unused_includes(self) -> list[str]:
         """Warn about includes that match no file."""

@@ -19,6 +19,11 @@ _PRIVATE = re.compile(
     r"(?:^|/)(?:id_(?:rsa|dsa|ecdsa|ed25519)|\.netrc|\.pypirc|\.git-credentials|\.modal\.toml|\.htpasswd"
     r"|[^/]*\.(?:p12|pfx|ppk)|\.aws/credentials|\.kube/config|\.docker/config\.json|\.cache/huggingface/(?:token|stored_tokens))$"
 )
+# The ends of all paths that match. Nearly no other path has one of them, and they are compared in less time.
+_PRIVATE_ENDINGS = (
+    *("id_rsa", "id_dsa", "id_ecdsa", "id_ed25519", ".netrc", ".pypirc", ".git-credentials", ".modal.toml"),
+    *(".htpasswd", ".p12", ".pfx", ".ppk", "/credentials", "/config", "/config.json", "/token", "/stored_tokens"),
+)
 #: More files with keys are counted only.
 MAX_FILES_WITH_KEYS = 20
 
@@ -84,7 +89,7 @@ def _excluded_modules(root: Path, exclusions: Sequence[Exclusion]) -> Iterator[s
 
 def _private_names(files: Sequence[str]) -> Iterator[str]:
     for path in files:
-        if _PRIVATE.search(path):
+        if path.endswith(_PRIVATE_ENDINGS) and _PRIVATE.search(path):
             yield (
                 f'{path} has the name of a private key or of a login and is included: pass exclude=["/{path}"], '
                 "and pass secrets by secrets=[...]"
@@ -103,10 +108,10 @@ def _secrets(secrets: Sequence[FoundSecret]) -> Iterator[str]:
 
 
 def _large_selection(files: Sequence[str], status: Status) -> Iterator[str]:
-    total = sum(known.st_size for known in status if known is not None)
+    sizes = [0 if known is None else known.st_size for known in status]
+    total = sum(sizes)
     if total <= MAX_BYTES and len(files) <= MAX_FILES:
         return
-    sizes = [0 if known is None else known.st_size for known in status]
     largest = ", ".join(f"{path} ({format_size(size)})" for size, path in largest_files(files, sizes))
     yield (
         f"{len(files):,} files ({format_size(total)}) are selected. Largest: {largest}. Name files that the run does "
@@ -129,17 +134,19 @@ def _large_untracked_folders(files: Sequence[str], status: Status, worktrees: Se
             known_folders[folder] = index.tracks_folder(prefix + os.fsencode(folder)) or f"{folder}/" in nested
         return known_folders[folder]
 
-    sizes: dict[str, int] = defaultdict(int)
+    by_parent: dict[str, int] = defaultdict(int)
     for path, known in zip(files, status, strict=True):
-        if known is None:
-            continue
-        parts = path.split("/")
-        for depth in range(1, len(parts)):
+        if known is not None:
+            by_parent[path.rpartition("/")[0]] += known.st_size
+    sizes: dict[str, int] = defaultdict(int)
+    for parent, size in by_parent.items():
+        parts = parent.split("/") if parent else []
+        for depth in range(1, len(parts) + 1):
             folder = "/".join(parts[:depth])
             if f"{folder}/" in nested:
                 break
             if not holds_tracked(folder):
-                sizes[folder] += known.st_size
+                sizes[folder] += size
                 break
     for folder, size in sorted(sizes.items(), key=lambda item: -item[1]):
         if size >= MAX_UNTRACKED_BYTES:
@@ -152,7 +159,13 @@ def _large_untracked_folders(files: Sequence[str], status: Status, worktrees: Se
 def _problem_files(root: Path, files: Sequence[str], status: Status) -> Iterator[str]:
     """Warn about files that were removed or are unreadable, links that lead nowhere in the run, and unusual names."""
     inside = os.fspath(root) + "/"
-    for path, known in zip(files, status, strict=True):
+    modes = [0 if known is None else known.st_mode for known in status]
+    unusual = {mode for mode in set(modes) if stat.S_ISLNK(mode) or mode & 0o444 != 0o444}
+    if not unusual and "".join(files).isprintable():
+        return
+    for path, known, mode in zip(files, status, modes, strict=True):
+        if mode not in unusual and path.isprintable():
+            continue
         if known is None:
             yield f"{path} was removed after the selection and will not be copied: select again"
         elif stat.S_ISLNK(known.st_mode):

@@ -84,6 +84,8 @@ class Preparation:
     def take_snapshots(self, plan: Plan, secret_values: Mapping[str, str], reporter: Reporter) -> PreparedRun:
         """Take a snapshot of each mounted folder, or use that of an earlier call. Later edits do not affect the run.
 
+        An edit that is made between the selection of the files and this call may or may not be in the snapshot.
+
         Args:
             plan: A plan of this preparation.
             secret_values: The values of the run's secrets.
@@ -96,7 +98,7 @@ class Preparation:
         with self._lock:
             if not self._snapshots:
                 store = SnapshotStore(create_user_folder(cache_folder() / "snapshots"))
-                self._snapshots = [store.take(selection) for selection in self._basis.selections]
+                self._snapshots = [store.take(selection, as_selected=True) for selection in self._basis.selections]
             snapshots = [snapshot.share() for snapshot in self._snapshots]
         for snapshot in snapshots:
             for warning in snapshot.warnings:

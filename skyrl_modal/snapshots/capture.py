@@ -41,12 +41,14 @@ class Capture:
         store: The folder of the store.
         selection: The files to copy.
         additions: Adds contents to the pool of the store.
+        as_selected: Whether the statuses of the selection are used to recognise unchanged files.
 
     Attributes:
         built: Whether a new tree was built.
     """
 
-    def __init__(self, store: Path, selection: Selection, additions: Additions) -> None:
+    def __init__(self, store: Path, selection: Selection, additions: Additions, *, as_selected: bool) -> None:
+        self._as_selected = as_selected
         self._pool, self._trees = ContentPool(store / "blobs"), store / "trees"
         self._additions = additions
         self._selection = selection
@@ -115,23 +117,28 @@ class Capture:
             self._read_changed(changed, records)
         return {path: record for path, record in records.items() if record is not None}
 
-    def _read_statuses(self) -> tuple[Sequence[str], list[os.stat_result]]:
+    def _read_statuses(self) -> tuple[Sequence[str], Sequence[os.stat_result]]:
         """Return the selected files that exist, and the status of each."""
         prefix, paths = self._prefix, self._selection.files
         if not os.path.isdir(prefix):
             raise SnapshotError(str(self._selection.root), "the folder was removed after the selection")
+        if self._as_selected:
+            known = [status for status in self._selection.statuses if status is not None]
+            if len(known) == len(paths):
+                return paths, known
         with contextlib.suppress(OSError):
             return paths, list(map(os.lstat, [prefix + path for path in paths]))
-        found, statuses = [], []
+        found: list[str] = []
+        left: list[os.stat_result] = []
         for path in paths:
             try:
-                statuses.append(os.lstat(prefix + path))
+                left.append(os.lstat(prefix + path))
             except OSError as error:
                 removed = isinstance(error, (FileNotFoundError, NotADirectoryError))
                 self._warn(path, "was removed" if removed else f"cannot be read ({error.strerror})")
             else:
                 found.append(path)
-        return found, statuses
+        return found, left
 
     def _warn(self, path: str, reason: str) -> None:
         self._warnings.append(f"{path} {reason}: it is not in the snapshot")

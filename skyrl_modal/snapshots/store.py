@@ -80,13 +80,15 @@ class SnapshotStore:
     folder: Path = field(converter=_absolute)
     max_bytes: int = field(default=20 * 1024**3, validator=_check_limit, kw_only=True)
 
-    def take(self, selection: Selection) -> Snapshot:
+    def take(self, selection: Selection, *, as_selected: bool = False) -> Snapshot:
         """Take a snapshot of a selection, or return an earlier one with the same content.
 
         A file that was removed or cannot be read is left out, and the snapshot's ``warnings`` report it.
 
         Args:
             selection: The files to copy.
+            as_selected: Whether a file counts as unchanged if it was so when ``selection.statuses`` was read. The
+                statuses are then not read again, and an edit between that time and now may not be in the snapshot.
 
         Returns:
             The snapshot, locked by the returned object.
@@ -102,13 +104,13 @@ class SnapshotStore:
         try:
             self._prepare()
             try:
-                return self._take(selection)
+                return self._take(selection, as_selected=as_selected)
             except OSError as error:
                 if not _is_full(error):
                     raise
             self.clear()
             try:
-                return self._take(selection)
+                return self._take(selection, as_selected=False)
             except OSError:
                 with contextlib.suppress(OSError):
                     self.clear()
@@ -132,11 +134,11 @@ class SnapshotStore:
             if is_alone:
                 self._remove_unfinished()
 
-    def _take(self, selection: Selection) -> Snapshot:
+    def _take(self, selection: Selection, *, as_selected: bool) -> Snapshot:
         additions = Additions(self.folder, self._pool)
         with self._locked(fcntl.LOCK_SH):
-            for _ in range(_ATTEMPTS):
-                capture = Capture(self.folder, selection, additions)
+            for attempt in range(_ATTEMPTS):
+                capture = Capture(self.folder, selection, additions, as_selected=as_selected and attempt == 0)
                 snapshot = capture.run()
                 if snapshot is not None:
                     break
