@@ -9,11 +9,10 @@ from collections.abc import Sequence
 
 import modal
 import modal.config
-import modal.exception
 
 from skyrl_modal.backends.modal.app import RunApp
 from skyrl_modal.backends.modal.backend import ModalBackend
-from skyrl_modal.backends.modal.errors import backend_unavailable
+from skyrl_modal.backends.modal.errors import translated_client_errors
 from skyrl_modal.backends.modal.execution import ModalExecution
 from skyrl_modal.gitfiles.report import format_size
 from skyrl_modal.launcher import Launcher
@@ -83,9 +82,9 @@ class ModalRun:
         self._preparation = Preparation(launcher, self._backend.name)
         self._plan = self._preparation.plan(planned)
         secret_values = check_with_backend(self._plan, self._backend, self._reporter)
-        with self._preparation:
+        with self._preparation, translated_client_errors():
             self._run_app = RunApp(self._preparation.take_snapshots(self._plan, secret_values, self._reporter))
-        self.app, self._function = self._run_app.define()
+            self.app, self._function = self._run_app.define()
         for warning in self._run_app.warnings:
             self._reporter.warn(warning)
 
@@ -109,10 +108,8 @@ class ModalRun:
         if job.command != self._plan.job.command:
             self._check_command(job.command)
         self._run_app.job = job = with_submission_time(job)
-        try:
+        with translated_client_errors():
             call = self._function.spawn(*self._run_app.arguments(job))
-        except modal.exception.Error as error:
-            raise backend_unavailable(error) from error
         self._run_app.release()
         execution = ModalExecution.attached(job, self._run_app.handle(call.object_id))
         run = Run(job, self._backend.name, execution, stored_spec=self._plan.stored_spec)

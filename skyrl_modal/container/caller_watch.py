@@ -40,16 +40,9 @@ class CallerWatch:
         self._thread = threading.Thread(target=self._watch, name="caller-lease", daemon=True)
         self._thread.start()
 
-    def stop(self, *, remove: bool) -> None:
-        """Stop watching.
-
-        Args:
-            remove: Whether to remove the entry, since the run has ended.
-        """
+    def stop(self) -> None:
+        """Stop watching."""
         self._stopped.set()
-        if remove:
-            with contextlib.suppress(StoreUnavailable):
-                send(lambda: self._store.pop(self._key, None), timeout=2.0)
 
     def _watch(self) -> None:
         interval = min(max(self._lease / 10, MIN_POLL_INTERVAL), MAX_POLL_INTERVAL)
@@ -83,3 +76,9 @@ class CallerWatch:
         if age is None or age <= self._lease + CLOCK_TOLERANCE:
             return 0.0
         return max(0.0, self._lease - FIRST_RENEWAL_TIMEOUT)
+
+
+def remove_caller_lease(store: LeaseStore, run_id: str) -> None:
+    """Remove the entry of a run that has ended. Call it last, since the caller renews it until it has the result."""
+    with contextlib.suppress(StoreUnavailable):
+        send(lambda: store.pop(caller_key(run_id), None), timeout=2.0)

@@ -19,7 +19,7 @@ from typing import Any
 import modal
 
 from skyrl_modal.container.attempt_lease import AttemptLease, EarlierContainer, RunContinuedElsewhere
-from skyrl_modal.container.caller_watch import CallerWatch
+from skyrl_modal.container.caller_watch import CallerWatch, remove_caller_lease
 from skyrl_modal.container.counted_text import CountedText
 from skyrl_modal.container.environment import replaced_variables, run_environment
 from skyrl_modal.container.events import RankDisconnected, RankEvent, RankJoined
@@ -179,8 +179,11 @@ def _run_rank_zero(
     text.write(b"", final=True)
     result = _finish(folder, _with_digest(result, text), volumes)
     kept.keep()
-    if result.next_start is NextStart.NONE and previous.was_replaced:
-        replacements.forget()
+    if result.next_start is NextStart.NONE:
+        if previous.was_replaced:
+            replacements.forget()
+        if job.lease is not None:
+            remove_caller_lease(lease.store, job.run_id)
     if stopped_by is None and result.is_replaced:
         raise ContainerUnusable
     if stopped_by is None and result.next_start is not NextStart.NONE:
@@ -237,7 +240,7 @@ def _run_supervisor(
         )
     result, stopped_by = run_with_stop_requests(supervisor.run, request_stop)
     if watch is not None:
-        watch.stop(remove=result.next_start is NextStart.NONE)
+        watch.stop()
     if lease.is_lost:
         raise RunContinuedElsewhere("another container has continued the run")
     return result, stopped_by

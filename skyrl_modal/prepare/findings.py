@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from skyrl_modal.findings import Finding, Severity
 from skyrl_modal.mount import Selection
 from skyrl_modal.prepare.home_paths import find_home_paths
-from skyrl_modal.protocol.job import Job
+from skyrl_modal.protocol.job import MODAL_ENDING_GRACE, Job, Limits
 from skyrl_modal.skyrl.scripts import find_ray_calls, scripts_of_command
 
 
@@ -33,6 +33,22 @@ def find_problems(job: Job, selections: Sequence[Selection], texts: Sequence[tup
 def checkout_finding(warning: str) -> Finding:
     """Return the finding about a checkout whose state git could not read within its limits."""
     return Finding(code="commit-unknown", severity=Severity.WARNING, message=warning)
+
+
+def find_short_grace(limits: Limits) -> Iterator[Finding]:
+    """Yield a finding if Modal may leave the command less time to save its files than requested.
+
+    Example:
+        >>> len([*find_short_grace(Limits(grace=6))]), len([*find_short_grace(Limits(grace=60))])
+        (0, 1)
+    """
+    if limits.grace > MODAL_ENDING_GRACE:
+        yield Finding(
+            code="grace-limited",
+            severity=Severity.WARNING,
+            message=f"grace={limits.grace:g} is longer than Modal allows if it ends the container (a preemption, or "
+            f"the end of the app): the command then receives SIGKILL {MODAL_ENDING_GRACE:g} s after SIGINT",
+        )
 
 
 def _nodes_without_ray(job: Job) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from skyrl_modal.gitfiles.report import format_size
 from skyrl_modal.gitfiles.result_cache import NO_CACHE, ResultCache
 from skyrl_modal.mount import Selection, select
 from skyrl_modal.prepare.command import shorten_command
-from skyrl_modal.prepare.findings import checkout_finding, find_problems, texts_of_command
+from skyrl_modal.prepare.findings import checkout_finding, find_problems, find_short_grace, texts_of_command
 from skyrl_modal.prepare.hidden_files import check_hidden_files
 from skyrl_modal.prepare.job_builder import build_job
 from skyrl_modal.prepare.ray_version import find_image_mismatch, find_version_mismatch
@@ -31,6 +31,7 @@ from skyrl_modal.views.text import format_rows
 
 #: The backend that runs on this machine: without an image, and with the GPUs that the machine has.
 _LOCAL = "local"
+_MODAL = "modal"
 
 
 @frozen(kw_only=True)
@@ -144,6 +145,8 @@ class PlanBasis:
         else:
             mismatch = find_image_mismatch(job, spec.image, checkout, texts, warning=self.image_warning)
         findings += [] if mismatch is None else [mismatch]
+        if self.backend == _MODAL:
+            findings += find_short_grace(job.limits)
         return Plan(
             job=job,
             spec=spec,

@@ -64,6 +64,12 @@ class RayOptions:
     on_worker_loss: WorkerLossPolicy = WorkerLossPolicy.FAIL
 
 
+#: Seconds between SIGINT and SIGKILL if Modal ends a container: a preemption, or the end of the app. Modal kills the
+#: container 30 s after its signal, whatever was requested (https://modal.com/docs/guide/preemption). The rest of that
+#: time is for ending Ray and committing the volumes.
+MODAL_ENDING_GRACE = 20.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Limits of a run.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -77,6 +78,20 @@ def check_strings(instance: object, attribute: Attribute[Any], value: object) ->
         raise SpecError(attribute.name, value, "pass a list of strings")
 
 
+def check_unicode(instance: object, attribute: Attribute[Any], value: object) -> None:
+    """Validate that a string, or each of a list or dict of strings, can be encoded: Modal receives it as UTF-8.
+
+    Raises:
+        SpecError: One contains half of a surrogate pair, as Python decodes bytes that are not UTF-8.
+    """
+    texts = value.values() if isinstance(value, Mapping) else (value,) if isinstance(value, str) else value
+    for text in texts if isinstance(texts, Iterable) else ():
+        try:
+            str(text).encode()
+        except UnicodeEncodeError:
+            raise SpecError(attribute.name, text, "pass valid Unicode") from None
+
+
 def to_env(value: Mapping[str, str | int | float | Path]) -> Mapping[str, str]:
     """Convert to environment variables, for a field named ``env``.
 
@@ -116,14 +131,15 @@ def check_tags(instance: object, attribute: Attribute[Any], value: object) -> No
         raise SpecError(attribute.name, value, "pass a list of tags of 1 to 64 characters without spaces and commas")
 
 
-def at_least(minimum: float) -> Validator:
-    """Return a validator that accepts None, or a number of at least ``minimum``."""
+def at_least(minimum: float, maximum: float = math.inf) -> Validator:
+    """Return a validator that accepts None, or a number in a range."""
 
     def check(instance: object, attribute: Attribute[Any], value: object) -> None:
         if value is None:
             return
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < minimum:
-            raise SpecError(attribute.name, value, f"pass a number of at least {minimum:g}, or None")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not minimum <= value <= maximum:
+            limits = f"of at least {minimum:g}" if maximum == math.inf else f"from {minimum:g} to {maximum:,}"
+            raise SpecError(attribute.name, value, f"pass a number {limits}, or None")
 
     return check
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import Attribute, field, frozen
 
 from skyrl_modal.errors import SpecError
-from skyrl_modal.spec.fields import check_strings, to_env, to_strings
+from skyrl_modal.spec.fields import check_strings, check_unicode, to_env, to_strings
 
 if TYPE_CHECKING:
     from skyrl_modal.spec.image_steps import ImageStep
@@ -76,11 +76,11 @@ class ImageSpec:
     """
 
     base: str | None = field(default=None)
-    apt: Sequence[str] = field(default=(), converter=to_strings, validator=check_strings)
-    pip: Sequence[str] = field(default=(), converter=to_strings, validator=check_strings)
-    commands: Sequence[str] = field(default=(), converter=to_strings, validator=check_strings)
+    apt: Sequence[str] = field(default=(), converter=to_strings, validator=[check_strings, check_unicode])
+    pip: Sequence[str] = field(default=(), converter=to_strings, validator=[check_strings, check_unicode])
+    commands: Sequence[str] = field(default=(), converter=to_strings, validator=[check_strings, check_unicode])
     steps: Sequence[ImageStep] = field(default=(), converter=_to_steps, validator=_check_steps)
-    env: Mapping[str, str] = field(factory=dict, converter=to_env)
+    env: Mapping[str, str] = field(factory=dict, converter=to_env, validator=check_unicode)
     python: str | None = field(default=None)
     registry_secret: str | None = None
 
@@ -88,6 +88,7 @@ class ImageSpec:
     def _check_base(self, attribute: Attribute[str | None], value: object) -> None:
         if value is not None and (not isinstance(value, str) or not value.strip() or re.search(r"\s", value)):
             raise SpecError("base", value, f'pass an image such as "{DEFAULT_IMAGE}"')
+        check_unicode(self, attribute, value)
 
     @python.validator
     def _check_python(self, attribute: Attribute[str | None], value: object) -> None:

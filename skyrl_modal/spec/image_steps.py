@@ -9,11 +9,12 @@ from typing import Any
 from attrs import Attribute, field, fields, frozen
 
 from skyrl_modal.errors import SpecError
-from skyrl_modal.spec.fields import check_strings, container_path, to_env, to_strings
+from skyrl_modal.spec.fields import check_strings, check_unicode, container_path, to_env, to_strings
 
 
 def _check_not_empty(instance: object, attribute: Attribute[Any], value: Sequence[str]) -> None:
     check_strings(instance, attribute, value)
+    check_unicode(instance, attribute, value)
     if not value or not all(item.strip() for item in value):
         raise SpecError(attribute.name, value, "pass a list of at least one string that is not empty")
 
@@ -100,7 +101,7 @@ class SetEnv:
         {'PATH': '/opt/bin:${PATH}'}
     """
 
-    env: Mapping[str, str] = field(converter=to_env)
+    env: Mapping[str, str] = field(converter=to_env, validator=check_unicode)
 
 
 @frozen

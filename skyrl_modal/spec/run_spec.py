@@ -35,6 +35,10 @@ from skyrl_modal.spec.secret import SecretSpec
 from skyrl_modal.spec.variables import check_names, check_total, check_value, variables_of_the_run
 from skyrl_modal.spec.volume import VolumeSpec
 
+#: Largest numbers of CPUs, and MiB of memory, that Modal's protocol can express: uint32, the first in thousandths.
+MAX_CPU = (2**32 - 1) // 1000
+MAX_MEMORY = 2**32 - 1
+
 
 # mypy's plugin for attrs accepts named functions only as converters.
 def _to_timeout(value: float | str | timedelta) -> float:
@@ -136,8 +140,8 @@ class RunSpec:
     )
     secrets: Sequence[str | SecretSpec] = field(default=(), converter=_to_secrets)
     env: Mapping[str, str] = field(factory=dict, converter=to_env)
-    cpu: float | None = field(default=None, validator=at_least(0.125))
-    memory: int | None = field(default=None, validator=at_least(128))
+    cpu: float | None = field(default=None, validator=at_least(0.125, MAX_CPU))
+    memory: int | None = field(default=None, validator=at_least(128, MAX_MEMORY))
     region: str | None = None
     cloud: str | None = None
     workdir: str = field(

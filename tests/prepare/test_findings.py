@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import attrs
 import pytest
 
 from skyrl_modal import Launcher, MountSpec
@@ -88,6 +89,16 @@ def test_nodes_without_ray_are_found(checkout: Path) -> None:
 
     assert found["nodes-without-ray"].severity is Severity.WARNING
     assert ("nodes", "2") in launcher.plan("true").rows()
+
+
+def test_longer_grace_than_modals_is_found(checkout: Path) -> None:
+    """A grace period of more than 20 s is a warning on Modal, which ends containers earlier, and is none locally."""
+    launcher = Launcher(checkout=checkout, backend="modal", gpu=None, ray=None, grace=21)
+
+    assert find(launcher, "true")["grace-limited"].severity is Severity.WARNING
+    assert "SIGKILL 20 s after SIGINT" in str(launcher.plan("true"))
+    for allowed in (attrs.evolve(launcher, grace=20), attrs.evolve(launcher, backend="local")):
+        assert "grace-limited" not in find(allowed, "true")
 
 
 def test_excluded_env_file_is_found(checkout: Path) -> None:

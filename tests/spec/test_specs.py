@@ -25,6 +25,7 @@ from skyrl_modal import (
 from skyrl_modal.spec.duration import parse_duration
 from skyrl_modal.spec.fields import check_whole_number, is_below
 from skyrl_modal.spec.gpu import GpuRequest
+from skyrl_modal.spec.image_steps import AptInstall
 from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.spec.stored import decode_spec, encode_spec
 
@@ -60,6 +61,9 @@ from skyrl_modal.spec.stored import decode_spec, encode_spec
         ({"retries": 11}, "retries=11.*0 to 10"),
         ({"should_retry": [0]}, "should_retry="),
         ({"cpu": 0}, "cpu=0"),
+        ({"cpu": float("nan")}, "cpu=nan"),
+        ({"cpu": 1e7}, "cpu=10000000.0: pass a number from 0.125 to 4,294,967, or None"),
+        ({"memory": 2**32}, "memory=4294967296"),
         ({"memory": "lots"}, "memory='lots'"),
         ({"workdir": "../elsewhere"}, "workdir='../elsewhere'"),
         ({"workdir": ""}, "workdir=''"),
@@ -103,6 +107,10 @@ def test_invalid_field_of_the_launcher(fields: dict[str, Any], message: str) -> 
         (lambda: ImageSpec(base="two parts"), "base='two parts'"),
         (lambda: ImageSpec(python="3"), "python='3'"),
         (lambda: ImageSpec(pip=3), "pip=3"),
+        (lambda: ImageSpec(base="image\udc80"), r"base='image\\udc80': pass valid Unicode"),
+        (lambda: ImageSpec(commands=["true", "echo \udc80"]), r"commands='echo \\udc80'"),
+        (lambda: ImageSpec(env={"A": "\udc80"}), r"env='\\udc80'"),
+        (lambda: AptInstall("\udc80"), r"packages='\\udc80'"),
         (lambda: RaySpec(port=80), "port=80"),
         (lambda: RaySpec(port=16379), "port=16379.*workers"),
         (lambda: RaySpec(num_cpus=0), "num_cpus=0"),

@@ -12,13 +12,13 @@ import modal
 from skyrl_modal.backends.base import Handle, PreparedRun
 from skyrl_modal.backends.modal.archive import files_to_send
 from skyrl_modal.backends.modal.image import add_container_code, build_image
-from skyrl_modal.backends.modal.limits import MAX_ENDING_GRACE, container_timeout, total_time_limit
+from skyrl_modal.backends.modal.limits import container_timeout, total_time_limit
 from skyrl_modal.backends.modal.preflight import RequiredObject
 from skyrl_modal.container import modal_entrypoint
 from skyrl_modal.protocol.codec import encode, to_json
 from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.protocol.file_archive import ARCHIVE_FOLDER
-from skyrl_modal.protocol.job import Job, Volume
+from skyrl_modal.protocol.job import MODAL_ENDING_GRACE, Job, Volume
 from skyrl_modal.protocol.leases import MAX_REPLACEMENTS
 from skyrl_modal.protocol.rank_config import ClusterTokens
 from skyrl_modal.snapshots.archive_cache import Sending
@@ -38,7 +38,9 @@ class RunApp:
     """
 
     def __init__(self, run: PreparedRun) -> None:
-        limits = replace(run.job.limits, total_timeout=total_time_limit(run.job.limits), ending_grace=MAX_ENDING_GRACE)
+        limits = replace(
+            run.job.limits, total_timeout=total_time_limit(run.job.limits), ending_grace=MODAL_ENDING_GRACE
+        )
         # Only ``ModalRunStart`` renews a lease.
         self.job = replace(run.job, limits=limits, lease=None)
         self.spec = run.spec

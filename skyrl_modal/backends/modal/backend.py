@@ -9,8 +9,9 @@ from pathlib import Path
 from skyrl_modal.backends.base import CheckResult, Handle, PreparedRun, VolumeEntry
 from skyrl_modal.backends.modal import checks, preflight, volumes
 from skyrl_modal.backends.modal.app import RunApp
+from skyrl_modal.backends.modal.errors import translated_client_errors
 from skyrl_modal.backends.modal.execution import ModalExecution
-from skyrl_modal.backends.modal.limits import check_cluster, check_timeout, grace_warnings, total_time_limit
+from skyrl_modal.backends.modal.limits import check_cluster, check_timeout, total_time_limit
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.spec.volume import VolumeSpec
@@ -44,7 +45,7 @@ class ModalBackend:
         """
         checks.check_token()
         check_timeout(spec.timeout)
-        warnings = [*(check_cluster(spec) if spec.nodes > 1 else []), *grace_warnings(job.limits)]
+        warnings = check_cluster(spec) if spec.nodes > 1 else []
         checks.check_dashboard(job, spec.image)
         limit = total_time_limit(job.limits)
         if limit is not None:
@@ -69,7 +70,9 @@ class ModalBackend:
             run: The run with its files.
             owned: Whether the run ends when this process exits.
         """
-        return ModalExecution.started(RunApp(run), owned=owned)
+        with translated_client_errors():
+            run_app = RunApp(run)
+        return ModalExecution.started(run_app, owned=owned)
 
     def attach(self, job: Job, handle: Handle) -> ModalExecution:
         """Return a run that was started before, from any machine with the same account."""

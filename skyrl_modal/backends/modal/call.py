@@ -125,6 +125,10 @@ class ModalCall:
             return True
         return True
 
+    async def is_late(self) -> bool:
+        """Return whether ``wait`` ends the run, since no container has started by the run's deadline."""
+        return False
+
     async def cancel(self, *, now: bool, retry: bool) -> None:
         """Request the end of the call.
 

@@ -7,12 +7,10 @@ client, for example while a laptop is suspended.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 import modal
-import modal.exception
 
-from skyrl_modal.backends.modal.errors import error_text
+from skyrl_modal.backends.modal.errors import error_text, is_client_error, suppressed_client_errors
 from skyrl_modal.protocol.leases import LEASE_DICT, caller_interval, caller_key, caller_value
 
 #: Seconds for the first request. Without a reply the run starts without a lease.
@@ -40,7 +38,9 @@ class CallerLease:
         try:
             async with asyncio.timeout(FIRST_REQUEST_TIMEOUT):
                 await self._write()
-        except (modal.exception.Error, OSError) as error:  # TimeoutError is an OSError
+        except Exception as error:
+            if not is_client_error(error):
+                raise
             return error_text(error)
         return None
 
@@ -49,13 +49,19 @@ class CallerLease:
 
         The intervals are those of the monotonic clock, which stops while this machine is suspended: the first renewal
         follows at most one interval after it continues.
+
+        The container removes the entry when the run has ended. One renewal is omitted then, so that the entry is not
+        created again before the result arrives. If none arrives, something else has removed the entry.
         """
         interval = caller_interval(self.seconds)
+        was_removed = False
         while True:
             await asyncio.sleep(interval)
-            with contextlib.suppress(modal.exception.Error, OSError):
+            with suppressed_client_errors():
                 async with asyncio.timeout(max(interval, 5.0)):
-                    await self._write()
+                    was_removed = not was_removed and not await self._dict.contains.aio(self._key)
+                    if not was_removed:
+                        await self._write()
 
     async def _write(self) -> None:
         self._count += 1

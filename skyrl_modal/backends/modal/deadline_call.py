@@ -12,10 +12,9 @@ import io
 import time
 
 import modal
-import modal.exception
 
 from skyrl_modal.backends.modal.call import ModalCall
-from skyrl_modal.backends.modal.errors import TRANSIENT_ERRORS
+from skyrl_modal.backends.modal.errors import TRANSIENT_ERRORS, suppressed_client_errors
 from skyrl_modal.backends.modal.retry import MAX_POLL_INTERVAL
 from skyrl_modal.protocol.codec import to_json
 from skyrl_modal.protocol.result import RunResultRecord
@@ -50,6 +49,15 @@ class DeadlineCall(ModalCall):
         await self._write_result(record)
         return record
 
+    async def is_late(self) -> bool:
+        """Return whether the deadline has passed without a container. Then ``wait`` cancels the call."""
+        deadline = self._job.limits.start_deadline
+        if deadline is None or time.time() < submission_time(self._job) + deadline:
+            return False
+        with contextlib.suppress(*TRANSIENT_ERRORS):
+            return not await self._has_container()
+        return False
+
     async def _enforce(self, deadline: float) -> None:
         """Cancel the call at the deadline, unless a container has started."""
         while (seconds := submission_time(self._job) + deadline - time.time()) > 0:
@@ -82,7 +90,7 @@ class DeadlineCall(ModalCall):
         if self._job.run_folder_volume is None:
             return
         volume, folder = self._job.run_folder_volume
-        with contextlib.suppress(modal.exception.Error, OSError, TimeoutError):
+        with suppressed_client_errors():
             async with asyncio.timeout(WRITE_TIMEOUT):
                 reference = modal.Volume.from_name(volume.name)
                 async with reference.batch_upload(force=True) as batch:

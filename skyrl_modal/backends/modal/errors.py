@@ -7,13 +7,14 @@ import errno
 import re
 import socket
 import ssl
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import modal
 import modal.exception
 
-from skyrl_modal.errors import BackendUnavailable, SkyRLModalError, SpecError
+from skyrl_modal.errors import BackendUnavailable, SkyRLModalError, SpecError, translate_system_errors
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.spec.run_spec import RunSpec
 
@@ -37,6 +38,7 @@ _NETWORK_ERRORS = frozenset(
 )
 #: The packages through which Modal's client sends requests (1.6.4).
 _CLIENT_PACKAGES = ("modal", "grpclib", "aiohttp", "google", "synchronicity")
+_OWN_PACKAGE = __name__.partition(".")[0]
 #: Lines of a build's log that an error includes.
 BUILD_LOG_LINES = 30
 #: Seconds for fetching them.
@@ -143,7 +145,7 @@ def is_network_error(error: BaseException) -> bool:
 
 
 async def translate_error(error: BaseException, job: Job, spec: RunSpec | None = None) -> BaseException:
-    """Return this package's error for an error of Modal's client. Other errors are returned unchanged.
+    """Return this package's error for an error of Modal's client or of the system. Others are returned unchanged.
 
     Args:
         error: The error.
@@ -164,21 +166,49 @@ async def translate_error(error: BaseException, job: Job, spec: RunSpec | None =
         return SpecError("app_name", spec.app_name, f"Modal refused the app: {text}")
     if is_client_error(error):
         return backend_unavailable(error)
-    return error
+    try:  # a file that the client could not read
+        with translate_system_errors():
+            raise error
+    except BaseException as translated:
+        return translated
 
 
 def is_client_error(error: BaseException) -> bool:
     """Return whether an error is one of Modal's client, of a package that it uses to send requests, or of the network.
 
     The client passes on some errors of these packages, for example those of aiohttp while it downloads a file (1.6.4).
-    They are recognized by their module, since they are no dependencies of this package.
+    They are recognized by their module, since they are no dependencies of this package. Errors of Python's own classes
+    are recognized by their traceback: for example, protobuf raises ValueError for a number that is too large.
 
     Example:
         >>> is_client_error(ConnectionResetError()), is_client_error(PermissionError())
         (True, False)
     """
     package = type(error).__module__.partition(".")[0]
-    return package in _CLIENT_PACKAGES or is_network_error(error)
+    return package in _CLIENT_PACKAGES or is_network_error(error) or _is_raised_in_client(error)
+
+
+def _is_raised_in_client(error: BaseException) -> bool:
+    """Return whether an error was raised in a call of the client, which had not called this package again.
+
+    Errors of files on this machine are excluded: they name the file, and are not about Modal.
+    """
+    if isinstance(error, OSError) or not isinstance(error, Exception):
+        return False
+    frames = traceback.walk_tb(error.__traceback__)
+    packages = [str(frame.f_globals.get("__name__", "")).partition(".")[0] for frame, _ in frames]
+    callers = [name for name in packages if name == _OWN_PACKAGE or name in _CLIENT_PACKAGES]
+    return bool(callers) and callers[-1] != _OWN_PACKAGE
+
+
+@contextmanager
+def suppressed_client_errors() -> Iterator[None]:
+    """Ignore errors of Modal's client, of its requests and of the network, for a request that nothing depends on."""
+    try:
+        yield
+    except Exception as error:
+        if not is_client_error(error):
+            raise
 
 
 @contextmanager
@@ -203,6 +233,8 @@ def backend_unavailable(error: BaseException) -> BackendUnavailable:
     if is_account_refusal(error):
         return BackendUnavailable("modal", account_refusal_text(error))
     text = error_text(error)
+    if type(error).__module__ == "builtins" and not isinstance(error, OSError):
+        return BackendUnavailable("modal", f"Modal's client failed: {type(error).__name__}: {text}")
     if isinstance(error, modal.exception.AuthError):
         return BackendUnavailable("modal", f"Modal refused the token ({text}). Run `modal setup`")
     if isinstance(error, modal.exception.ConnectionError | OSError):
@@ -217,7 +249,9 @@ async def _build_log(error: modal.exception.ImageBuildError) -> str:
             logs = modal.Image.from_id(error.image_id).logs
             # Entries are pieces of text, some shorter than a line.
             text = "".join([entry.message async for entry in logs.tail.aio(BUILD_LOG_LINES * 10)])
-    except (modal.exception.Error, OSError, TimeoutError):
+    except Exception as failure:
+        if not is_client_error(failure):
+            raise
         return ""
     lines = text.splitlines()[-BUILD_LOG_LINES:]
     return "\nThe end of the build log:\n" + "\n".join(f"  | {line}" for line in lines) if lines else ""

@@ -180,13 +180,15 @@ class ModalExecution:
                 yield name, content
 
     def state(self) -> RunState:
-        """Return the run's current state."""
+        """Return the run's current state. A run that no container has started by its deadline is ended."""
         call = self._submitted_call()
         if call is None:
             return RunState.PENDING
         if (self._result is None or not self._result.done()) and not self._wait_for(call.has_ended()):
             known = self._start.channel.state if self._start is not None else None
-            return known or self._wait_for(self._follower(call).read_state())
+            state = known or self._wait_for(self._follower(call).read_state())
+            if state is not RunState.PENDING or not self._wait_for(call.is_late()):
+                return state
         return self.wait().state
 
     def wait(self, timeout: float | None = None) -> RunResultRecord:

@@ -10,10 +10,6 @@ from skyrl_modal.spec.run_spec import RunSpec
 MAX_FUNCTION_SECONDS = 24 * 3600
 #: Time beyond the attempts until Modal stops the container: for the start of Ray, saving and committing.
 CONTAINER_MARGIN_SECONDS = 300
-#: Seconds between SIGINT and SIGKILL if Modal ends a container: a preemption, or the end of the app. Modal kills the
-#: container 30 s after its signal, whatever was requested (https://modal.com/docs/guide/preemption). The rest of that
-#: time is for ending Ray and committing the volumes.
-MAX_ENDING_GRACE = 20.0
 #: GPUs of a whole host, by type. Modal accepts clusters of these types with whole hosts only
 #: (https://modal.com/docs/guide/multi-node-clusters).
 GPUS_PER_HOST = {"H100": 8, "H100!": 8, "H200": 8, "B200": 8, "B200+": 8}
@@ -45,21 +41,6 @@ def total_time_limit(limits: Limits) -> float | None:
     if requested_seconds(limits) <= MAX_FUNCTION_SECONDS:
         return None
     return MAX_FUNCTION_SECONDS - CONTAINER_MARGIN_SECONDS - limits.grace
-
-
-def grace_warnings(limits: Limits) -> list[str]:
-    """Return a warning if Modal may leave the command less time to save its files than requested.
-
-    Example:
-        >>> len(grace_warnings(Limits(grace=6))), len(grace_warnings(Limits(grace=60)))
-        (0, 1)
-    """
-    if limits.grace <= MAX_ENDING_GRACE:
-        return []
-    return [
-        f"grace={limits.grace:g} is longer than Modal allows if it ends the container (a preemption, or the end of the "
-        f"app): the command then receives SIGKILL {MAX_ENDING_GRACE:g} s after SIGINT"
-    ]
 
 
 def check_timeout(timeout: float) -> None:

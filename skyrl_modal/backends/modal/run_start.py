@@ -12,14 +12,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import modal
-import modal.exception
 
 from skyrl_modal.backends.base import Handle
 from skyrl_modal.backends.modal.app import RunApp
 from skyrl_modal.backends.modal.call import ModalCall
 from skyrl_modal.backends.modal.caller_lease import CallerLease
 from skyrl_modal.backends.modal.deadline_call import DeadlineCall
-from skyrl_modal.backends.modal.errors import error_text, translate_error
+from skyrl_modal.backends.modal.errors import error_text, suppressed_client_errors, translate_error
 from skyrl_modal.backends.modal.event_channel import EventChannel
 from skyrl_modal.backends.modal.event_loop import event_loop
 from skyrl_modal.backends.modal.log_follower import LogFollower
@@ -81,7 +80,7 @@ class ModalRunStart:
             return
         cancelling = asyncio.run_coroutine_threadsafe(self.call.result().cancel(now=False, retry=False), event_loop())
         # If it fails, the lease ends the run.
-        with contextlib.suppress(modal.exception.Error, OSError, concurrent.futures.CancelledError):
+        with suppressed_client_errors(), contextlib.suppress(concurrent.futures.CancelledError):
             cancelling.result(EXIT_TIMEOUT)
 
     async def _run_app(self) -> None:
@@ -150,6 +149,7 @@ class ModalRunStart:
             await stack.enter_async_context(app.run(detach=not self.owned or self._lease is not None))
             if self._lease is not None:
                 stack.push_async_callback(_stop_app, app)
+                stack.callback(renewing.cancel)  # at once: the container of a run that has ended has removed the entry
             self.url = await app.get_dashboard_url.aio()
             job = with_submission_time(job)
             self._app.job = replace(self._app.job, submitted_at=job.submitted_at)
@@ -187,7 +187,7 @@ async def _stop_app(app: modal.App) -> None:
     stop = getattr(app, "stop", None)
     if stop is None:  # before modal 1.6.4: Modal ends the app when its call and its containers have ended
         return
-    with contextlib.suppress(modal.exception.Error, OSError):
+    with suppressed_client_errors():
         async with asyncio.timeout(STOP_APP_TIMEOUT):
             await stop.aio()
 

@@ -63,8 +63,8 @@ def download(volume: VolumeSpec, path: str, local: Path) -> Sequence[str]:
         StorageError: It is neither a file nor a folder, or the target cannot be written. The target is unchanged.
     """
     connect()
-    source = modal.Volume.from_name(volume.name)
     with _translated_errors(volume, path):
+        source = modal.Volume.from_name(volume.name)
         entries = source.listdir(f"/{path}", recursive=True)
     found = [(_relative_path(entry, path), entry) for entry in entries]
     skipped = SkippedEntries()
@@ -132,8 +132,8 @@ def upload(volume: VolumeSpec, local: Path, path: str) -> Sequence[str]:
     connect()
     if list(files) == [""] and _is_folder(volume, path):
         path = posixpath.join(path, local.name)
-    target = modal.Volume.from_name(volume.name, create_if_missing=volume.create_if_missing, version=volume.version)
     with storage_errors(local), _translated_errors(volume, path):
+        target = modal.Volume.from_name(volume.name, create_if_missing=volume.create_if_missing, version=volume.version)
         if files:
             with target.batch_upload(force=True) as batch:
                 for relative, file in files.items():
@@ -216,6 +216,8 @@ def _translated_errors(volume: VolumeSpec, path: str) -> Iterator[None]:
         if is_account_refusal(error):
             raise backend_unavailable(error) from error
         raise SpecError("path", path, f"Modal refused it: {error_text(error)}") from error
+    except UnicodeEncodeError as error:
+        raise SpecError("path", path, "it is not valid Unicode, which Modal requires") from error
     except Exception as error:
         if not is_client_error(error):
             raise

@@ -15,6 +15,7 @@ from tests.backends.modal.conftest import Script
 from tests.support.commands import saving_command
 from tests.support.leases import lease_keys, wait_for_end
 from tests.support.loopback import LoopbackModal
+from tests.support.loopback.modes import Mode
 
 Make = Callable[..., Launcher]
 
@@ -113,6 +114,27 @@ def test_suspended_caller_learns_that_its_lease_expired(server: LoopbackModal, c
     assert (code, out.splitlines()) == (0, ["saving", "ended 3 cancelled lease_expired lease_expired"])
     assert "the caller has sent no sign of life" in " ".join(err.split())
     wait_for_end(server)
+
+
+def test_lease_of_a_run_that_has_ended_is_removed(make_server: Callable[..., LoopbackModal], checkout: Path) -> None:
+    """No lease is left, also if its caller was due to renew it while the volumes were committed."""
+    server = make_server(mode=Mode(commit_seconds=2.5))
+
+    Launcher(backend="modal", checkout=checkout, ray=None, gpu=None, lease=12).run("true", quiet=True)
+
+    assert lease_keys(server) == []
+
+
+@pytest.mark.slow
+def test_removed_lease_is_written_again(server: LoopbackModal, caller: StartCaller) -> None:
+    """A run continues if the Dict with the leases is cleared, since its caller creates its entry again."""
+    process = caller("echo up; sleep 15; exit 4", lease=6)
+    process.wait_for("up")
+
+    for leases in server.plane.dicts.dicts.values():
+        leases.entries.clear()
+
+    assert process.end()[1].splitlines()[-1] == "ended 4 failed command_failed None"
 
 
 def test_killed_caller(server: LoopbackModal, caller: StartCaller, launcher: Make, tmp_path: Path) -> None:

@@ -228,3 +228,29 @@ def test_outage_is_no_raw_error(server: LoopbackModal, launcher: Make) -> None:
 
     with pytest.raises(BackendUnavailable, match="modal setup"):
         used.ls("/root/data")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [{"region": "\udc80"}, {"cloud": "\udc80"}, {"image": ImageSpec(registry_secret="\udc80")}],
+    ids=["region", "cloud", "registry_secret"],
+)
+def test_error_of_python_in_the_client_is_converted(
+    server: LoopbackModal, launcher: Make, field: dict[str, object]
+) -> None:
+    """An error of one of Python's classes, raised in Modal's client, arrives as BackendUnavailable with its text."""
+    with pytest.raises(
+        BackendUnavailable, match=r"Modal's client failed: UnicodeEncodeError: .*surrogates not allowed"
+    ):
+        launcher(**field).run("true", quiet=True)
+
+
+def test_path_that_is_not_unicode_is_refused(server: LoopbackModal, launcher: Make, tmp_path: Path) -> None:
+    """A path on a volume that Modal's protocol cannot express is refused with the path."""
+    (tmp_path / "file").touch()
+    used = launcher()
+
+    for verb in (lambda path: used.push(tmp_path / "file", path), used.ls, lambda path: used.pull(path, tmp_path)):
+        with pytest.raises(SpecError) as caught:
+            verb("/root/data/\udc80")
+        assert (caught.value.field, caught.value.value) == ("path", "\udc80")

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from skyrl_modal import Launcher, RunState, VolumeSpec
-from skyrl_modal.backends.modal.limits import MAX_ENDING_GRACE
 from skyrl_modal.protocol.state import FailureCause, StopReason
 from tests.backends.modal.conftest import ActingOutput, stored_output
 from tests.support.leases import lease_keys, wait_for_end
@@ -191,15 +190,6 @@ def test_run_continues_without_leases(make_server: MakeServer, late_launcher: Ma
     assert (result.state, result.returncode) == (RunState.FAILED, 3)
     assert time.monotonic() - begin < 60
     assert "it is not known whether an earlier container still runs" in server.log_text()
-
-
-def test_long_grace_is_a_warning(server: LoopbackModal, launcher: Make, capfd: pytest.CaptureFixture[str]) -> None:
-    """A grace period that is longer than Modal's is reported before the start."""
-    launcher(grace=MAX_ENDING_GRACE + 1).run("true")
-    assert "grace=21 is longer than Modal allows" in " ".join(capfd.readouterr().err.split())
-
-    launcher(grace=MAX_ENDING_GRACE).run("true")
-    assert "is longer than Modal allows" not in " ".join(capfd.readouterr().err.split())
 
 
 @pytest.mark.slow

@@ -197,6 +197,20 @@ def test_other_processes_read_the_cause(make_server: MakeServer, make_launcher: 
     assert "the command did not start within 1 s" in waited.stderr
 
 
+def test_state_applies_the_deadline_of_a_submitted_run(
+    make_server: MakeServer, script: Callable[..., Script], checkout: Path, volume: VolumeSpec
+) -> None:
+    """A run without a container at its deadline, whose caller has exited, fails when a process asks for its state."""
+    server = make_server(mode=Mode(capacity_wait=600))
+    _, out, _ = script(SUBMITTER, str(checkout), volume.name, "echo never", "1").end()
+    run = Run.attach(out.strip())
+
+    server.wait_until(lambda: run.state is RunState.FAILED)
+
+    assert server.function_calls[0].inputs[0].cancelled
+    assert ending(Run.attach(out.strip()).result()) == LATE
+
+
 @pytest.mark.slow
 def test_a_reader_applies_the_deadline_of_a_submitted_run(
     make_server: MakeServer, script: Callable[..., Script], checkout: Path, volume: VolumeSpec
