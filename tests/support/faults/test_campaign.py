@@ -74,9 +74,11 @@ CASE = attrs.evolve(draw(SEED, ROUND.index(("cancel", "local"))), on_signal="sav
 PARTS = [piece for piece, _ in pieces(CASE.stream_seed, CASE.lines, CASE.longest_line)]
 
 
-def observation(log: bytes, state: str = "cancelled", returncode: int = SAVED_CODE) -> Observation:
-    """Return the observation of a run without violations."""
-    cause = {"succeeded": None, "cancelled": "stopped"}[state]
+def observation(
+    log: bytes, state: str = "cancelled", returncode: int = SAVED_CODE, cause: str | None = None
+) -> Observation:
+    """Return the observation of a run without violations, by default with the usual cause of its state."""
+    cause = cause or {"succeeded": None, "cancelled": "stopped"}[state]
     result = {"state": state, "returncode": returncode, "cause": cause, "detail": "why"}
     lines = log.decode("utf-8", "replace").split("\n")
     observed = {
@@ -134,6 +136,18 @@ def test_check_finds_a_wrong_cause() -> None:
     wrong.observed["cause"] = "rank_lost"
 
     assert "the cause is rank_lost, not stopped" in str(check(CASE, wrong).violations)
+
+
+@pytest.mark.parametrize(("returncode", "cause"), [(1, "command_failed"), (SAVED_CODE, "ray_exited")])
+def test_check_accepts_each_end_of_a_killed_process_of_ray(returncode: int, cause: str) -> None:
+    """A command that fails by itself before Ray exits is no violation, and neither is one that Ray's end stops."""
+    number = ROUND.index(("kill runtime env agent", "local"))
+    case = attrs.evolve(draw(SEED, number), on_signal="save", after_lines=5, exit_code=1)
+    parts = [piece for piece, _ in pieces(case.stream_seed, case.lines, case.longest_line)]
+    end = (b"".join(parts) if cause == "command_failed" else b"".join(parts[:9]) + SAVED_LINE, "failed", returncode)
+
+    assert check(case, observation(*end, cause=cause)).violations == ()
+    assert "the cause is stopped, not" in str(check(case, observation(*end, cause="stopped")).violations)
 
 
 def test_launcher_messages_are_recognized() -> None:
