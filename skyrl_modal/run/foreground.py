@@ -91,6 +91,8 @@ class ForegroundRun:
         self._reported: set[FailureCause] = set()
         self._error: BaseException | None = None
         self._is_token_reported = False
+        self._is_ended = threading.Event()
+        self._interrupting: threading.Thread | None = None
 
     def stream(self) -> RunResult:
         """Stream the run until it ends, and report how it ended.
@@ -107,12 +109,17 @@ class ForegroundRun:
             self._run.cancel()
             raise
         finally:
+            self._is_ended.set()
+            if self._interrupting is not None:
+                self._interrupting.join()  # its signal must not reach the handlers of the application
             if self._interrupts is not None:
                 self._interrupts.events.put(_StreamEnded())
 
-    def _start_thread(self, name: str, function: Callable[[], None]) -> None:
-        run = contextvars.copy_context().run
-        threading.Thread(target=run, args=(function,), name=f"skyrl-modal-{name}-{self._run.id}", daemon=True).start()
+    def _start_thread(self, name: str, function: Callable[[], None]) -> threading.Thread:
+        run, name = contextvars.copy_context().run, f"skyrl-modal-{name}-{self._run.id}"
+        thread = threading.Thread(target=run, args=(function,), name=name, daemon=True)
+        thread.start()
+        return thread
 
     def _handle_events(self) -> RunResult:
         self._call_safely(self._report_token)
@@ -141,18 +148,22 @@ class ForegroundRun:
         The same applies if Ctrl-C interrupts it: if the sink blocks, the reporter may block as well.
         """
         try:
-            self._set_in_callback(True)
+            self._begin_callback()
             function(*args)
-            self._set_in_callback(False)
+            self._end_callback()
         except (Exception, KeyboardInterrupt) as error:
-            self._set_in_callback(False)
+            self._end_callback()
             self._error = self._error or error
             self._sink, self._reporter, self._on_state = None, NullReporter(), None
             self._run.cancel()
 
-    def _set_in_callback(self, value: bool) -> None:
+    def _begin_callback(self) -> None:
         if self._interrupts is not None:
-            self._interrupts.is_in_callback = value
+            self._interrupts.begin_callback()
+
+    def _end_callback(self) -> None:
+        if self._interrupts is not None:
+            self._interrupts.end_callback()
 
     def _forward_interrupts(self) -> None:
         """Cancel the run for each interrupt. Runs in a thread of its own."""
@@ -160,10 +171,17 @@ class ForegroundRun:
             return
         while isinstance(event := self._interrupts.events.get(), InterruptEvent):
             self._events.put(event)
+            if event.count == 2:
+                self._interrupting = self._start_thread("interrupt", self._interrupt_callback)
             try:
                 self._run.cancel(now=event.count > 1)
             except Exception as error:  # raised again by stream()
                 self._events.put(_CancelFailed(error))
+
+    def _interrupt_callback(self) -> None:
+        """Interrupt a sink or a reporter that does not return after a second Ctrl-C. Runs in a thread of its own."""
+        if self._interrupts is not None:
+            self._interrupts.interrupt_callback(self._is_ended)
 
     def _read_events(self) -> None:
         """Put the run's events into the queue. Runs in a thread of its own."""

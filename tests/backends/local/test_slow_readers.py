@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from skyrl_modal import Run, RunResult, RunState, VolumeSpec, runs
+from skyrl_modal import Launcher, Run, RunResult, RunState, VolumeSpec, runs
 from skyrl_modal.backends.local.volumes import volume_folder
 
 #: Seconds that no correct run of these tests needs, also on a loaded machine.
@@ -246,3 +246,20 @@ def test_second_ctrl_c_interrupts_a_callback(make_caller: MakeCaller, kind: str)
 
     assert (result.state, result.returncode) == (RunState.CANCELLED, 137)
     assert caller.process.wait(TIMEOUT) == 130
+
+
+def test_second_ctrl_c_in_a_callback_that_returns_is_reported(capfd: pytest.CaptureFixture[str]) -> None:
+    """The end of a run that a second Ctrl-C kills is reported, also if the sink was called at that time."""
+    pressed: list[bytes] = []
+
+    def press_ctrl_c(data: bytes) -> None:
+        if len(pressed) < 2 and data.count(b"line"):
+            pressed.append(data)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    launcher = Launcher(backend="local", mounts=[], volumes=[], ray=None, gpu=None, grace=500)
+    with pytest.raises(KeyboardInterrupt):
+        launcher.run("trap '' INT TERM; while :; do echo line; sleep 0.2; done", output=press_ctrl_c)
+
+    assert len(pressed) == 2
+    assert "cancelled, exit code 137" in capfd.readouterr().err
