@@ -121,14 +121,23 @@ def find_secrets(text: bytes) -> Iterator[tuple[int, str]]:
 
 
 def _candidates(text: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the offset and the characters of each long run of letters, digits, "_" and "-"."""
+    """Yield the offset and the characters of the long runs of letters, digits, "_" and "-" that can be a key.
+
+    These have a known prefix, or have a digit and follow a character such as "=". Nearly all others are identifiers.
+    """
     marked = text.translate(_MARKED)
     start = marked.find(_SHORTEST_CANDIDATE)
     while start >= 0:
         end = marked.find(b" ", start + len(_SHORTEST_CANDIDATE))
         if end < 0:
             end = len(text)
-        yield start, text[start:end]
+        candidate = text[start:end]
+        if (
+            (start > 0 and text[start - 1] in _BEFORE_VALUE and candidate.translate(None, b"0123456789") != candidate)
+            or candidate[:3] in _PREFIXES
+            or candidate[1:4] in _PREFIXES
+        ):
+            yield start, candidate
         start = marked.find(_SHORTEST_CANDIDATE, end)
 
 
@@ -139,11 +148,7 @@ def _kind_of(text: bytes, offset: int, candidate: bytes) -> str | None:
             return None
         kind = _FORMATS[match.lastindex - 1][0]
         return kind if _is_valid(kind, match[match.lastindex]) else None
-    if (
-        offset == 0
-        or text[offset - 1] not in _BEFORE_VALUE
-        or len(candidate.translate(None, b"0123456789")) == len(candidate)
-    ):
+    if offset == 0 or text[offset - 1] not in _BEFORE_VALUE:
         return None
     before = text[max(0, offset - _CONTEXT) : offset]
     lower = before.lower()

@@ -9,6 +9,7 @@ import time
 from array import array
 from collections.abc import Sequence
 from contextlib import suppress
+from operator import attrgetter
 from pathlib import Path
 
 from attrs import field, frozen
@@ -41,6 +42,9 @@ _BINARY_SUFFIXES = frozenset(
 _FIRST_SUFFIXES = frozenset(
     {"bash", "cfg", "conf", "env", "fish", "ini", "ipynb", "json", "py", "sh", "toml", "txt", "yaml", "yml", "zsh"}
 )
+
+# What changes with the content of a file.
+_FACTS = attrgetter("st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
 
 
 @frozen
@@ -92,14 +96,15 @@ def search_files(
         cpu_seconds: The limit of the processor time.
     """
     clean = _CleanFiles(ResultCache(cache), root)
-    keys = [None if state is None else _key(state) for state in status]
+    present = [(path, state) for path, state in zip(files, status, strict=True) if state is not None]
+    keys = list(map(hash, map(_FACTS, (state for _, state in present))))
     candidates = []
-    for number, key in enumerate(keys):
-        if key is None or key in clean.known:
+    for (path, state), key in zip(present, keys, strict=True):
+        if key in clean.known:
             continue
-        state, suffix = status[number], files[number].rpartition(".")[2].lower()
-        if state is not None and _is_searched(state) and suffix not in _BINARY_SUFFIXES:
-            candidates.append((suffix not in _FIRST_SUFFIXES, files[number], key, state))
+        suffix = path.rpartition(".")[2].lower()
+        if _is_searched(state) and suffix not in _BINARY_SUFFIXES:
+            candidates.append((suffix not in _FIRST_SUFFIXES, path, key, state))
     candidates.sort(key=lambda item: item[:2])
     cpu_limit, limit = time.thread_time() + cpu_seconds, time.monotonic() + SEARCH_TIMEOUT_SECONDS
     now = time.time_ns()
@@ -115,10 +120,6 @@ def search_files(
             clean.add(key)
     clean.save(keys)
     return SearchResult(tuple(sorted(found, key=lambda secret: secret.path)), len(candidates) - searched)
-
-
-def _key(status: os.stat_result) -> int:
-    return hash((status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
 
 
 def _is_searched(status: os.stat_result) -> bool:
@@ -163,8 +164,8 @@ class _CleanFiles:
     def add(self, key: int) -> None:
         self._new.append(key)
 
-    def save(self, keys: Sequence[int | None]) -> None:
+    def save(self, keys: Sequence[int]) -> None:
         """Store the hashes of the files without keys, if there are new ones, or half of the stored ones are unused."""
         if self._new or len(self.known) > 2 * len(keys):
-            used = array("q", [key for key in keys if key is not None and key in self.known])
+            used = array("q", [key for key in keys if key in self.known])
             self._cache.save(self._name, (used + self._new).tobytes())
