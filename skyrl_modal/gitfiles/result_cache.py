@@ -16,8 +16,6 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from attrs import frozen
-
 from skyrl_modal.gitfiles.files import read_regular_file
 
 #: Size of one result. The largest are the index of git and the list of the files without keys.
@@ -31,7 +29,6 @@ _DIGEST_BYTES = 32
 _UNFINISHED_PREFIX = ".new-"
 
 
-@frozen
 class ResultCache:
     """A folder of results. Several processes and threads can use it at the same time.
 
@@ -42,9 +39,13 @@ class ResultCache:
     Example:
         >>> ResultCache(None).load("a name") is None
         True
+
+    Attributes:
+        folder: As given.
     """
 
-    folder: Path | None
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
 
     @property
     def is_enabled(self) -> bool:

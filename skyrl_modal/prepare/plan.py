@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from attrs import field, frozen
+from attrs import frozen
 
 from skyrl_modal.checkout import Checkout, CheckoutInspection, find_checkout
 from skyrl_modal.errors import SpecError, StorageError
@@ -100,27 +100,55 @@ class Plan:
         return format_rows([*self.rows(), *findings])
 
 
-@frozen(kw_only=True)
 class PlanBasis:
-    """What the plans of several commands have in common. It is made once for all commands of a call.
+    """What the plans of several commands have in common: the selected files and the checkout.
 
-    Attributes:
+    What needs another process is started first, and its result is read at the end. What depends only on the content of
+    files is stored in ``result_cache``.
+
+    Args:
         spec: What the user declared.
         backend: The name of the backend.
-        checkout: The mounted checkout; None if none is mounted.
+
+    Raises:
+        SpecError: The folder of a mount does not exist, or a file of the checkout cannot be read.
+        CheckoutNotFound: A mount is the checkout, and there is none.
+
+    Attributes:
         selections: The files of the mounts, in their order.
-        image: The resolved base image; empty on this machine.
-        image_warning: A warning about the image; None if there is none.
-        secret_values: The values of the secrets that are defined, by the names of their variables.
     """
 
-    spec: RunSpec
-    backend: str
-    checkout: Checkout | None
-    selections: tuple[Selection, ...]
-    image: str
-    image_warning: str | None
-    secret_values: Mapping[str, str] = field(repr=False)
+    def __init__(self, spec: RunSpec, backend: str) -> None:
+        self._spec, self._backend, self._cache = spec, backend, result_cache()
+        has_checkout = any(mount.local_path is None for mount in spec.mounts)
+        with ExitStack() as started:
+            inspection = None
+            if has_checkout:
+                inspection = CheckoutInspection(spec.checkout or find_checkout(), self._cache)
+                started.enter_context(inspection)
+            self.selections = tuple(
+                self._select(mount, inspection.root if inspection else None) for mount in spec.mounts
+            )
+            for selection in self.selections:
+                _ = selection.bytes, selection.warnings  # computed here, while git runs
+            self._checkout = inspection.result() if inspection else None
+        self._image, self._image_warning = "", None
+        if backend != _LOCAL:
+            version = self._checkout.ray_version if self._checkout else None
+            self._image, self._image_warning = spec.image.resolved_base(version)
+        # A plan can be made without the secrets that are not defined.
+        self._secret_values = read_secret_values(
+            spec.secret_variables, secret_folders(self._checkout), optional=spec.secret_variables
+        )
+
+    def _select(self, mount: MountSpec, checkout: Path | None) -> Selection:
+        return select(
+            mounted_folder(mount, checkout),
+            include=mount.include,
+            exclude=mount.exclude,
+            skip_caches=mount.skip_caches,
+            search_cache=self._cache.folder,
+        )
 
     def plan(self, command: str) -> Plan:
         """Build the job of a command, validate it and collect findings.
@@ -132,18 +160,20 @@ class PlanBasis:
             SpecError: The workdir is not mounted, a volume would hide mounted files, or the value of a secret is in
                 the command or in another field.
         """
-        spec, checkout, selections, is_local = self.spec, self.checkout, self.selections, self.backend == _LOCAL
-        job = build_job(spec, command, checkout=checkout, selections=selections, image=self.image, counts_gpus=is_local)
+        spec, checkout, selections, is_local = self._spec, self._checkout, self.selections, self._backend == _LOCAL
+        job = build_job(
+            spec, command, checkout=checkout, selections=selections, image=self._image, counts_gpus=is_local
+        )
         _check_workdir(job, spec.workdir, selections)
         check_hidden_files(job, selections)
-        findings = list(find_repeated_values(spec, command, self.secret_values))
+        findings = list(find_repeated_values(spec, command, self._secret_values))
         if checkout is not None and checkout.warning:
             findings.append(checkout_finding(checkout.warning))
         texts = texts_of_command(job, selections)
         if is_local:
-            mismatch = find_version_mismatch(job, checkout, texts)
+            mismatch = find_version_mismatch(job, checkout, texts, self._cache)
         else:
-            mismatch = find_image_mismatch(job, spec.image, checkout, texts, warning=self.image_warning)
+            mismatch = find_image_mismatch(job, spec.image, checkout, texts, self._cache, warning=self._image_warning)
         findings += [] if mismatch is None else [mismatch]
         if self.backend == _MODAL:
             findings += find_short_grace(job.limits)
@@ -153,48 +183,8 @@ class PlanBasis:
             checkout=checkout,
             selections=selections,
             findings=(*findings, *find_problems(job, selections, texts)),
-            backend=self.backend,
+            backend=self._backend,
         )
-
-
-def make_plan_basis(spec: RunSpec, backend: str) -> PlanBasis:
-    """Plan everything that does not depend on the command: select the files and inspect the checkout.
-
-    What needs another process is started first, and its result is read at the end. What depends only on the content of
-    files is stored in ``result_cache``.
-
-    Args:
-        spec: What the user declared.
-        backend: The backend's name.
-
-    Raises:
-        SpecError: The folder of a mount does not exist, or a file of the checkout cannot be read.
-        CheckoutNotFound: A mount is the checkout, and there is none.
-    """
-    cache = result_cache()
-    has_checkout = any(mount.local_path is None for mount in spec.mounts)
-    with ExitStack() as started:
-        inspection = None
-        if has_checkout:
-            inspection = started.enter_context(CheckoutInspection(spec.checkout or find_checkout(), cache))
-        selections = tuple(_select(mount, inspection.root if inspection else None, cache) for mount in spec.mounts)
-        for selection in selections:
-            _ = selection.bytes, selection.warnings  # computed here, while git runs
-        checkout = inspection.result() if inspection else None
-    image, warning = "", None
-    if backend != _LOCAL:
-        image, warning = spec.image.resolved_base(checkout.ray_version if checkout else None)
-    # A plan can be made without the secrets that are not defined.
-    values = read_secret_values(spec.secret_variables, secret_folders(checkout), optional=spec.secret_variables)
-    return PlanBasis(
-        spec=spec,
-        backend=backend,
-        checkout=checkout,
-        selections=selections,
-        image=image,
-        image_warning=warning,
-        secret_values=values,
-    )
 
 
 def result_cache() -> ResultCache:
@@ -219,16 +209,6 @@ def mounted_folder(mount: MountSpec, checkout: Path | None) -> Path:
     if folder is None:
         raise SpecError("local_path", None, "pass a folder, or None for the checkout")
     return folder
-
-
-def _select(mount: MountSpec, checkout: Path | None, cache: ResultCache) -> Selection:
-    return select(
-        mounted_folder(mount, checkout),
-        include=mount.include,
-        exclude=mount.exclude,
-        skip_caches=mount.skip_caches,
-        search_cache=cache.folder,
-    )
 
 
 def _check_workdir(job: Job, declared: str, selections: Sequence[Selection]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from skyrl_modal.checkout import Checkout, read_ray_requirement
 from skyrl_modal.errors import SpecError
 from skyrl_modal.findings import Finding, Severity
+from skyrl_modal.gitfiles.result_cache import ResultCache
 from skyrl_modal.machine import RAY_TOKEN_VERSION, RayInstallation, find_ray
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.ray_requirement import RayRequirement, permits
@@ -28,18 +29,19 @@ IMAGE_RAY_VERSION = "image-ray-version"
 Texts = Sequence[tuple[str, str]]
 
 
-def find_version_mismatch(job: Job, checkout: Checkout | None, texts: Texts) -> Finding | None:
+def find_version_mismatch(job: Job, checkout: Checkout | None, texts: Texts, cache: ResultCache) -> Finding | None:
     """Return the finding about a run on this machine whose Ray is not the one that the checkout requires.
 
     Args:
         job: The run.
         checkout: The checkout; None if none is mounted.
         texts: The command and the scripts that it runs.
+        cache: Where the requirements of projects are stored.
 
     Returns:
         An error if a text calls ``uv run``, else a warning; None if there is no mismatch, or it is not known.
     """
-    requirement = _find_requirement(job, checkout)
+    requirement = _find_requirement(job, checkout, cache)
     if job.ray is None or requirement is None:
         return None
     ray = _find_local_ray(job)
@@ -57,7 +59,7 @@ def find_version_mismatch(job: Job, checkout: Checkout | None, texts: Texts) -> 
 
 
 def find_image_mismatch(
-    job: Job, spec: ImageSpec, checkout: Checkout | None, texts: Texts, *, warning: str | None
+    job: Job, spec: ImageSpec, checkout: Checkout | None, texts: Texts, cache: ResultCache, *, warning: str | None
 ) -> Finding | None:
     """Return the finding about a run on Modal whose image has another Ray than the checkout requires.
 
@@ -66,13 +68,14 @@ def find_image_mismatch(
         spec: What the user declared about its image.
         checkout: The checkout; None if none is mounted.
         texts: The command and the scripts that it runs.
+        cache: Where the requirements of projects are stored.
         warning: The warning of ``ImageSpec.resolved_base``; None if there is none.
 
     Returns:
         An error if a text calls ``uv run`` and the image's version is known, else a warning; None if there is no
         mismatch, or it is not known.
     """
-    requirement = _find_requirement(job, checkout)
+    requirement = _find_requirement(job, checkout, cache)
     version = spec.ray_version_in(job.image)
     if job.ray is None or requirement is None or version is None or requirement.permits(version):
         return None if warning is None else _image_warning(warning)
@@ -88,7 +91,7 @@ def find_image_mismatch(
     )
 
 
-def _find_requirement(job: Job, checkout: Checkout | None) -> RayRequirement | None:
+def _find_requirement(job: Job, checkout: Checkout | None, cache: ResultCache) -> RayRequirement | None:
     """Return what the project requires in which the command runs: the next one above its workdir, as for uv.
 
     If that project does not name Ray, it is often a member of a workspace, and the requirement of the checkout applies.
@@ -100,7 +103,7 @@ def _find_requirement(job: Job, checkout: Checkout | None) -> RayRequirement | N
         inside = PurePosixPath(job.workdir).relative_to(remote)
         for folder in (inside, *inside.parents)[:-1]:
             if (checkout.root / folder / "pyproject.toml").is_file():
-                return read_ray_requirement(checkout.root / folder) or checkout.ray_requirement
+                return read_ray_requirement(checkout.root / folder, cache) or checkout.ray_requirement
     return checkout.ray_requirement
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from skyrl_modal.backends import Backend
 from skyrl_modal.backends.base import PreparedRun
 from skyrl_modal.mount import Snapshot, SnapshotStore
-from skyrl_modal.prepare.plan import Plan, make_plan_basis
+from skyrl_modal.prepare.plan import Plan, PlanBasis
 from skyrl_modal.prepare.ray_version import refuse_version_mismatch
 from skyrl_modal.prepare.secret_values import read_secret_values, secret_folders
 from skyrl_modal.protocol.dataclass import replace
@@ -69,7 +69,7 @@ class Preparation:
     """
 
     def __init__(self, spec: RunSpec, backend: str) -> None:
-        self._basis = make_plan_basis(spec, backend)
+        self._basis = PlanBasis(spec, backend)
         self._lock = threading.Lock()
         self._snapshots: list[Snapshot] = []
 
