@@ -175,7 +175,7 @@ class PlanBasis:
         else:
             mismatch = find_image_mismatch(job, spec.image, checkout, texts, self._cache, warning=self._image_warning)
         findings += [] if mismatch is None else [mismatch]
-        if self.backend == _MODAL:
+        if self._backend == _MODAL:
             findings += find_short_grace(job.limits)
         return Plan(
             job=job,
