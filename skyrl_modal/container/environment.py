@@ -9,6 +9,11 @@ from skyrl_modal.machine import RayInstallation, append_to_path, complete_path, 
 from skyrl_modal.protocol.job import Job, RayOptions
 from skyrl_modal.protocol.rank_config import ClusterTokens, RankConfig
 
+TYPE_CHECKING = False  # the same as in typing, whose import takes time
+
+if TYPE_CHECKING:
+    import socket
+
 #: Defaults for workers that start with `uv run`, as SkyRL's do. docs/uv.md has the reasons and their sources.
 UV_DEFAULTS = {
     # The first environment of a node may take longer than the 60 s after which Ray ends the worker and starts another.
@@ -53,6 +58,15 @@ def run_environment(job: Job, config: RankConfig) -> dict[str, str]:
     if job.ray is not None:
         env.pop("RAY_ADDRESS", None)  # the address of a Ray of the caller, which the run must not use
     return env
+
+
+def claim_master_port(config: RankConfig) -> tuple[int, socket.socket | None]:
+    """Return the port for MASTER_PORT, and the claim to close at the end; None if there is nothing to close."""
+    if config.master_port is not None:
+        return config.master_port, None
+    from skyrl_modal.ports import MASTER_PORT, claim_port  # imported here, since the import of socket takes time
+
+    return claim_port(MASTER_PORT)
 
 
 def replaced_variables(job: Job, env: Mapping[str, str]) -> list[str]:

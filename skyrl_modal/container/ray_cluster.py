@@ -16,7 +16,7 @@ from skyrl_modal.container.cluster_readiness import (
     start_timeout,
     start_timeout_exceeded,
 )
-from skyrl_modal.container.environment import with_ray_token
+from skyrl_modal.container.environment import claim_master_port, with_ray_token
 from skyrl_modal.container.event_router import EventRouter
 from skyrl_modal.container.events import (
     ClusterChanged,
@@ -34,7 +34,6 @@ from skyrl_modal.container.events import (
 )
 from skyrl_modal.container.failures import Failure, Report, RunStopped, StartError, raise_if
 from skyrl_modal.container.masking import SecretMask
-from skyrl_modal.container.ports import MASTER_PORT, claim_port
 from skyrl_modal.container.rank_connections import RankServer, listen
 from skyrl_modal.container.ray_node import RayFolders, RayNode, ray_session_folder, require_ray
 from skyrl_modal.container.ray_stop import ray_exit_failure
@@ -114,7 +113,7 @@ class RayCluster:
         self._early_ranks: set[int] = set()
         self.url: str | None = None
         self.disconnected_ranks: set[int] = set()
-        master_port, self._master_port_claim = claim_port(MASTER_PORT)
+        master_port, self._master_port_claim = claim_master_port(config)
         self.env = {**env, "MASTER_ADDR": config.addresses[0], "MASTER_PORT": str(master_port)}
         self._server: RankServer | None = None
         if config.nodes > 1:

@@ -14,12 +14,12 @@ from skyrl_modal.container.events import ClusterChanged, ClusterNodes, RayEvent,
 from skyrl_modal.container.failures import Failure, StartError
 from skyrl_modal.container.masked_logs import MaskedLog, copy_masked_tree, make_private_folder, read_masked_end
 from skyrl_modal.container.masking import SecretMask
-from skyrl_modal.container.ports import DASHBOARD_PORT, claim_port
 from skyrl_modal.container.process import ChildProcess
 from skyrl_modal.container.process_tree import descendants, terminate_all
 from skyrl_modal.container.ray_stop import was_terminated
 from skyrl_modal.container.ray_watch import RayWatch
 from skyrl_modal.machine import RayInstallation, find_ray
+from skyrl_modal.ports import DASHBOARD_PORT, claim_port
 from skyrl_modal.protocol.codec import from_json
 from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.exit_codes import exit_code_of

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Set
 
+from skyrl_modal.container.environment import claim_master_port
 from skyrl_modal.container.events import Event
 from skyrl_modal.container.failures import Failure, raise_if
-from skyrl_modal.container.ports import MASTER_PORT, claim_port
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.rank_config import RankConfig
 
@@ -39,7 +39,7 @@ class SingleNode:
     def __init__(self, job: Job, config: RankConfig, env: dict[str, str]) -> None:
         self._job = job
         self._config = config
-        port, self._port_claim = claim_port(MASTER_PORT)
+        port, self._port_claim = claim_master_port(config)
         self.env = {**env, "MASTER_ADDR": config.addresses[0], "MASTER_PORT": str(port)}
 
     def start(self) -> None:

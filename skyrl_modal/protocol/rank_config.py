@@ -44,6 +44,7 @@ class RankConfig:
         listener_fd: A descriptor of rank 0 that listens already; None if rank 0 is to open it.
         rank_fds: Descriptors of rank 0, one for each other rank: it is closed at its other end when that rank exits.
             Empty if only the connections show that a rank has exited.
+        master_port: The port for MASTER_PORT of the command, which another process has claimed; None to claim one.
         start_slots_fd: A descriptor of the folder with the files that limit how many runs start their Ray at the same
             time; None if no other run starts on this machine.
         cpus: CPUs that this node's Ray may use; None for all that it finds.
@@ -63,6 +64,7 @@ class RankConfig:
     tokens: ClusterTokens = ClusterTokens()
     listener_fd: int | None = None
     rank_fds: tuple[int, ...] = ()
+    master_port: int | None = None
     start_slots_fd: int | None = None
     cpus: int | None = None
     gpus: int | None = None

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from skyrl_modal.container import ports
-from skyrl_modal.container.ports import claim_port, free_port, is_port_free
+from skyrl_modal import ports
+from skyrl_modal.ports import claim_port, free_port, is_port_free
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets exist on Linux only")
 

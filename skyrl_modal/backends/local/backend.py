@@ -35,6 +35,7 @@ from skyrl_modal.backends.local.scratch import (
 )
 from skyrl_modal.backends.local.volumes import copy_from_volume, copy_to_volume, list_folder, volume_folder
 from skyrl_modal.errors import BackendUnavailable, SpecError, StorageError
+from skyrl_modal.ports import MASTER_PORT, claim_port
 from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.rank_config import ClusterTokens, RankConfig
@@ -149,7 +150,8 @@ class LocalBackend:
             on_failure.callback(shutil.rmtree, create_user_folder(state_folder(job.run_id)), ignore_errors=True)
             lock_fd = fds.lock(lock_file(job.run_id))
             network = _create_network(job, sandbox, stack)
-            streams = _open_streams(job, network, fds, owned=owned)
+            master_port, port_claim = _claim_master_port(fds)
+            streams = _open_streams(job, network, port_claim, fds, owned=owned)
             starter = RankStarter(
                 job=job,
                 snapshots=run.snapshots,
@@ -158,7 +160,8 @@ class LocalBackend:
                 lock_fd=lock_fd,
             )
             configs = _rank_configs(job, network, tokens, fds)
-            configs[0] = replace(configs[0], rank_fds=tuple(end for end, _ in streams.rank_alive_fds[1:]))
+            rank_fds = tuple(end for end, _ in streams.rank_alive_fds[1:])
+            configs[0] = replace(configs[0], rank_fds=rank_fds, master_port=master_port)
             ranks = _start_ranks(starter, configs, streams, fds, on_failure, private_networks=network is not None)
             cleanup = _start_cleanup(starter, ranks, streams, fds, on_failure)
             pids = [rank.wait_ready() for rank in ranks]
@@ -233,11 +236,22 @@ class _RunStreams:
         return EventStream(fds.release(self.output_fd), fds.release(self.events_fd), caller)
 
 
-def _open_streams(job: Job, network: ClusterNetwork | None, fds: DescriptorSet, *, owned: bool) -> _RunStreams:
+def _claim_master_port(fds: DescriptorSet) -> tuple[int, int | None]:
+    """Claim the port for MASTER_PORT, and return it with the claim, which rank 0 keeps.
+
+    The supervisor could do it too, but it would need modules that it does not need otherwise.
+    """
+    port, claim = claim_port(MASTER_PORT)
+    return port, None if claim is None else fds.add(claim.detach())
+
+
+def _open_streams(
+    job: Job, network: ClusterNetwork | None, port_claim: int | None, fds: DescriptorSet, *, owned: bool
+) -> _RunStreams:
     """Open the streams between this process and the ranks."""
     null = fds.open(os.devnull, os.O_WRONLY)
     alive, rank_alive = fds.pipe(), [fds.pipe() for _ in range(job.nodes)]
-    head_keeps = [alive[1]]
+    head_keeps = [alive[1], *([] if port_claim is None else [port_claim])]
     if network is not None:
         head_keeps.append(network.descriptor)  # the network exists as long as rank 0
     others = RankStreams(null, keep_open=[alive[1]])
