@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import sys
 
 import click
@@ -16,9 +18,20 @@ from skyrl_modal.views.standard_streams import accept_any_text, discard_standard
 
 def main() -> None:
     """Run the command line. Print an error of the launcher as a message and exit with 125."""
+    _collect_rarely()
     open_missing_descriptors()
     accept_any_text()
     sys.exit(_flush_output(_run_command_line()))
+
+
+def _collect_rarely() -> None:
+    """Search for unreachable objects less often than by default, and not at the end of the process.
+
+    Nearly all objects are those of imported modules, which remain until the end. With Modal's client, a third of the
+    processor time of a command is spent on searching them.
+    """
+    gc.set_threshold(20_000, 50, 50)
+    atexit.register(gc.freeze)  # the first handler is called last
 
 
 def _run_command_line() -> int:
