@@ -27,12 +27,14 @@ class Finding:
         severity: How serious it is.
         message: What was found.
         remedy: What to do about it; empty if nothing is needed.
+        overrides: ``key=value`` arguments that remove the problem, if they reach the trainer; empty if there are none.
     """
 
     code: str
     severity: Severity
     message: str
     remedy: str = ""
+    overrides: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.message}. {self.remedy}" if self.remedy else self.message

@@ -14,7 +14,7 @@ from skyrl_modal.skyrl.shell_commands import (
 )
 
 #: uv's options before and after ``run`` that have a value in a word of its own (uv 0.13).
-_OPTIONS_WITH_VALUE = frozenset({
+OPTIONS_WITH_VALUE = frozenset({
     "--directory", "--project", "--config-file", "--cache-dir", "--color", "--allow-insecure-host", "--extra",
     "--no-extra", "--group", "--no-group", "--only-group", "--env-file", "--with", "--with-editable",
     "--with-requirements", "--package", "--python", "-p", "--index", "--index-url", "-i", "--extra-index-url",
@@ -63,7 +63,7 @@ def _runs_in_project(arguments: Sequence[str]) -> bool:
     while number < len(arguments):
         word = arguments[number]
         name, _, value = word.partition("=")
-        if name in _OPTIONS_WITH_VALUE and not value:
+        if name in OPTIONS_WITH_VALUE and not value:
             number += 1
             value = arguments[number] if number < len(arguments) else ""
         if name in _OTHER_ENVIRONMENT or (name == "--with" and _RAY_REQUIREMENT.match(value)):

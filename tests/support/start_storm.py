@@ -151,7 +151,7 @@ def _drive(
 ) -> list[RunFacts]:  # pragma: no cover - in a process of its own
     """Start the runs of one process."""
     if not namespaces:
-        sandbox._candidates = list  # type: ignore[assignment]  # as on a machine without bubblewrap
+        sandbox.find_bubblewrap = list  # type: ignore[assignment]  # as on a machine without bubblewrap
     launcher = Launcher(
         backend="local",
         checkout=checkout,

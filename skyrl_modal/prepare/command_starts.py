@@ -1,0 +1,150 @@
+"""What a run's command starts, and what is found about it before the run."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+
+from skyrl_modal.findings import Finding
+from skyrl_modal.gitfiles.files import read_regular_file
+from skyrl_modal.machine import visible_gpu_count
+from skyrl_modal.mount import Selection
+from skyrl_modal.prepare.home_paths import HOMES
+from skyrl_modal.protocol.job import Job
+from skyrl_modal.skyrl.config_schema import ConfigSchema
+from skyrl_modal.skyrl.resolution.records import Resolution
+from skyrl_modal.skyrl.resolution.resolver import ResolvedRun, resolve
+from skyrl_modal.skyrl.resolution.script_tree import MountedFiles
+from skyrl_modal.skyrl.rules.catalog import find_in_starts
+from skyrl_modal.skyrl.rules.facts import RunFacts
+from skyrl_modal.spec.fields import is_below
+from skyrl_modal.spec.run_spec import RunSpec
+
+#: The value of secrets in the sandbox. Scripts may check that a key is defined.
+_PLACEHOLDER = "secret"
+_MAX_FILE_BYTES = 1 << 20
+#: Variables of this machine that commands use to find programs or themselves. The sandbox has its own.
+_NOT_INHERITED = re.compile(r"PATH|HOME|PWD|OLDPWD|SHELL|TMPDIR|.*(?:KEY|TOKEN|SECRET|PASSWORD).*|_|LD_.*|BASH.*")
+_VARIABLE_USE = re.compile(r"\$\{?([A-Za-z_]\w*)")
+
+
+def resolve_command(
+    job: Job, spec: RunSpec, selections: Sequence[Selection], *, appended: Sequence[str] = ()
+) -> Resolution:
+    """Return the programs that a run's command starts.
+
+    Args:
+        job: The run.
+        spec: What the user declared.
+        selections: The files of the job's mounts, in their order.
+        appended: Arguments to append to the command.
+    """
+    mounts = mounted_files(job, selections)
+    requests = spec.gpu_requests
+    run = ResolvedRun(
+        workdir=job.workdir,
+        env=environment_of_command(job, spec),
+        mounts=mounts,
+        repo_root=job.repo_root,
+        folders=[volume.mount_path for volume in job.volumes],
+        gpus=gpus_of_node(job, spec) or 0,
+        gpu_name=f"NVIDIA {requests[0].name}" if requests else "GPU",
+    )
+    return resolve(job.command, run, appended=appended)
+
+
+def find_problems_of_starts(
+    resolution: Resolution, job: Job, spec: RunSpec, selections: Sequence[Selection]
+) -> Iterator[Finding]:
+    """Yield the findings about the entrypoints of SkyRL that a command starts.
+
+    Args:
+        resolution: What the command starts.
+        job: The run.
+        spec: What the user declared.
+        selections: The files of the job's mounts, in their order.
+    """
+    if not resolution.entrypoints:
+        return
+    checkout = next(
+        (selection for mount, selection in zip(job.mounts, selections, strict=True) if mount.is_checkout), None
+    )
+    schema = ConfigSchema() if checkout is None else ConfigSchema.read(checkout.root)
+    yield from find_in_starts(resolution, facts_of_run(job, spec, selections), schema)
+
+
+def mounted_files(job: Job, selections: Sequence[Selection]) -> list[MountedFiles]:
+    """Return the files of a job's mounts."""
+    return [
+        MountedFiles(selection.root, mount.remote_path, selection.files)
+        for mount, selection in zip(job.mounts, selections, strict=True)
+    ]
+
+
+def facts_of_run(job: Job, spec: RunSpec, selections: Sequence[Selection]) -> RunFacts:
+    """Return what the rules know about a run."""
+    is_local = not job.image
+    mounts = mounted_files(job, selections)
+    env = environment_of_command(job, spec)
+    return RunFacts(
+        home=env["HOME"],
+        volumes=[volume.mount_path for volume in job.volumes],
+        writable_volumes=[volume.mount_path for volume in job.volumes if not volume.read_only],
+        mounts=[mount.remote_path for mount in job.mounts],
+        read_mounted=lambda path: _read_mounted(path, mounts),
+        keeps_disk=is_local,
+        gpus=gpus_of_node(job, spec, needs_count=True),
+        nodes=job.nodes,
+        may_restart=not is_local or job.limits.retries > 0,
+        timeout=job.limits.attempt_timeout,
+        image=job.image,
+        has_uv=shutil.which("uv") is not None if is_local else None,
+        env={**(dict(os.environ) if is_local else spec.image.env), **env},
+        has_unknown_variables=any(not secret.keys for secret in spec.named_secrets),
+    )
+
+
+def gpus_of_node(job: Job, spec: RunSpec, *, needs_count: bool = False) -> int | None:
+    """Return the number of GPUs of a node; None if it is not known.
+
+    On this machine it is the number that the machine has. One without GPUs has the requested number, so that a command
+    is resolved as on Modal, unless ``needs_count`` is set.
+    """
+    if job.image:
+        return job.gpus_per_node
+    count = visible_gpu_count(os.environ)
+    counts = [request.count for request in spec.gpu_requests]
+    return count or (None if needs_count else counts[0] if counts else 0)
+
+
+def environment_of_command(job: Job, spec: RunSpec) -> dict[str, str]:
+    """Return the variables that a command has, as far as they are known, with placeholders for secrets."""
+    env = {"HOME": HOMES[0], "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1"}
+    if not job.image:
+        env["HOME"] = os.path.expanduser("~")
+        used = set(_VARIABLE_USE.findall(job.command))
+        env |= {name: value for name, value in os.environ.items() if name in used or not _NOT_INHERITED.fullmatch(name)}
+    env |= spec.image.env if job.image else {}
+    env |= job.env
+    env |= dict.fromkeys(job.secret_names, _PLACEHOLDER)
+    env |= {"SKYRL_RUN_ID": "run", "NUM_NODES": str(job.nodes), "NODE_RANK": "0", "SKYRL_ATTEMPT": "1"}
+    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "NUM_GPUS": str(gpus_of_node(job, spec) or 0)}
+    for name, value in (("SKYRL_REPO_ROOT", job.repo_root), ("SKYRL_DATA", job.data_root)):
+        env |= {} if value is None else {name: value}
+    if job.ray is not None:
+        env["RAY_ADDRESS"] = "127.0.0.1:6379"
+    return env
+
+
+def _read_mounted(path: str, mounts: Sequence[MountedFiles]) -> str | None:
+    for mount in mounts:
+        inside = posixpath.relpath(posixpath.normpath(path), mount.remote_path)
+        if is_below(posixpath.normpath(path), mount.remote_path) and inside in frozenset(mount.files):
+            try:
+                return read_regular_file(mount.root / inside, max_bytes=_MAX_FILE_BYTES).decode("utf-8", "replace")
+            except OSError:
+                return None
+    return None

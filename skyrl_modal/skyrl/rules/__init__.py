@@ -1,0 +1,1 @@
+"""Rules about the programs that a command starts. Each yields findings with one code."""

@@ -1,0 +1,60 @@
+"""All rules, and the findings of a command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from skyrl_modal.findings import Finding
+from skyrl_modal.skyrl.config_schema import ConfigSchema
+from skyrl_modal.skyrl.resolution.records import Resolution
+from skyrl_modal.skyrl.rules import batches, checkpoints, credentials, gpus, paths, programs
+from skyrl_modal.skyrl.rules.facts import RunFacts, StartValues
+
+Rule = Callable[[StartValues], Iterator[Finding]]
+
+#: The rules, in the order in which their findings are shown.
+RULES: tuple[Rule, ...] = (
+    gpus.find_missing_gpus,
+    gpus.find_colocated_difference,
+    batches.find_batch_sizes,
+    programs.find_unknown_keys,
+    credentials.find_missing_wandb_key,
+    credentials.find_missing_hub_token,
+    programs.find_missing_env_files,
+    programs.find_missing_uv,
+    programs.find_missing_megatron,
+    paths.find_missing_data,
+    paths.find_missing_model,
+    paths.find_lost_checkpoints,
+    checkpoints.find_resume_off,
+    checkpoints.find_no_checkpoints,
+    checkpoints.find_long_interval,
+    checkpoints.find_existing_checkpoints,
+    checkpoints.find_kept_checkpoints,
+    paths.find_lost_exports,
+    paths.find_lost_logs,
+    paths.find_lost_database,
+    paths.find_unshared_adapters,
+    credentials.find_lost_tracker_files,
+    credentials.find_repeated_download,
+)
+
+
+def find_in_starts(resolution: Resolution, run: RunFacts, schema: ConfigSchema) -> Iterator[Finding]:
+    """Yield the findings about the entrypoints that a command starts, each once.
+
+    Args:
+        resolution: What the command starts.
+        run: The run.
+        schema: The configuration of the checkout.
+    """
+    seen: set[Finding] = set()
+    for number, start in enumerate(resolution.starts):
+        if start not in resolution.entrypoints:
+            continue
+        values = StartValues(start, run, resolution.starts[:number], schema)
+        for rule in RULES:
+            for finding in rule(values):
+                if finding not in seen:
+                    seen.add(finding)
+                    yield finding

@@ -1,0 +1,90 @@
+"""Resolve all scripts of a SkyRL checkout, and compare the findings with the labels of 30 of them.
+
+Usage: python -m tests.skyrl.check_scripts CHECKOUT [--details]
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import tomllib
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from skyrl_modal import Launcher, VolumeSpec
+from skyrl_modal.prepare.command_starts import find_problems_of_starts, resolve_command
+from skyrl_modal.skyrl.resolution.records import EntrypointKind
+
+LABELS = Path(__file__).with_name("labels.toml")
+
+
+def main(checkout: Path, *, details: bool) -> int:
+    """Print the counts, the times, and precision and recall. Return 1 if a labelled script differs."""
+    labels = tomllib.loads(LABELS.read_text())
+    declared = labels["launcher"]
+    launcher = Launcher(
+        checkout=checkout,
+        backend=declared["backend"],
+        gpu=declared["gpu"],
+        nodes=declared["nodes"],
+        retries=declared["retries"],
+        timeout=declared["timeout"],
+        secrets=declared["secrets"],
+        volumes=[VolumeSpec(mount_path=declared["volume"])],
+    )
+    plan = launcher.plan("true")
+    scripts = sorted(name for name in plan.selections[0].files if name.endswith(".sh"))
+    found: dict[str, tuple[list[str], list[str]]] = {}
+    seconds: list[float] = []
+    for script in scripts:
+        began = time.perf_counter()
+        job = replace(plan.job, command=f"bash {script}")
+        resolution = resolve_command(job, launcher, plan.selections)
+        findings = list(find_problems_of_starts(resolution, job, launcher, plan.selections))
+        seconds.append(time.perf_counter() - began)
+        kinds = [start.kind.value for start in resolution.entrypoints]
+        found[script] = (kinds, list(dict.fromkeys(finding.code for finding in findings)))
+        if details:
+            print(f"{script}: {kinds} {seconds[-1]:.2f} s {resolution.recording.end} {resolution.unresolved}")
+            for finding in findings:
+                print(f"    {finding.severity:8} {finding.code}: {finding}")
+    _print_counts(found, seconds)
+    return _compare(found, labels["scripts"])
+
+
+def _print_counts(found: dict[str, tuple[list[str], list[str]]], seconds: list[float]) -> None:
+    started = [name for name, (kinds, _) in found.items() if kinds]
+    training = {kind.value for kind in EntrypointKind} - {"other", "dataset", "tinker", "serve", "generate"}
+    trainers = [name for name, (kinds, _) in found.items() if training & set(kinds)]
+    print(f"{len(found)} scripts; {len(started)} start an entrypoint of SkyRL, {len(trainers)} train")
+    ordered = sorted(seconds)
+    print(
+        f"seconds for a script: median {ordered[len(ordered) // 2]:.3f}, max {ordered[-1]:.3f}, sum {sum(ordered):.1f}"
+    )
+    for kind, count in Counter(kind for kinds, _ in found.values() for kind in set(kinds)).most_common():
+        print(f"  {count:4} start {kind}")
+    for code, count in Counter(code for _, codes in found.values() for code in codes).most_common():
+        print(f"  {count:4} {code}")
+
+
+def _compare(found: dict[str, tuple[list[str], list[str]]], labels: dict[str, Any]) -> int:
+    right = missing = false = 0
+    differing = 0
+    for script, label in labels.items():
+        kinds, codes = found[script]
+        expected, actual = set(label["findings"]), set(codes)
+        right += len(expected & actual)
+        missing += len(expected - actual)
+        false += len(actual - expected)
+        if expected != actual or kinds != label["starts"]:
+            differing += 1
+            print(f"{script}: missing {sorted(expected - actual)}, false {sorted(actual - expected)}, starts {kinds}")
+    print(f"labels: {right} findings right, {missing} missing, {false} false, in {len(labels)} scripts")
+    print(f"precision {right / max(right + false, 1):.3f}, recall {right / max(right + missing, 1):.3f}")
+    return 1 if differing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), details="--details" in sys.argv[2:]))
