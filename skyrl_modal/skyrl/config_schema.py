@@ -19,6 +19,10 @@ _ROOT_CLASSES[EntrypointKind.SFT] = "SFTConfig"
 _MAX_BYTES = 1 << 20
 #: Keys that are not fields, and that SkyRL still accepts (``SkyRLTrainConfig.from_cli_overrides``, August 2026).
 _OLD_KEYS = frozenset({"generator.inference_engine.async_engine", "trainer.use_sample_packing", "override_entrypoint"})
+#: Types whose values have no fields. A class of another file may have some.
+_PLAIN_TYPES = frozenset(
+    {"str", "int", "float", "bool", "list", "List", "Optional", "Union", "Literal", "Tuple", "None"}
+)
 _MAX_DEPTH = 12
 
 
@@ -78,8 +82,9 @@ class ConfigSchema:
                 return False
             nested = [each for each in found.classes if each in self._classes]
             if found.is_open or not nested:
-                is_last = number == key.count(".")
-                return is_last or found.is_open
+                if number == key.count(".") or found.is_open:
+                    return True
+                return None if any(each not in _PLAIN_TYPES for each in found.classes) else False
             name = nested[0]
         return True
 
@@ -108,14 +113,9 @@ def _fields(node: ast.ClassDef) -> dict[str, _Field]:
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
             names = [each.id for each in ast.walk(item.annotation) if isinstance(each, ast.Name)]
-            names += [each.value for each in ast.walk(item.annotation) if _is_text(each)]  # a quoted annotation
             is_open = any(name in ("dict", "Dict", "Any", "Mapping") for name in names)
             fields[item.target.id] = _Field(names, is_open, item.value)
     return fields
-
-
-def _is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def _keywords(given: ast.expr | None, name: str, depth: int = 0) -> dict[str, ast.expr]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from attrs import frozen
 
@@ -15,18 +16,19 @@ class NamespaceUsage:
 
     Attributes:
         processes: Their number.
-        memory_bytes: Their resident memory together. Shared pages count for each process.
+        memory_bytes: Their resident memory together, and files in memory. Shared pages count for each process.
     """
 
     processes: int
     memory_bytes: int
 
 
-def find_usage(init: int) -> NamespaceUsage | None:
+def find_usage(init: int, folders: Sequence[str] = ()) -> NamespaceUsage | None:
     """Return what the processes of a namespace use; None if it does not exist any more.
 
     Args:
         init: The process id of its first process.
+        folders: Paths in the namespace of file systems in memory, whose content is counted.
     """
     try:
         namespace = os.readlink(f"/proc/{init}/ns/pid")
@@ -43,4 +45,12 @@ def find_usage(init: int) -> NamespaceUsage | None:
                     pages += int(file.read().split()[1])
         except (OSError, IndexError, ValueError):
             continue  # it has exited
-    return NamespaceUsage(count, pages * _PAGE_BYTES)
+    return NamespaceUsage(count, pages * _PAGE_BYTES + sum(_used_bytes(f"/proc/{init}/root{path}") for path in folders))
+
+
+def _used_bytes(path: str) -> int:
+    try:
+        status = os.statvfs(path)
+    except OSError:  # the processes have exited
+        return 0
+    return (status.f_blocks - status.f_bfree) * status.f_frsize

@@ -33,6 +33,8 @@ _STARTS_PROGRAM = re.compile(r"\b(?:uv|python[\d.]*|torchrun|accelerate|deepspee
 #: What only a shell evaluates.
 _NEEDS_SHELL = re.compile(r"[$`*?\[{<>]|\b(?:for|while|until|if|case|function|eval|source)\b")
 _MAX_SOURCE_BYTES = 1 << 20
+#: The argument with which ``main_base`` imports another module, and calls its ``main``.
+_REPLACED_BY = "trainer.override_entrypoint"
 #: Where the files of the sandbox are created: in memory, which is ten times as fast as a disk; else in TMPDIR.
 _TEMPORARY_FOLDERS = ("/dev/shm", None)
 
@@ -118,7 +120,7 @@ def _execute(command: str, run: ResolvedRun) -> Recording | None:
     """Execute a command in the sandbox; None if there is none that works."""
     if sys.platform != "linux":
         return None
-    for binary, parent in itertools.product(find_bubblewrap(), _TEMPORARY_FOLDERS):
+    for binary, overlays, parent in itertools.product(find_bubblewrap(), (True, False), _TEMPORARY_FOLDERS):
         with (
             contextlib.suppress(SandboxError, OSError),
             tempfile.TemporaryDirectory(prefix="skyrl-modal-", dir=parent) as name,
@@ -137,7 +139,7 @@ def _execute(command: str, run: ResolvedRun) -> Recording | None:
                 gpus=run.gpus,
                 gpu_name=run.gpu_name,
             )
-            return execute(binary, given, parent)
+            return execute(binary, given, parent, overlays=overlays)
     return None
 
 
@@ -180,13 +182,16 @@ def _backend_config(text: str) -> dict[str, str]:
 
 
 def _read_main(program: PythonProgram, call: Call, run: ResolvedRun) -> MainModule:
-    name = program.name
-    if program.is_module and name in ENTRYPOINT_MODULES:
+    name, is_module = program.name, program.is_module
+    replacement = program.overrides().get(_REPLACED_BY)
+    if replacement and ENTRYPOINT_MODULES.get(name) is EntrypointKind.TRAIN:
+        name = replacement
+    if is_module and name in ENTRYPOINT_MODULES:
         return MainModule(ENTRYPOINT_MODULES[name])
-    file = f"{name.replace('.', '/')}.py" if program.is_module else name
+    file = f"{name.replace('.', '/')}.py" if is_module else name
     folders = [call.cwd, *call.env.get("PYTHONPATH", "").split(":"), run.repo_root or "/"]
     for mount in run.mounts:
-        for folder in folders if program.is_module else folders[:1]:
+        for folder in folders if is_module else folders[:1]:
             path = posixpath.relpath(posixpath.join("/", folder, file), mount.remote_path)
             read = _reader(mount)
             if not path.startswith("../") and read(path) is not None:

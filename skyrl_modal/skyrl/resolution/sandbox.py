@@ -71,13 +71,15 @@ class SandboxError(Exception):
     """The sandbox could not be started."""
 
 
-def execute(binary: str, given: SandboxInput, parent: str | None = None) -> Recording:
+def execute(binary: str, given: SandboxInput, parent: str | None = None, *, overlays: bool = False) -> Recording:
     """Execute a command, and return the calls of programs that it made.
 
     Args:
         binary: The path of bubblewrap.
         given: What is executed.
         parent: The folder for temporary files; None for TMPDIR.
+        overlays: Whether the command can write below the mounts, to memory, as in a run. Not every kernel and every
+            version of bubblewrap can do this.
 
     Raises:
         SandboxError: bubblewrap does not work here.
@@ -91,8 +93,16 @@ def execute(binary: str, given: SandboxInput, parent: str | None = None) -> Reco
         calls, errors = folder / "calls", folder / "errors"
         calls.touch()
         env = {**given.env, "PATH": _PATH}
-        argv = [*_bubblewrap_argv(binary, given, stubs, calls), "--", "/bin/bash", "-c", _LIMITED_SHELL, "bash"]
-        end, exit_code = _run_limited([*argv, given.workdir, given.command], env, errors)
+        argv = [
+            *_bubblewrap_argv(binary, given, stubs, calls, overlays=overlays),
+            "--",
+            "/bin/bash",
+            "-c",
+            _LIMITED_SHELL,
+            "bash",
+        ]
+        written = list(given.trees) if overlays else []
+        end, exit_code = _run_limited([*argv, given.workdir, given.command], env, errors, written)
         return Recording(
             calls=read_calls(_read_start(calls), env),
             method=ResolutionMethod.EXECUTED,
@@ -102,7 +112,7 @@ def execute(binary: str, given: SandboxInput, parent: str | None = None) -> Reco
         )
 
 
-def _bubblewrap_argv(binary: str, given: SandboxInput, stubs: Path, calls: Path) -> list[str]:
+def _bubblewrap_argv(binary: str, given: SandboxInput, stubs: Path, calls: Path, *, overlays: bool) -> list[str]:
     argv = [binary, "--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
     argv += ["--uid", "0", "--gid", "0", "--cap-drop", "ALL", "--die-with-parent", "--new-session"]
     argv += [
@@ -128,11 +138,13 @@ def _bubblewrap_argv(binary: str, given: SandboxInput, stubs: Path, calls: Path)
     for path in ("/root", "/tmp", given.env.get("HOME", "/root"), *given.folders):
         argv += ["--dir", path]
     for path, folder in sorted(given.trees.items(), key=lambda item: item[0].count("/")):
-        argv += ["--ro-bind", str(folder), path]
+        argv += ["--overlay-src", str(folder), "--tmp-overlay", path] if overlays else ["--ro-bind", str(folder), path]
     return argv
 
 
-def _run_limited(argv: Sequence[str], env: Mapping[str, str], errors: Path) -> tuple[EndOfExecution, int | None]:
+def _run_limited(
+    argv: Sequence[str], env: Mapping[str, str], errors: Path, written: Sequence[str]
+) -> tuple[EndOfExecution, int | None]:
     """Run bubblewrap, and kill its namespace when a limit is exceeded. Return how it ended, and the exit code."""
     reading, writing = os.pipe()
     # At its end from the beginning. The shell replaces it by /dev/null for what it starts in the background.
@@ -159,7 +171,7 @@ def _run_limited(argv: Sequence[str], env: Mapping[str, str], errors: Path) -> t
         init = _read_status(status.readline()).get("child-pid")
         end = EndOfExecution.EXITED
         try:
-            end = _wait_within_limits(process, init)
+            end = _wait_within_limits(process, init, written)
         finally:
             if process.poll() is None:
                 _kill_namespace(process, init)
@@ -170,7 +182,7 @@ def _run_limited(argv: Sequence[str], env: Mapping[str, str], errors: Path) -> t
     return end, exit_code if end is EndOfExecution.EXITED else None
 
 
-def _wait_within_limits(process: subprocess.Popen[bytes], init: int | None) -> EndOfExecution:
+def _wait_within_limits(process: subprocess.Popen[bytes], init: int | None, written: Sequence[str]) -> EndOfExecution:
     deadline = time.monotonic() + TIMEOUT
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -178,7 +190,7 @@ def _wait_within_limits(process: subprocess.Popen[bytes], init: int | None) -> E
             return EndOfExecution.EXITED
         if time.monotonic() >= deadline:
             return EndOfExecution.TIMEOUT
-        usage = find_usage(init) if init is not None else None
+        usage = find_usage(init, written) if init is not None else None
         if usage is not None and (usage.processes > MAX_PROCESSES or usage.memory_bytes > MAX_MEMORY_BYTES):
             return EndOfExecution.LIMIT
 
