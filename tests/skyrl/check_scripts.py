@@ -5,6 +5,7 @@ Usage: python -m tests.skyrl.check_scripts CHECKOUT [--details]
 
 from __future__ import annotations
 
+import resource
 import sys
 import time
 import tomllib
@@ -38,31 +39,41 @@ def main(checkout: Path, *, details: bool) -> int:
     scripts = sorted(name for name in plan.selections[0].files if name.endswith(".sh"))
     found: dict[str, tuple[list[str], list[str]]] = {}
     seconds: list[float] = []
+    processor_seconds: list[float] = []
     for script in scripts:
-        began = time.perf_counter()
+        began, used = time.perf_counter(), _processor_seconds()
         job = replace(plan.job, command=f"bash {script}")
         resolution = resolve_command(job, launcher, plan.selections)
         findings = list(find_problems_of_starts(resolution, job, launcher, plan.selections))
         seconds.append(time.perf_counter() - began)
+        processor_seconds.append(_processor_seconds() - used)
         kinds = [start.kind.value for start in resolution.entrypoints]
         found[script] = (kinds, list(dict.fromkeys(finding.code for finding in findings)))
         if details:
             print(f"{script}: {kinds} {seconds[-1]:.2f} s {resolution.recording.end} {resolution.unresolved}")
             for finding in findings:
                 print(f"    {finding.severity:8} {finding.code}: {finding}")
-    _print_counts(found, seconds)
+    _print_counts(found)
+    _print_times("seconds", seconds)
+    _print_times("seconds of processor time", processor_seconds)
     return _compare(found, labels["scripts"])
 
 
-def _print_counts(found: dict[str, tuple[list[str], list[str]]], seconds: list[float]) -> None:
+def _processor_seconds() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def _print_times(unit: str, values: list[float]) -> None:
+    ordered = sorted(values)
+    print(f"{unit} a script: median {ordered[len(ordered) // 2]:.3f}, max {ordered[-1]:.3f}, sum {sum(ordered):.1f}")
+
+
+def _print_counts(found: dict[str, tuple[list[str], list[str]]]) -> None:
     started = [name for name, (kinds, _) in found.items() if kinds]
     training = {kind.value for kind in EntrypointKind} - {"other", "dataset", "tinker", "serve", "generate"}
     trainers = [name for name, (kinds, _) in found.items() if training & set(kinds)]
     print(f"{len(found)} scripts; {len(started)} start an entrypoint of SkyRL, {len(trainers)} train")
-    ordered = sorted(seconds)
-    print(
-        f"seconds for a script: median {ordered[len(ordered) // 2]:.3f}, max {ordered[-1]:.3f}, sum {sum(ordered):.1f}"
-    )
     for kind, count in Counter(kind for kinds, _ in found.values() for kind in set(kinds)).most_common():
         print(f"  {count:4} start {kind}")
     for code, count in Counter(code for _, codes in found.values() for code in codes).most_common():

@@ -39,6 +39,8 @@ _KIND_OF_IMPORT = (
 _EXPERIMENT = "BasePPOExp"
 #: Configurations of SkyRL itself. A main with another one may accept further keys.
 _CONFIGS = frozenset({"SkyRLTrainConfig", "SFTConfig"})
+#: Methods of an experiment that create its engines and its trainer.
+_PLACEMENT_METHODS = frozenset({"get_inference_client", "get_colocate_pg", "_setup_trainer"})
 _DATASET_WORDS = ("dataset", "data_preprocess", "preprocess", "prepare", "make_data", "gen_data", "download_data")
 _MAX_MODULES = 20
 _MAX_SOURCE_BYTES = 1 << 20
@@ -55,11 +57,14 @@ class MainModule:
         kind: The entrypoint that it builds on.
         has_own_config: Whether it extends the configuration of that entrypoint.
         writes_results: Whether its training loop writes checkpoints and evaluations.
+        has_own_placement: Whether it replaces the creation of its engines or its trainer, so that the fields of the
+            configuration do not show which GPUs it needs.
     """
 
     kind: EntrypointKind
     has_own_config: bool = False
     writes_results: bool = True
+    has_own_placement: bool = False
 
 
 def read_main(path: str, read: ReadSource) -> MainModule:
@@ -80,7 +85,7 @@ def read_main(path: str, read: ReadSource) -> MainModule:
     trees = list(sources.trees.values())
     if kind is EntrypointKind.TRAIN and _replaces_run(trees[:1]):
         kind = EntrypointKind.GENERATE
-    return MainModule(kind, _has_own_config(trees), not _has_loop_without_results(trees))
+    return MainModule(kind, _has_own_config(trees), not _has_loop_without_results(trees), _has_own_placement(trees))
 
 
 @define
@@ -171,6 +176,12 @@ def _has_loop_without_results(trees: Sequence[ast.Module]) -> bool:
         if not any("save" in name or name in ("train", "eval", "evaluate") for name in called):
             return True
     return False
+
+
+def _has_own_placement(trees: Sequence[ast.Module]) -> bool:
+    return any(
+        _EXPERIMENT in _base_names(node) and _PLACEMENT_METHODS & set(_methods(node)) for node in _classes(trees)
+    )
 
 
 def _has_own_config(trees: Sequence[ast.Module]) -> bool:

@@ -117,6 +117,7 @@ class Start:
         uses_uv: Whether it is started by uv.
         has_own_config: Whether it extends the configuration of its kind, so that further keys are valid.
         writes_results: Whether its training loop writes checkpoints and evaluations.
+        has_own_placement: Whether the GPUs that it needs are not those of its configuration.
         unknown_keys: The keys whose value is not known.
         is_partial: Whether it may have further arguments.
         method: How it was found.
@@ -133,6 +134,7 @@ class Start:
     uses_uv: bool = False
     has_own_config: bool = False
     writes_results: bool = True
+    has_own_placement: bool = False
     unknown_keys: tuple[str, ...] = ()
     is_partial: bool = False
     method: ResolutionMethod = ResolutionMethod.EXECUTED

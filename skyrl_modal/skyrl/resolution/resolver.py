@@ -165,6 +165,7 @@ def _start_of(call: Call, run: ResolvedRun, recording: Recording) -> Start | Non
         uses_uv=program.uses_uv,
         has_own_config=main.has_own_config,
         writes_results=main.writes_results,
+        has_own_placement=main.has_own_placement,
         unknown_keys=tuple(key for key, equals, _ in unknown if equals),
         is_partial=any(not equals for _, equals, _ in unknown),
         method=recording.method,

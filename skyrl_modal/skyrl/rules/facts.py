@@ -117,7 +117,7 @@ class StartValues:
             return UNKNOWN if "${" in text else parse_value(text)
         if self.start.is_partial:
             return UNKNOWN
-        return self._schema.default(self.start.kind, key, self.run.home)
+        return self._schema.default(self.start.kind, key, self.home)
 
     def has_key(self, key: str) -> bool | None:
         """Return whether the configuration has a key; None if it is not known."""
@@ -143,7 +143,7 @@ class StartValues:
     def path(self, key: str) -> str | None:
         """Return a path with ``~`` replaced; None if it is not known."""
         text = self.text(key)
-        return f"{self.run.home}{text[1:]}" if text and (text == "~" or text.startswith("~/")) else text
+        return f"{self.home}{text[1:]}" if text and (text == "~" or text.startswith("~/")) else text
 
     def paths(self, key: str) -> list[str]:
         """Return the texts of a list; empty if it is not known."""
@@ -154,6 +154,11 @@ class StartValues:
     def variable(self, name: str) -> str | None:
         """Return a variable of the program; None if it is not defined, as far as is known."""
         return self.start.env.get(name, self.run.env.get(name))
+
+    @property
+    def home(self) -> str:
+        """The home folder of the program."""
+        return self.start.env.get("HOME", self.run.home)
 
     @property
     def prefix(self) -> str:

@@ -33,6 +33,8 @@ class WantedGpus:
 def wanted_gpus(values: StartValues) -> WantedGpus | None:
     """Return the GPUs that a start needs; None if this is not known."""
     kind = values.start.kind
+    if values.start.has_own_placement:
+        return None
     if kind is EntrypointKind.SFT:
         return _known({"training": _product(values, "placement.num_nodes", "placement.num_gpus_per_node")})
     if kind in (EntrypointKind.GENERATE, EntrypointKind.SERVE):
@@ -113,7 +115,7 @@ def find_missing_gpus(values: StartValues) -> Iterator[Finding]:
 
 def find_colocated_difference(values: StartValues) -> Iterator[Finding]:
     """Yield a finding if policy and engines share GPUs, but not all of them (``validate_cfg``)."""
-    if values.start.kind not in (EntrypointKind.TRAIN, EntrypointKind.FULLY_ASYNC):
+    if values.start.kind not in (EntrypointKind.TRAIN, EntrypointKind.FULLY_ASYNC) or values.start.has_own_placement:
         return
     if not values.flag("trainer.placement.colocate_all") or values.flag("trainer.fully_async.simulate_training"):
         return

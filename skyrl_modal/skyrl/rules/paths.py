@@ -116,7 +116,7 @@ def find_missing_data(values: StartValues) -> Iterator[Finding]:
     run = values.run
     names = ("data.val_data",) if values.start.kind is EntrypointKind.GENERATE else ("data.train_data", "data.val_data")
     for path in dict.fromkeys(path for name in names for path in values.paths(name)):
-        if not _is_local_path(path) or any(_prepares(start, path, run.home) for start in values.earlier):
+        if not _is_local_path(path) or any(_prepares(start, path, values.home) for start in values.earlier):
             continue
         full = _absolute(path, values)
         if not run.is_provided(full):
@@ -187,7 +187,7 @@ def _is_local_path(path: str) -> bool:
 
 
 def _absolute(path: str, values: StartValues) -> str:
-    path = f"{values.run.home}{path[1:]}" if path.startswith("~") else path
+    path = f"{values.home}{path[1:]}" if path.startswith("~") else path
     return posixpath.normpath(posixpath.join(values.start.cwd, path))
 
 
