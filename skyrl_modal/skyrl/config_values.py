@@ -7,7 +7,7 @@ import re
 
 _INTEGER = re.compile(r"[+-]?\d+(?:_\d+)*")
 _FLOAT = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
-_WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
+_CONSTANTS = {"": None, "~": None, "null": None, "true": True, "false": False}
 
 
 def parse_value(text: str) -> object:
@@ -18,8 +18,8 @@ def parse_value(text: str) -> object:
         (1e-06, None, ['a', 'b'], 'wandb')
     """
     word = text.strip()
-    if word.lower() in _WORDS:
-        return _WORDS[word.lower()]
+    if word.lower() in _CONSTANTS:
+        return _CONSTANTS[word.lower()]
     if _INTEGER.fullmatch(word):
         return int(word) if len(word) < 100 else word
     if _FLOAT.fullmatch(word):

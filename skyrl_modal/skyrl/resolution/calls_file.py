@@ -22,7 +22,7 @@ _OF_THE_SHELL = frozenset({"_", "SHLVL", "PWD", "OLDPWD", "BASH_ENV", "COLUMNS",
 
 @define
 class _OpenCall:
-    words: list[str] = field(factory=list)
+    arguments: list[str] = field(factory=list)
     variables: list[str] = field(factory=list)
     cwd: str = "/"
     is_background: bool = False
@@ -52,16 +52,21 @@ def read_calls(content: bytes, base_env: Mapping[str, str]) -> tuple[Call, ...]:
         elif not call.is_complete:
             _add(call, kind, _unescape(text))
     return tuple(
-        Call(argv=tuple(call.words), cwd=call.cwd, env=_new_variables(call, base_env), is_background=call.is_background)
+        Call(
+            argv=tuple(call.arguments),
+            cwd=call.cwd,
+            env=_new_variables(call, base_env),
+            is_background=call.is_background,
+        )
         for call in calls.values()
-        if call.is_complete and call.words
+        if call.is_complete and call.arguments
     )
 
 
 def _add(call: _OpenCall, kind: str, text: str) -> None:
     match kind:
         case "C" | "A":
-            call.words.append(text)
+            call.arguments.append(text)
         case "D":
             call.cwd = text
         case "B":

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from skyrl_modal.skyrl.resolution.programs import python_program
 from skyrl_modal.skyrl.resolution.records import Call, Recording
-from skyrl_modal.skyrl.shell_commands import is_assignment, split_commands, strip_keywords
+from skyrl_modal.skyrl.shell_commands import is_assignment, split_commands, strip_keyparts
 
 #: What only a shell can evaluate. `split_commands` reads a substitution as ``$()``.
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
@@ -31,15 +31,15 @@ def parse_calls(texts: Sequence[str], workdir: str, env: Mapping[str, str]) -> R
         commands = split_commands(text)
         values = {**env, **_assigned_values(commands, env)}
         for tokens in commands:
-            words = list(strip_keywords(tokens))
-            expanded = [expand(word, values) for word in words]
+            parts = list(strip_keyparts(tokens))
+            expanded = [expand(word, values) for word in parts]
             known = [word for word in expanded if word is not None]
             if not known or python_program(known) is None:
                 continue
-            unknown = [word for word, value in zip(words, expanded, strict=True) if value is None]
+            unknown = [word for word, value in zip(parts, expanded, strict=True) if value is None]
             if not has_arguments:
                 unknown = [word for word in unknown if word not in ("$@", "$*", "${@}")]
-            own = [word for word in tokens[: len(tokens) - len(words)] if is_assignment(word)]
+            own = [word for word in tokens[: len(tokens) - len(parts)] if is_assignment(word)]
             pairs = [word.partition("=") for word in own]
             variables = {name: value for name, _, text in pairs if (value := expand(text, values)) is not None}
             calls.append(Call(argv=tuple(known), cwd=workdir, env=variables, unknown=tuple(unknown)))
@@ -51,10 +51,10 @@ def _assigned_values(commands: Sequence[Sequence[str]], env: Mapping[str, str]) 
     values: dict[str, str] = {}
     unknown: set[str] = set()
     for tokens in commands:
-        words = [word for word in tokens if word not in ("export", "readonly", "declare", "local")]
-        if not words or not all(is_assignment(word) for word in words):
+        parts = [word for word in tokens if word not in ("export", "readonly", "declare", "local")]
+        if not parts or not all(is_assignment(word) for word in parts):
             continue
-        for word in words:
+        for word in parts:
             name, _, text = word.partition("=")
             value = expand(text, {**env, **values})
             if value is None or name in values:

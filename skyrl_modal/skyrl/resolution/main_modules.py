@@ -41,7 +41,7 @@ _EXPERIMENT = "BasePPOExp"
 _CONFIGS = frozenset({"SkyRLTrainConfig", "SFTConfig"})
 #: Methods of an experiment that create its engines and its trainer.
 _PLACEMENT_METHODS = frozenset({"get_inference_client", "get_colocate_pg", "_setup_trainer"})
-_DATASET_WORDS = ("dataset", "data_preprocess", "preprocess", "prepare", "make_data", "gen_data", "download_data")
+_DATASET_NAMES = ("dataset", "data_preprocess", "preprocess", "prepare", "make_data", "gen_data", "download_data")
 _MAX_MODULES = 20
 _MAX_SOURCE_BYTES = 1 << 20
 
@@ -136,7 +136,7 @@ def _imports(tree: ast.Module, path: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _is_dataset_script(path: str) -> bool:
-    return any(word in posixpath.basename(path) for word in _DATASET_WORDS)
+    return any(word in posixpath.basename(path) for word in _DATASET_NAMES)
 
 
 def _classes(trees: Sequence[ast.Module]) -> Iterator[ast.ClassDef]:

@@ -83,17 +83,17 @@ def python_program(argv: Sequence[str]) -> PythonProgram | None:
     return None
 
 
-def _program_of_uv(words: list[str]) -> PythonProgram | None:
+def _program_of_uv(rest: list[str]) -> PythonProgram | None:
     options = _UvOptions()
     is_run = False
-    while words:
-        word = words.pop(0)
+    while rest:
+        word = rest.pop(0)
         name, equals, value = word.partition("=")
         if name in ("-m", "--module") and is_run:
-            module = value if equals else words.pop(0) if words else ""
-            return _with_uv(PythonProgram(module, True, words), options)
+            module = value if equals else rest.pop(0) if rest else ""
+            return _with_uv(PythonProgram(module, True, rest), options)
         if name in OPTIONS_WITH_VALUE:
-            value = value if equals else words.pop(0) if words else ""
+            value = value if equals else rest.pop(0) if rest else ""
             if name == "--extra":
                 options.extras.append(value)
             elif name == "--env-file":
@@ -102,7 +102,7 @@ def _program_of_uv(words: list[str]) -> PythonProgram | None:
             continue
         elif not word.startswith("-"):
             if is_run:
-                program = python_program([word, *words])
+                program = python_program([word, *rest])
                 return None if program is None else _with_uv(program, options)
             if word != "run":
                 return None
@@ -121,27 +121,27 @@ def _with_uv(program: PythonProgram, options: _UvOptions) -> PythonProgram:
     )
 
 
-def _program_of_python(words: list[str]) -> PythonProgram | None:
-    while words:
-        word = words.pop(0)
-        if word == "-m" and words:
-            module = words.pop(0)
-            return _program_of_launcher(words) if module in _LAUNCHER_MODULES else PythonProgram(module, True, words)
+def _program_of_python(rest: list[str]) -> PythonProgram | None:
+    while rest:
+        word = rest.pop(0)
+        if word == "-m" and rest:
+            module = rest.pop(0)
+            return _program_of_launcher(rest) if module in _LAUNCHER_MODULES else PythonProgram(module, True, rest)
         if word in ("-c", "-", "-m"):
             return None
         if word in _PYTHON_OPTIONS_WITH_VALUE:
-            words = words[1:]
+            rest = rest[1:]
         elif not word.startswith("-"):
-            return PythonProgram(word, False, words)
+            return PythonProgram(word, False, rest)
     return None
 
 
-def _program_of_launcher(words: list[str]) -> PythonProgram | None:
-    for number, word in enumerate(words):
-        if word in ("-m", "--module") and number + 1 < len(words):
-            return PythonProgram(words[number + 1], True, words[number + 2 :])
+def _program_of_launcher(rest: list[str]) -> PythonProgram | None:
+    for number, word in enumerate(rest):
+        if word in ("-m", "--module") and number + 1 < len(rest):
+            return PythonProgram(rest[number + 1], True, rest[number + 2 :])
         if word.endswith(".py"):
-            return PythonProgram(word, False, words[number + 1 :])
+            return PythonProgram(word, False, rest[number + 1 :])
     return None
 
 

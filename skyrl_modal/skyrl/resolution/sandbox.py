@@ -222,8 +222,7 @@ def _read_start(path: Path) -> bytes:
 def _last_line(errors: Path) -> str:
     """Return the last line of standard error that is not a trace of the shell (``set -x``)."""
     with errors.open("rb") as file:
-        file.seek(0, os.SEEK_END)
-        file.seek(max(file.tell() - 16_384, 0))
+        file.seek(max(os.fstat(file.fileno()).st_size - 16_384, 0))
         lines = file.read().decode("utf-8", "replace").splitlines()
     text = next((line for line in reversed(lines) if line.strip() and not line.startswith("+")), "")
     return "".join(character if character.isprintable() else " " for character in text[:_LAST_LINE_LENGTH]).strip()

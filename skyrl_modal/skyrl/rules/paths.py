@@ -13,7 +13,7 @@ from skyrl_modal.spec.fields import is_below
 
 _WITH_EVALUATION = frozenset({EntrypointKind.TRAIN, EntrypointKind.FULLY_ASYNC, EntrypointKind.GENERATE})
 _DATA_ENDINGS = (".parquet", ".json", ".jsonl")
-#: Options with which scripts that prepare data are told where to write.
+#: Options with which scripts that prepare data receive the folder to write to.
 _OUTPUT_FLAGS = ("output_dir", "output-dir", "local_dir", "local-dir", "output", "output_path", "save_dir", "out_dir")
 _DATABASE_PREFIX = "sqlite:///"
 
@@ -192,7 +192,7 @@ def _absolute(path: str, values: StartValues) -> str:
 
 
 def _prepares(start: Start, path: str, home: str) -> bool:
-    """Return whether an earlier program of the command writes a file, by the folder that it is told to write to."""
+    """Return whether an earlier program of the command writes a file, by the folder that its options name."""
     if start.kind not in (EntrypointKind.DATASET, EntrypointKind.OTHER):
         return False
     folders = [start.flags[name] for name in _OUTPUT_FLAGS if start.flags.get(name)]
