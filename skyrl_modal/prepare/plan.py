@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from skyrl_modal.checkout import Checkout, CheckoutInspection, find_checkout
 from skyrl_modal.errors import SpecError, StorageError
@@ -22,6 +22,8 @@ from skyrl_modal.prepare.job_builder import build_job
 from skyrl_modal.prepare.ray_version import find_image_mismatch, find_version_mismatch
 from skyrl_modal.prepare.secret_values import find_repeated_values, read_secret_values, secret_folders
 from skyrl_modal.protocol.job import Job
+from skyrl_modal.skyrl.resolution.records import Resolution
+from skyrl_modal.skyrl.scripts import may_start_python
 from skyrl_modal.spec.fields import is_below
 from skyrl_modal.spec.mount import MountSpec
 from skyrl_modal.spec.run_spec import RunSpec
@@ -45,6 +47,7 @@ class Plan:
         selections: The files of the job's mounts, in their order.
         findings: Problems that were found.
         backend: The name of the backend.
+        resolution: The Python programs that the command starts, with their arguments.
     """
 
     job: Job
@@ -53,6 +56,7 @@ class Plan:
     selections: tuple[Selection, ...]
     findings: tuple[Finding, ...]
     backend: str
+    resolution: Resolution = field(factory=Resolution)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -77,12 +81,18 @@ class Plan:
         if job.nodes > 1:
             rows.append(("nodes", str(job.nodes)))
         rows += self.mount_rows()
+        rows += self._start_rows()
         rows += [("volume", f"{v.mount_path} is {v.name}{' (read only)' if v.read_only else ''}") for v in job.volumes]
         limits = job.limits
         rows.append(("timeout", f"{limits.attempt_timeout:,.10g} s, {limits.retries} retries"))
         if limits.start_deadline is not None:
             rows.append(("start", f"within {limits.start_deadline:,.10g} s of the submission"))
         return rows
+
+    def _start_rows(self) -> list[tuple[str, str]]:
+        starts = [("starts", f"{start.program} ({start.kind})") for start in self.resolution.entrypoints]
+        unresolved = self.resolution.unresolved
+        return [*starts, ("starts", f"not resolved: {unresolved}")] if unresolved else starts
 
     def mount_rows(self) -> list[tuple[str, str]]:
         """Return a label and value pair for each mount."""
@@ -177,13 +187,22 @@ class PlanBasis:
         findings += [] if mismatch is None else [mismatch]
         if self._backend == _MODAL:
             findings += find_short_grace(job.limits)
+        findings += find_problems(job, selections, texts)
+        resolution = Resolution()
+        if may_start_python(text for _, text in texts):
+            # Imported here, since most commands do not need it.
+            from skyrl_modal.prepare.command_starts import find_problems_of_starts, resolve_command
+
+            resolution = resolve_command(job, spec, selections, cache=self._cache)
+            findings += find_problems_of_starts(resolution, job, spec, selections)
         return Plan(
             job=job,
             spec=spec,
             checkout=checkout,
             selections=selections,
-            findings=(*findings, *find_problems(job, selections, texts)),
+            findings=tuple(findings),
             backend=self._backend,
+            resolution=resolution,
         )
 
 

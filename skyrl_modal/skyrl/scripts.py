@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 from skyrl_modal.gitfiles.files import read_regular_file
@@ -21,6 +21,7 @@ MAX_SCRIPTS = 50
 
 #: Expansions at the beginning of a path. Command substitutions are read as ``$()``.
 _EXPANSIONS = re.compile(r"^(?:\$(?:\w+|\{[^}]*\}|\(\)))+")
+_STARTS_PYTHON = re.compile(r"\b(?:uv|python[\d.]*|torchrun|accelerate|deepspeed|ray)\b|\.py\b")
 _SHELL_LINE = re.compile(r"\b(?:ba|da|z|k)?sh\b")
 _COMMENT_LINE = re.compile(r"^[^\S\n]*#.*$", re.MULTILINE)
 
@@ -33,6 +34,16 @@ def find_ray_calls(text: str) -> frozenset[str]:
         frozenset({'start'})
     """
     return frozenset(match[1] for match in RAY_COMMAND_CALL.finditer(text))
+
+
+def may_start_python(texts: Iterable[str]) -> bool:
+    """Return whether one of some shell scripts may start a Python program.
+
+    Example:
+        >>> may_start_python(["nvidia-smi", "uv run x"]), may_start_python(["echo a"])
+        (True, False)
+    """
+    return any(_STARTS_PYTHON.search(text) for text in texts)
 
 
 def scripts_of_command(

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from skyrl_modal.skyrl.resolution.programs import python_program
 from skyrl_modal.skyrl.resolution.records import Call, Recording
-from skyrl_modal.skyrl.shell_commands import is_assignment, split_commands, strip_keyparts
+from skyrl_modal.skyrl.shell_commands import is_assignment, split_commands, strip_keywords
 
 #: What only a shell can evaluate. `split_commands` reads a substitution as ``$()``.
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
+_DEFAULT = re.compile(r"\$\{(\w+):?=")
 _MAX_EXPANDED_LENGTH = 10_000
 
 
@@ -31,7 +32,7 @@ def parse_calls(texts: Sequence[str], workdir: str, env: Mapping[str, str]) -> R
         commands = split_commands(text)
         values = {**env, **_assigned_values(commands, env)}
         for tokens in commands:
-            parts = list(strip_keyparts(tokens))
+            parts = list(strip_keywords(tokens))
             expanded = [expand(word, values) for word in parts]
             known = [word for word in expanded if word is not None]
             if not known or python_program(known) is None:
@@ -51,6 +52,8 @@ def _assigned_values(commands: Sequence[Sequence[str]], env: Mapping[str, str]) 
     values: dict[str, str] = {}
     unknown: set[str] = set()
     for tokens in commands:
+        # One that may have a value already (`: "${LOGGER:=wandb}"`) depends on the environment.
+        unknown.update(name for word in tokens for name in _DEFAULT.findall(word))
         parts = [word for word in tokens if word not in ("export", "readonly", "declare", "local")]
         if not parts or not all(is_assignment(word) for word in parts):
             continue

@@ -15,7 +15,9 @@ class ResolutionMethod(TolerantStrEnum):
 
     #: The command was executed in a sandbox, in which uv, python and others only record their arguments.
     EXECUTED = "executed"
-    #: The text was read. Values that depend on the shell are not known.
+    #: The command contains nothing that only a shell evaluates, and was split.
+    LITERAL = "literal"
+    #: The text of a script was read. Values that depend on the shell are not known, and conditions are ignored.
     PARSED = "parsed"
     UNKNOWN = "unknown"
 

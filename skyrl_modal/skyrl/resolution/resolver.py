@@ -11,6 +11,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from attrs import field, frozen
@@ -21,7 +22,14 @@ from skyrl_modal.skyrl.resolution.command_text import parse_calls
 from skyrl_modal.skyrl.resolution.main_modules import ENTRYPOINT_MODULES, MainModule, ReadSource, read_main
 from skyrl_modal.skyrl.resolution.programs import PythonProgram, flatten, python_program
 from skyrl_modal.skyrl.resolution.recordings import load_recording, recording_key, save_recording
-from skyrl_modal.skyrl.resolution.records import Call, EntrypointKind, Recording, Resolution, Start
+from skyrl_modal.skyrl.resolution.records import (
+    Call,
+    EntrypointKind,
+    Recording,
+    Resolution,
+    ResolutionMethod,
+    Start,
+)
 from skyrl_modal.skyrl.resolution.sandbox import SandboxError, SandboxInput, execute
 from skyrl_modal.skyrl.resolution.script_tree import MountedFiles, create_tree, tree_key
 from skyrl_modal.skyrl.scripts import scripts_of_command
@@ -32,6 +40,8 @@ _VERSION = b"1"
 _STARTS_PROGRAM = re.compile(r"\b(?:uv|python[\d.]*|torchrun|accelerate|deepspeed|ray)\b|\.py\b")
 #: What only a shell evaluates.
 _NEEDS_SHELL = re.compile(r"[$`*?\[{<>]|\b(?:for|while|until|if|case|function|eval|source)\b")
+#: What a script that starts an entrypoint of SkyRL contains. A main of the user's own is found by its imports.
+_MENTIONS_SKYRL = re.compile(r"skyrl|trainer\.|train_data|main_\w+")
 _MAX_SOURCE_BYTES = 1 << 20
 #: The argument with which ``main_base`` imports another module, and calls its ``main``.
 _REPLACED_BY = "trainer.override_entrypoint"
@@ -89,17 +99,25 @@ def _record(command: str, run: ResolvedRun) -> Recording:
     texts = [command, *_script_texts(command, run)]
     if not any(_STARTS_PROGRAM.search(text) for text in texts):
         return Recording()
+    parsed = parse_calls(texts, run.workdir, run.env)
     if len(texts) == 1 and not _NEEDS_SHELL.search(command):
-        return parse_calls(texts, run.workdir, run.env)
+        return replace(parsed, method=ResolutionMethod.LITERAL)
+    if not any(_MENTIONS_SKYRL.search(text) for text in texts) and not _starts_entrypoint(parsed, run):
+        return parsed
     settings = [run.workdir, run.gpus, run.gpu_name, sorted(run.folders), sorted(run.env.items())]
     key = recording_key([_VERSION, json.dumps([command, settings]).encode(), tree_key(run.mounts)])
     recording = load_recording(key)
     if recording is None:
         recording = _execute(command, run)
         if recording is None:
-            return parse_calls(texts, run.workdir, run.env)
+            return parsed
         save_recording(key, recording)
     return recording
+
+
+def _starts_entrypoint(recording: Recording, run: ResolvedRun) -> bool:
+    starts = (_start_of(call, run, recording) for call in recording.calls)
+    return any(start is not None and start.kind is not EntrypointKind.OTHER for start in starts)
 
 
 def _script_texts(command: str, run: ResolvedRun) -> list[str]:

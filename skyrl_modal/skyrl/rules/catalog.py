@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
-from skyrl_modal.findings import Finding
+from skyrl_modal.findings import Finding, Severity
 from skyrl_modal.skyrl.config_schema import ConfigSchema
-from skyrl_modal.skyrl.resolution.records import Resolution
+from skyrl_modal.skyrl.resolution.records import Resolution, ResolutionMethod, Start
 from skyrl_modal.skyrl.rules import batches, checkpoints, credentials, gpus, paths, programs
 from skyrl_modal.skyrl.rules.facts import RunFacts, StartValues
 
@@ -40,6 +41,13 @@ RULES: tuple[Rule, ...] = (
 )
 
 
+def _as_certain_as(finding: Finding, start: Start) -> Finding:
+    """Return a finding about a start. If the text was only read, the start may depend on a condition: no error."""
+    if start.method is ResolutionMethod.PARSED and finding.severity is Severity.ERROR:
+        return replace(finding, severity=Severity.WARNING)
+    return finding
+
+
 def find_in_starts(resolution: Resolution, run: RunFacts, schema: ConfigSchema) -> Iterator[Finding]:
     """Yield the findings about the entrypoints that a command starts, each once.
 
@@ -54,7 +62,8 @@ def find_in_starts(resolution: Resolution, run: RunFacts, schema: ConfigSchema) 
             continue
         values = StartValues(start, run, resolution.starts[:number], schema)
         for rule in RULES:
-            for finding in rule(values):
+            for found in rule(values):
+                finding = _as_certain_as(found, start)
                 if finding not in seen:
                     seen.add(finding)
                     yield finding
