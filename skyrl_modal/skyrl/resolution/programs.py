@@ -76,7 +76,7 @@ def python_program(argv: Sequence[str]) -> PythonProgram | None:
         return _program_of_python(list(argv[1:]))
     if name in _LAUNCHERS:
         return _program_of_launcher(list(argv[1:]))
-    if name == "ray" and argv[1:3] == ["job", "submit"] and "--" in argv:
+    if name == "ray" and list(argv[1:3]) == ["job", "submit"] and "--" in argv:
         return python_program(argv[list(argv).index("--") + 1 :])
     if name.endswith(".py"):
         return PythonProgram(argv[0], False, list(argv[1:]))
