@@ -140,8 +140,9 @@ def test_network_is_not_reachable(checkout: Path) -> None:
 def test_forged_records_do_no_harm(checkout: Path) -> None:
     """A script that writes to the file of calls adds calls at most, and cannot change how its end is reported."""
     script = """
-        printf '%s\\n' 'x-1 C python' 'x-1 A -m' 'x-1 A skyrl.train.main_sft' 'x-1 X ' 'x-2 C a' >>/run/skyrl_modal/calls
-        head -c 3000000 /dev/zero >>/run/skyrl_modal/calls; echo >>/run/skyrl_modal/calls
+        calls=/run/skyrl_modal/calls
+        printf '%s\\n' 'x-1 C python' 'x-1 A -m' 'x-1 A skyrl.train.main_sft' 'x-1 X ' 'x-2 C a' >>$calls
+        head -c 3000000 /dev/zero >>$calls; echo >>$calls
         for descriptor in 3 4 5 6 7 8 9; do echo '{"exit-code": 0}' >&$descriptor; done 2>/dev/null
         uv run -m skyrl.train.main_sft seed=1
         exit 9

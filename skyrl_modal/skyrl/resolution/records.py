@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
 from enum import StrEnum
 
 from skyrl_modal.protocol.codec import TolerantStrEnum
-from skyrl_modal.protocol.dataclass import dataclass
+from skyrl_modal.protocol.dataclass import dataclass, field
 
 
 class ResolutionMethod(TolerantStrEnum):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 from skyrl_modal.findings import Finding, Severity
+from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.skyrl.config_schema import ConfigSchema
 from skyrl_modal.skyrl.resolution.records import Resolution, ResolutionMethod, Start
 from skyrl_modal.skyrl.rules import batches, checkpoints, credentials, gpus, paths, programs
