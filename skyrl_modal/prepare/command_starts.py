@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from skyrl_modal.findings import Finding
 from skyrl_modal.gitfiles.files import read_regular_file
+from skyrl_modal.gitfiles.result_cache import NO_CACHE, ResultCache
 from skyrl_modal.machine import visible_gpu_count
 from skyrl_modal.mount import Selection
 from skyrl_modal.prepare.home_paths import HOMES
@@ -32,7 +33,12 @@ _VARIABLE_USE = re.compile(r"\$\{?([A-Za-z_]\w*)")
 
 
 def resolve_command(
-    job: Job, spec: RunSpec, selections: Sequence[Selection], *, appended: Sequence[str] = ()
+    job: Job,
+    spec: RunSpec,
+    selections: Sequence[Selection],
+    *,
+    appended: Sequence[str] = (),
+    cache: ResultCache = NO_CACHE,
 ) -> Resolution:
     """Return the programs that a run's command starts.
 
@@ -41,6 +47,7 @@ def resolve_command(
         spec: What the user declared.
         selections: The files of the job's mounts, in their order.
         appended: Arguments to append to the command.
+        cache: The user's cache.
     """
     mounts = mounted_files(job, selections)
     requests = spec.gpu_requests
@@ -52,6 +59,7 @@ def resolve_command(
         folders=[volume.mount_path for volume in job.volumes],
         gpus=gpus_of_node(job, spec) or 0,
         gpu_name=f"NVIDIA {requests[0].name}" if requests else "GPU",
+        cache=cache,
     )
     return resolve(job.command, run, appended=appended)
 

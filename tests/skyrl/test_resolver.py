@@ -150,15 +150,6 @@ def test_changed_script_is_resolved_again(tmp_path: Path) -> None:
     assert script.stat().st_size == status.st_size
 
 
-def test_damaged_recording_is_replaced(skyrl_checkout: Path) -> None:
-    """A recording in the cache that cannot be read is ignored."""
-    first = resolve(skyrl_checkout, "bash scripts/loop.sh")
-    for path in (Path(os.environ["XDG_CACHE_HOME"]) / "skyrl_modal/resolutions").iterdir():
-        path.write_text('{"calls": 3')
-
-    assert resolve(skyrl_checkout, "bash scripts/loop.sh") == first
-
-
 def test_main_of_the_checkout_is_read(skyrl_checkout: Path) -> None:
     """What a main builds on is found by its imports; one that cannot be parsed is another program."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import posixpath
@@ -17,13 +18,15 @@ from attrs import field, frozen
 
 from skyrl_modal.bubblewrap import find_bubblewrap
 from skyrl_modal.gitfiles.files import read_regular_file
+from skyrl_modal.gitfiles.result_cache import NO_CACHE, ResultCache
+from skyrl_modal.protocol.codec import ProtocolError, from_json, to_json
 from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.skyrl.resolution.command_text import parse_calls
 from skyrl_modal.skyrl.resolution.main_modules import ENTRYPOINT_MODULES, MainModule, ReadSource, read_main
 from skyrl_modal.skyrl.resolution.programs import PythonProgram, flatten, python_program
-from skyrl_modal.skyrl.resolution.recordings import load_recording, recording_key, save_recording
 from skyrl_modal.skyrl.resolution.records import (
     Call,
+    EndOfExecution,
     EntrypointKind,
     Recording,
     Resolution,
@@ -35,7 +38,7 @@ from skyrl_modal.skyrl.resolution.script_tree import MountedFiles, create_tree, 
 from skyrl_modal.skyrl.scripts import scripts_of_command
 
 #: A change of the sandbox or the stubs makes earlier recordings useless.
-_VERSION = b"1"
+_VERSION = 1
 #: Texts without one of these start no Python program.
 _STARTS_PROGRAM = re.compile(r"\b(?:uv|python[\d.]*|torchrun|accelerate|deepspeed|ray)\b|\.py\b")
 #: What only a shell evaluates.
@@ -61,6 +64,7 @@ class ResolvedRun:
         folders: Further folders in the container, such as those of volumes.
         gpus: The number of GPUs of a node.
         gpu_name: Their name.
+        cache: Recordings of earlier executions, by the content of everything that they depend on.
     """
 
     workdir: str
@@ -70,6 +74,7 @@ class ResolvedRun:
     folders: Sequence[str] = field(default=())
     gpus: int = 0
     gpu_name: str = "GPU"
+    cache: ResultCache = NO_CACHE
 
 
 def resolve(command: str, run: ResolvedRun, *, appended: Sequence[str] = ()) -> Resolution:
@@ -104,15 +109,29 @@ def _record(command: str, run: ResolvedRun) -> Recording:
         return replace(parsed, method=ResolutionMethod.LITERAL)
     if not any(_MENTIONS_SKYRL.search(text) for text in texts) and not _starts_entrypoint(parsed, run):
         return parsed
-    settings = [run.workdir, run.gpus, run.gpu_name, sorted(run.folders), sorted(run.env.items())]
-    key = recording_key([_VERSION, json.dumps([command, settings]).encode(), tree_key(run.mounts)])
-    recording = load_recording(key)
+    name = _name_of_recording(command, run)
+    recording = _load(run.cache, name)
     if recording is None:
         recording = _execute(command, run)
         if recording is None:
             return parsed
-        save_recording(key, recording)
+        if recording.end is EndOfExecution.EXITED:  # otherwise a slow machine may be the reason
+            run.cache.save(name, to_json(recording).encode())
     return recording
+
+
+def _name_of_recording(command: str, run: ResolvedRun) -> str:
+    settings = [_VERSION, command, run.workdir, run.gpus, run.gpu_name, sorted(run.folders), sorted(run.env.items())]
+    digest = hashlib.sha256(json.dumps(settings).encode() + tree_key(run.mounts))
+    return f"calls of a command {digest.hexdigest()}"
+
+
+def _load(cache: ResultCache, name: str) -> Recording | None:
+    content = cache.load(name)
+    try:
+        return None if content is None else from_json(Recording, content)
+    except ProtocolError:  # of a newer version
+        return None
 
 
 def _starts_entrypoint(recording: Recording, run: ResolvedRun) -> bool:
