@@ -35,12 +35,10 @@ from skyrl_modal.skyrl.resolution.records import (
 )
 from skyrl_modal.skyrl.resolution.sandbox import SandboxError, SandboxInput, execute
 from skyrl_modal.skyrl.resolution.script_tree import MountedFiles, create_tree, tree_key
-from skyrl_modal.skyrl.scripts import scripts_of_command
+from skyrl_modal.skyrl.scripts import may_start_python, scripts_of_command
 
 #: A change of the sandbox or the stubs makes earlier recordings useless.
 _VERSION = 1
-#: Texts without one of these start no Python program.
-_STARTS_PROGRAM = re.compile(r"\b(?:uv|python[\d.]*|torchrun|accelerate|deepspeed|ray)\b|\.py\b")
 #: What only a shell evaluates.
 _NEEDS_SHELL = re.compile(r"[$`*?\[{<>]|\b(?:for|while|until|if|case|function|eval|source)\b")
 #: What a script that starts an entrypoint of SkyRL contains. A main of the user's own is found by its imports.
@@ -102,7 +100,7 @@ def resolve(command: str, run: ResolvedRun, *, appended: Sequence[str] = ()) -> 
 
 def _record(command: str, run: ResolvedRun) -> Recording:
     texts = [command, *_script_texts(command, run)]
-    if not any(_STARTS_PROGRAM.search(text) for text in texts):
+    if not may_start_python(texts):
         return Recording()
     parsed = parse_calls(texts, run.workdir, run.env)
     if len(texts) == 1 and not _NEEDS_SHELL.search(command):
