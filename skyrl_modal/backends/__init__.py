@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
     from skyrl_modal.backends.base import Backend as Backend
     from skyrl_modal.backends.base import Execution as Execution
+    from skyrl_modal.backends.base import StoredFile as StoredFile
     from skyrl_modal.backends.base import VolumeEntry as VolumeEntry
 
-__all__ = ["Backend", "Execution", "VolumeEntry", "check_backend", "get_backend", "installed_backends"]
+__all__ = ["Backend", "Execution", "StoredFile", "VolumeEntry", "check_backend", "get_backend", "installed_backends"]
 
 #: A package adds a backend by an entry point in this group. It refers to a class or function without arguments that
 #: returns an object with the Backend protocol.

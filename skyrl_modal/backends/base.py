@@ -57,6 +57,19 @@ class VolumeEntry:
 
 
 @frozen
+class StoredFile:
+    """One file of a run's folder.
+
+    Attributes:
+        path: Its path in the folder that was listed.
+        size: Bytes.
+    """
+
+    path: str
+    size: int
+
+
+@frozen
 class CheckResult:
     """One check of ``skyrl-modal doctor``.
 
@@ -119,11 +132,18 @@ class Execution(Protocol):
         A part is small compared to the memory, such as 1 MiB: the output is read in parts, also from its end.
         """
 
-    def read_files(self, folder: str) -> Iterator[tuple[str, bytes]]:
-        """Yield the path and the content of each file below a folder of the run's folder.
+    def list_files(self, folder: str) -> Sequence[StoredFile]:
+        """Return the files below a folder of the run's folder, sorted by path.
 
         Raises:
             FileNotFoundError: There is no such folder, or not yet.
+        """
+
+    def read_file(self, path: str) -> bytes:
+        """Return the content of a file of the run's folder; of a large file, its end.
+
+        Raises:
+            FileNotFoundError: There is no such file.
         """
 
     def state(self) -> RunState:

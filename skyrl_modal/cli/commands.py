@@ -6,13 +6,13 @@ What a command does is imported in its function, so that `--help` and the other 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from skyrl_modal.cli.output import print_error, print_line, print_rows, write_output
-from skyrl_modal.errors import StorageError
+from skyrl_modal.errors import PathNotFound, StorageError
 from skyrl_modal.protocol.exit_codes import BROKEN_PIPE, LAUNCHER_FAILED
 from skyrl_modal.views.standard_streams import discard_standard_output, exit_when_output_is_closed
 from skyrl_modal.views.text import StderrReporter, warnings_as_messages
@@ -20,6 +20,7 @@ from skyrl_modal.views.text import StderrReporter, warnings_as_messages
 if TYPE_CHECKING:
     from skyrl_modal.launcher import Launcher
     from skyrl_modal.run.handle import Run
+    from skyrl_modal.run.kept_logs import KeptLog
 
 #: Number of runs that ``ps`` lists without ``--all``.
 _LISTED_RUNS = 20
@@ -113,16 +114,46 @@ def submit(command: Sequence[str], **options: Any) -> None:
 @cli.command()
 @click.option("--follow", "-f", is_flag=True, help="Continue until the run has ended.")
 @click.option("--tail", "-n", type=click.IntRange(min=0), help="Number of existing lines to print.")
-@click.option("--rank", type=int, help="Print the logs of this rank's supervisor and Ray instead of the output.")
+@click.option("--rank", type=int, help="Print the kept logs of this rank instead of the output.")
+@click.option("--attempt", type=int, help="Print the kept logs of this attempt instead of the output.")
+@click.option("--file", "pattern", metavar="PATTERN", help="Print the kept logs with such a name, as 'ray/*.err'.")
+@click.option("--list", "is_list", is_flag=True, help="List the kept logs instead of printing them.")
 @click.argument("run_id")
-def logs(follow: bool, tail: int | None, rank: int | None, run_id: str) -> None:
-    """Print a run's output, byte for byte. Ctrl-C does not stop the run."""
+def logs(
+    follow: bool,
+    tail: int | None,
+    rank: int | None,
+    attempt: int | None,
+    pattern: str | None,
+    is_list: bool,
+    run_id: str,
+) -> None:
+    """Print a run's output, byte for byte, or its kept logs. Ctrl-C does not stop the run."""
     run = _attach(run_id)
+    if is_list or attempt is not None or pattern is not None:
+        if follow:
+            raise click.UsageError("--follow prints the output; omit --list, --attempt and --file")
+        kept = run.kept_logs(rank=rank, attempt=attempt, pattern=pattern or "*")
+        if is_list:
+            rows = [(str(log.rank), f"{log.size:>11,}", log.title) for log in kept]
+            print_rows(("rank", "bytes".rjust(11), "file"), rows)
+            return
+        pieces = _read_kept_logs(kept, tail)
+    else:
+        pieces = run.log_bytes(follow, tail, rank=rank)
     if follow:
         exit_when_output_is_closed(BROKEN_PIPE)
     with warnings_as_messages():
-        for data in run.log_bytes(follow, tail, rank=rank):
+        for data in pieces:
             write_output(data)
+
+
+def _read_kept_logs(kept: Sequence[KeptLog], tail: int | None) -> Iterator[bytes]:
+    from skyrl_modal.run.kept_logs import read_logs
+
+    if not kept:
+        raise PathNotFound("no kept log matches; --list shows those that exist")
+    return read_logs(kept, tail)
 
 
 @cli.command()

@@ -13,6 +13,7 @@ TYPE_CHECKING = False  # the same as in typing, whose import takes time
 
 if TYPE_CHECKING:
     import socket
+    from pathlib import Path
 
 #: Defaults for workers that start with `uv run`, as SkyRL's do. docs/uv.md has the reasons and their sources.
 UV_DEFAULTS = {
@@ -131,6 +132,13 @@ def ray_environment(env: Mapping[str, str], options: RayOptions, config: RankCon
     """
     offline = {"UV_OFFLINE": "1"} if config.has_no_internet else {}
     return {**UV_DEFAULTS, **offline, **_spill_folder(config), **env, **options.env}
+
+
+def ray_session_folder(config: RankConfig) -> Path:
+    """Return Ray's temporary folder on this rank."""
+    from pathlib import Path  # imported here: a run without Ray does not need it
+
+    return Path(config.ray_folder or Path(os.environ.get("TMPDIR", "/tmp")) / "ray")
 
 
 def _spill_folder(config: RankConfig) -> dict[str, str]:

@@ -72,8 +72,8 @@ class GpuProbe:
     def __init__(self, timeout: float = PROGRAM_TIMEOUT) -> None:
         self._timeout = timeout
         self._deadline = 0.0
-        self._list = _start(_LIST_COMMAND, stderr=subprocess.STDOUT)
-        self._cuda = _start((sys.executable, "-IS", "-c", _CUDA_PROGRAM), stderr=subprocess.DEVNULL)
+        self._list = start_program(_LIST_COMMAND, stderr=subprocess.STDOUT)
+        self._cuda = start_program((sys.executable, "-IS", "-c", _CUDA_PROGRAM), stderr=subprocess.DEVNULL)
         self._found: GpuCount | None = None
 
     @classmethod
@@ -102,7 +102,7 @@ class GpuProbe:
         """Return what nvidia-smi lists; None if there is no such program."""
         if self._list is None:
             return None
-        output = self._end(self._list)
+        output = end_program(self._list, self._deadline)
         if output is None:
             return GpuCount(0, f"nvidia-smi did not exit within {self._timeout:g} s")
         # It can fail for one GPU, or exit with a warning (14: a damaged infoROM), and list others that work.
@@ -114,21 +114,10 @@ class GpuProbe:
         """Return what CUDA reports; None if it reports nothing, or an error that another machine has as well."""
         if self._cuda is None:
             return None
-        output = self._end(self._cuda)
+        output = end_program(self._cuda, self._deadline)
         if output is None:
             return GpuCount(0, f"cuInit did not return within {self._timeout:g} s")
         return parse_cuda_result(output)
-
-    def _end(self, process: subprocess.Popen[bytes]) -> bytes | None:
-        """Return the output of a program; None if it did not exit in time."""
-        try:
-            return process.communicate(timeout=max(0.0, self._deadline - time.monotonic()))[0]
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(KILL_TIMEOUT)
-            return None
 
 
 def count_gpus() -> int:
@@ -165,7 +154,7 @@ def parse_cuda_result(output: bytes) -> GpuCount | None:
     return None if code else GpuCount(count)
 
 
-def _start(command: Sequence[str], *, stderr: int) -> subprocess.Popen[bytes] | None:
+def start_program(command: Sequence[str], *, stderr: int) -> subprocess.Popen[bytes] | None:
     """Start a program; return None if it does not exist."""
     # An image may hide devices from its own programs.
     env = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
@@ -179,6 +168,18 @@ def _start(command: Sequence[str], *, stderr: int) -> subprocess.Popen[bytes] | 
             start_new_session=True,
         )
     except OSError:
+        return None
+
+
+def end_program(process: subprocess.Popen[bytes], deadline: float) -> bytes | None:
+    """Return the output of a program; None if it does not exit before a time of ``time.monotonic()``."""
+    try:
+        return process.communicate(timeout=max(0.0, deadline - time.monotonic()))[0]
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(KILL_TIMEOUT)
         return None
 
 

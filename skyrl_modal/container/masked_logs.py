@@ -1,9 +1,8 @@
-"""Logs without the values of secrets: of a running process, and copies of files."""
+"""Logs without the values of secrets: of a running process, and the end of a file."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import select
 import stat
@@ -11,7 +10,7 @@ import threading
 from io import FileIO
 from pathlib import Path
 
-from skyrl_modal.container.masking import Masker, SecretMask
+from skyrl_modal.container.masking import SecretMask
 
 _CHUNK_SIZE = 1 << 20
 #: Only this user may read a log or list the folder with it.
@@ -110,60 +109,6 @@ class MaskedLog:
             except OSError:  # a full disk: the processes must not wait for a reader of their pipe
                 self._file.close()
                 self._file = None
-
-
-def copy_masked_tree(source: Path, target: Path, secrets: SecretMask) -> list[str]:
-    """Copy the regular files of a folder, masked, with permissions for this user only.
-
-    Symbolic links, named pipes, sockets and devices are not copied: processes of the command may have created them.
-
-    Args:
-        source: The folder. No process writes to it any more.
-        target: An existing folder is extended; its files of the same names are replaced.
-        secrets: The values to mask.
-
-    Returns:
-        What could not be copied, and why.
-    """
-    problems: list[str] = []
-    masker = secrets.new_masker()
-    for parent, _, names in os.walk(source, onerror=lambda error: problems.append(str(error))):
-        folder = target / Path(parent).relative_to(source)
-        try:
-            make_private_folder(folder)
-        except OSError as error:
-            problems.append(str(error))
-            continue
-        for name in names:
-            try:
-                _copy_masked(Path(parent, name), folder / name, masker)
-            except OSError as error:
-                problems.append(str(error))
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    return problems
-    return problems
-
-
-def _copy_masked(source: Path, target: Path, masker: Masker) -> None:
-    if not stat.S_ISREG(os.lstat(source).st_mode):
-        return
-    with open(os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as reader:
-        if not stat.S_ISREG(os.fstat(reader.fileno()).st_mode):
-            return
-        target.unlink(missing_ok=True)
-        with open(append_private(target, os.O_EXCL), "wb", buffering=0) as writer:
-            try:
-                while chunk := reader.read(_CHUNK_SIZE):
-                    _write_all(writer, masker.feed(chunk))
-            finally:
-                rest = masker.flush()  # also after an error, so that the next file does not begin with it
-            _write_all(writer, rest)
-
-
-def _write_all(file: FileIO, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]
 
 
 def read_masked_end(path: Path, size: int, secrets: SecretMask) -> str:

@@ -211,6 +211,7 @@ def _make_services(
         open_url=lambda port: tunnels.enter_context(modal.forward(port)).url,
         lost_places=container_places,
         create_files=lambda: unpack_mounts(archives, volumes.paths),
+        commit_logs=volumes.commit_run_folder,
     )
 
 
@@ -304,6 +305,7 @@ def _run_worker(
         report_locally=lambda text: _report(f"rank {config.rank}: {text}"),
         lost_places=container_places,
         create_files=lambda: unpack_mounts(archives, volumes.paths),
+        commit_logs=volumes.commit_run_folder,
     )
 
     def request_stop(reason: StopReason) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from skyrl_modal.container.cluster_readiness import start_timeout
-from skyrl_modal.container.environment import run_environment, secret_values
+from skyrl_modal.container.environment import ray_session_folder, run_environment, secret_values
 from skyrl_modal.container.events import (
     ChildExited,
     Event,
@@ -19,11 +19,12 @@ from skyrl_modal.container.events import (
     StopRequested,
 )
 from skyrl_modal.container.failures import StartError, describe_error
+from skyrl_modal.container.log_keeper import LogKeeper
 from skyrl_modal.container.masked_logs import append_private, make_private_folder
 from skyrl_modal.container.masking import SecretMask
 from skyrl_modal.container.process_tree import ProcessScope, reap_orphans
 from skyrl_modal.container.rank_connections import Connection, connect_to_rank_zero
-from skyrl_modal.container.ray_node import RayFolders, RayNode, ray_session_folder, require_ray
+from skyrl_modal.container.ray_node import RayFolders, RayNode, require_ray
 from skyrl_modal.container.unsaved_files import LostPlaces, UnsavedFilesReport
 from skyrl_modal.container.workdir import prepare_workdir
 from skyrl_modal.event_queue import EventQueue
@@ -62,6 +63,7 @@ class RankWorker:
         report_locally: Receives the messages while rank 0 is not connected.
         create_files: Creates the mounted files, and returns a message about it; None if they exist already.
         lost_places: Returns the folders whose new files are lost with the run; None if there are none.
+        commit_logs: Saves the run's folder on its volume while the command runs; None if that is not needed.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class RankWorker:
         report_locally: Callable[[str], None],
         create_files: Callable[[], str | None] | None = None,
         lost_places: LostPlaces | None = None,
+        commit_logs: Callable[[], None] | None = None,
     ) -> None:
         self._job = job
         self._config = config
@@ -80,7 +83,9 @@ class RankWorker:
         self._secrets = SecretMask(secret_values(job, config, run_environment(job, config)))
         self._unsaved_files = UnsavedFilesReport(job, lost_places)
         self._events: EventQueue[Event] = EventQueue()
-        self._folders = RayFolders(ray_session_folder(config), RunFolder(job.run_folder).rank_logs(config.rank))
+        self._logs = RunFolder(job.run_folder).rank_logs(config.rank)
+        self._commit_logs = commit_logs
+        self._keeper: LogKeeper | None = None
         self._node: RayNode | None = None
         self._starts = 0
         self._head: Connection | None = None
@@ -111,7 +116,7 @@ class RankWorker:
         """Connect to rank 0 and follow its requests to the end. No process of this rank is left afterwards."""
         scope = ProcessScope()
         try:
-            make_private_folder(self._folders.logs)
+            make_private_folder(self._logs)
             if self._connect():
                 self._follow_head()
         except StartError as error:
@@ -121,6 +126,8 @@ class RankWorker:
         finally:
             self._end_ray()
             scope.terminate()
+            if self._keeper is not None:
+                self._keeper.close()
             unsaved = self._unsaved_files.find()
             if unsaved.text:
                 self.report(unsaved.text)
@@ -201,11 +208,14 @@ class RankWorker:
                     self.close()
                     self._head = None
                     self.report("lost the connection to rank 0: its container or supervisor exited")
+                    self._record_failure()
                     return
                 case RayNodeExited(start, returncode) if self._node is not None and self._node.start == start:
                     self.report(f"`ray start` exited with code {returncode}")
                     self._send(RayExited(returncode, self._node.log_tail(), self._node.is_stopped))
-                case HeadMessageReceived(Shutdown()):
+                case HeadMessageReceived(Shutdown(is_failed)):
+                    if is_failed:
+                        self._record_failure()
                     return
                 case HeadMessageReceived(message):
                     self._handle(message)
@@ -218,7 +228,9 @@ class RankWorker:
                     self._start_ray(message)
                 except StartError as error:
                     self._send(RankFailed(error.failure.cause, self._secrets.mask_text(error.failure.text)))
-            case StopRay():
+            case StopRay(is_failed):
+                if is_failed:
+                    self._record_failure()
                 self._end_ray()
                 self._send(RayStopped())
 
@@ -228,25 +240,33 @@ class RankWorker:
         env = {**run_environment(job, config), **message.env}
         ray = require_ray(job.ray or RayOptions(), env)
         self._starts += 1
+        keeper = self._keeper = self._keeper or LogKeeper(
+            self._logs, config, self._secrets, note=self._log, commit=self._commit_logs
+        )
         self._node = RayNode(
             job,
             config,
             ray,
             env,
-            self._folders,
+            RayFolders(ray_session_folder(config), keeper.begin(message.attempt)),
             start=self._starts,
             put=self._events.put,
             secrets=self._secrets,
+            keep_logs=keeper.collect,
         )
         self._log(f"starting a Ray node that joins {message.head_address}")
         self._node.start_worker(message.head_address)
 
     def _end_ray(self) -> None:
         if self._node is not None:
-            self._node.end(self.report)
+            self._node.end()
             self._node = None
 
     # -- reports -----------------------------------------------------------------------------------------------------
+
+    def _record_failure(self) -> None:
+        if self._keeper is not None:
+            self._keeper.record_failure()
 
     def _send(self, message: RankMessage) -> None:
         if self._head is not None:
@@ -262,6 +282,6 @@ class RankWorker:
 
     def _log(self, text: str) -> None:
         """Write a message, masked, to this rank's own log."""
-        path = self._folders.logs / SUPERVISOR_LOG
+        path = self._logs / SUPERVISOR_LOG
         with contextlib.suppress(OSError), open(append_private(path), "a", encoding="utf-8") as log:
             log.write(f"{self._secrets.mask_text(text)}\n")

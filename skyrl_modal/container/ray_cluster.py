@@ -6,6 +6,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from skyrl_modal.container.cluster_readiness import (
     incomplete_cluster,
@@ -44,22 +45,17 @@ from skyrl_modal.protocol.messages import (
     LogLine,
     RankFailed,
     RayExited,
-    RayStopped,
     Shutdown,
     StartRay,
     StopRay,
     StopRequest,
 )
 from skyrl_modal.protocol.rank_config import RankConfig
-from skyrl_modal.protocol.run_folder import RunFolder
-from skyrl_modal.protocol.state import FailureCause, StopReason
+from skyrl_modal.protocol.state import FailureCause
 
-#: Seconds in which a rank has to stop its Ray between two attempts.
-RAY_STOP_TIMEOUT = 30.0
-#: Seconds in which a rank has to save its logs, commit its volumes and exit.
-RANK_EXIT_TIMEOUT = 120.0
-#: Seconds that a run waits at its end for ranks that have not joined, since they try to connect until they give up.
-LATE_RANK_TIMEOUT = 30.0
+if TYPE_CHECKING:
+    from skyrl_modal.container.log_keeper import LogKeeper
+
 #: Number of times that a lost Ray node is started again in one attempt, with ``on_worker_loss="wait"``.
 MAX_NODE_RESTARTS = 3
 
@@ -72,14 +68,14 @@ class ClusterServices:
         events: The supervisor's events.
         report: Receives messages.
         open_url: Returns a URL by which a port of this node's 127.0.0.1 can be reached.
-        folder: The run's folder.
+        keeper: Returns what keeps the logs of rank 0.
         secrets: The values to mask in the logs that are kept.
     """
 
     events: EventRouter
     report: Report
     open_url: Callable[[int], str]
-    folder: RunFolder
+    keeper: Callable[[], LogKeeper]
     secrets: SecretMask
 
 
@@ -106,6 +102,7 @@ class RayCluster:
         self._report = services.report
         self._node: RayNode | None = None
         self._starts = 0
+        self._attempt = 1
         self._cluster = ClusterNodes(version="", nodes=())
         self._restarts = dict.fromkeys(range(1, config.nodes), 0)
         self._started_ranks: set[int] = set()
@@ -179,13 +176,17 @@ class RayCluster:
 
     # -- start -------------------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
+    def start(self, attempt: int) -> None:
         """Wait until all ranks have joined, and Ray runs on them with the requested resources.
+
+        Args:
+            attempt: Number of the attempt for which it is started.
 
         Raises:
             StartError: Something is missing, or did not start in time.
             RunStopped: The run was asked to stop.
         """
+        self._attempt = attempt
         timeout = start_timeout(self._job)
         deadline = time.monotonic() + timeout
         with contextlib.ExitStack() as slots:
@@ -210,10 +211,18 @@ class RayCluster:
         self._restarts = dict.fromkeys(self._restarts, 0)
         self._started_ranks, self._early_ranks = set(), set()
         self._starts += 1
-        folders = RayFolders(ray_session_folder(config), services.folder.rank_logs(0))
+        keeper = services.keeper()
         put: Callable[[RayEvent], None] = self._events.put
         self._node = RayNode(
-            self._job, config, ray, self.env, folders, start=self._starts, put=put, secrets=services.secrets
+            self._job,
+            config,
+            ray,
+            self.env,
+            RayFolders(ray_session_folder(config), keeper.begin(self._attempt)),
+            start=self._starts,
+            put=put,
+            secrets=services.secrets,
+            keep_logs=keeper.collect,
         )
         self._node.start_head()
         self.env["RAY_ADDRESS"] = self._node.address
@@ -223,7 +232,7 @@ class RayCluster:
     def _start_worker(self, rank: int) -> None:
         if self._server is not None and self._node is not None:
             env = {name: self.env[name] for name in ("MASTER_ADDR", "MASTER_PORT")}
-            self._server.send(rank, StartRay(self._node.address, env))
+            self._server.send(rank, StartRay(self._node.address, env, self._attempt))
             self._started_ranks.add(rank)
             if not self._cluster.nodes:
                 self._early_ranks.add(rank)
@@ -340,57 +349,31 @@ class RayCluster:
         """End a Ray that the next attempt cannot use: one that has exited, and any on several nodes."""
         if self._node is None or (self._config.nodes == 1 and self._node.exit_summary is None):
             return
-        self._end_ranks(StopRay())
+        self._end_ranks(StopRay(is_failed=True))
 
-    def end(self) -> None:
-        """End Ray and wait until the other ranks have saved their logs, committed their volumes and exited."""
-        self._end_ranks(Shutdown())
-        if self._server is not None:
-            self._end_late_ranks(self._server)
-            self._server.close()
+    def end(self, *, is_failed: bool) -> None:
+        """End Ray and wait until the other ranks have saved their logs, committed their volumes and exited.
+
+        Args:
+            is_failed: Whether the last attempt has failed.
+        """
+        self._end_ranks(Shutdown(is_failed))
         if self._master_port_claim is not None:
             self._master_port_claim.close()
 
     def _end_ranks(self, request: StopRay | Shutdown) -> None:
         """Send a request to the other ranks, end this node meanwhile, and wait until each has complied."""
-        ranks = self._connected_ranks
-        if self._server is not None:
-            self._server.send_all(request)
+        ranks, server = self._connected_ranks, self._server
+        if server is not None:
+            server.send_all(request)
         if self._node is not None:
-            self._node.end(self._report)
+            self._node.end()
             self._node = None
-        self._wait_for_ranks(ranks, request)
+        if server is not None:
+            from skyrl_modal.container.rank_shutdown import RankShutdown  # imported here: most runs have one rank
 
-    def _end_late_ranks(self, server: RankServer) -> None:
-        """Wait for the ranks that have not joined yet, and end them."""
-        deadline = time.monotonic() + LATE_RANK_TIMEOUT
-        while late := server.never_joined_ranks:
-            event = self._events.wait_for(
-                lambda event: isinstance(event, RankEvent) or event == StopRequested(StopReason.KILL), deadline
-            )
-            if isinstance(event, DeadlineReached | StopRequested):
-                labels = ", ".join(self._config.rank_label(rank) for rank in sorted(late))
-                self._report(f"not joined, and no longer waited for: {labels}")
-                break
-        server.send_all(Shutdown())
-        self._wait_for_ranks(server.connected_ranks, Shutdown())
-
-    def _wait_for_ranks(self, ranks: set[int], request: StopRay | Shutdown) -> None:
-        """Wait until each rank has complied with a request, or disconnected.
-
-        Other events of ranks are dropped, since they belong to the Ray that is ended. Stop requests stay in the queue.
-        """
-        is_stop = isinstance(request, StopRay)
-        timeout, what = (RAY_STOP_TIMEOUT, "stop its Ray") if is_stop else (RANK_EXIT_TIMEOUT, "exit")
-        deadline = time.monotonic() + timeout
-        while ranks:
-            match self._events.wait_for(lambda event: isinstance(event, RankEvent), deadline):
-                case DeadlineReached():
-                    for rank in sorted(ranks):
-                        label = self._config.rank_label(rank)
-                        self._report(f"{label} did not {what} within {timeout:g} s; no longer waiting for it")
-                    return
-                case RankDisconnected(rank):
-                    ranks.discard(rank)
-                case RankMessageReceived(rank, RayStopped()) if is_stop:
-                    ranks.discard(rank)
+            shutdown = RankShutdown(self._config, self._events, self._report)
+            shutdown.wait_for_ranks(ranks, request)
+            if isinstance(request, Shutdown):
+                shutdown.end_late_ranks(server, request)
+                server.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import threading
@@ -12,7 +11,7 @@ from pathlib import Path
 from skyrl_modal.container.environment import gpus_per_node, ray_environment, with_ray_token
 from skyrl_modal.container.events import ClusterChanged, ClusterNodes, RayEvent, RayNodeExited, ReadinessProbeFailed
 from skyrl_modal.container.failures import Failure, StartError
-from skyrl_modal.container.masked_logs import MaskedLog, copy_masked_tree, make_private_folder, read_masked_end
+from skyrl_modal.container.masked_logs import MaskedLog, make_private_folder, read_masked_end
 from skyrl_modal.container.masking import SecretMask
 from skyrl_modal.container.process import ChildProcess
 from skyrl_modal.container.process_tree import descendants, terminate_all
@@ -24,8 +23,8 @@ from skyrl_modal.protocol.codec import from_json
 from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.exit_codes import exit_code_of
 from skyrl_modal.protocol.job import Job, RayOptions
+from skyrl_modal.protocol.kept_logs import RAY_START_LOG
 from skyrl_modal.protocol.rank_config import RankConfig
-from skyrl_modal.protocol.run_folder import RAY_START_LOG
 from skyrl_modal.protocol.state import FailureCause
 
 _LOG_TAIL_LINES = 12
@@ -48,7 +47,7 @@ class RayFolders:
 
     Attributes:
         session: Ray's temporary folder. It contains sockets, so its path must be short.
-        logs: The folder of this rank's logs, which are kept.
+        logs: The folder in which the logs of this start are kept.
     """
 
     session: Path
@@ -58,11 +57,6 @@ class RayFolders:
     def start_log(self) -> Path:
         """The file that receives what ``ray start`` prints."""
         return self.logs / RAY_START_LOG
-
-
-def ray_session_folder(config: RankConfig) -> Path:
-    """Return Ray's temporary folder on this rank."""
-    return Path(config.ray_folder or Path(os.environ.get("TMPDIR", "/tmp")) / "ray")
 
 
 def require_ray(options: RayOptions, env: Mapping[str, str]) -> RayInstallation:
@@ -134,6 +128,7 @@ class RayNode:
         start: Number of this start of Ray, which its events carry.
         put: Receives the events, from threads.
         secrets: The values to mask in the logs that are kept.
+        keep_logs: Copies what is new in Ray's logs.
 
     Attributes:
         start: Number of this start of Ray.
@@ -152,6 +147,7 @@ class RayNode:
         start: int,
         put: Callable[[RayEvent], None],
         secrets: SecretMask,
+        keep_logs: Callable[[], None],
     ) -> None:
         self._options = options = job.ray or RayOptions()
         self._config = config
@@ -163,6 +159,7 @@ class RayNode:
         self._folders = folders
         self._put = put
         self._secrets = secrets
+        self._keep_logs = keep_logs
         self._log: MaskedLog | None = None
         self._claims: list[socket.socket] = []
         self._child: ChildProcess | None = None
@@ -248,7 +245,7 @@ class RayNode:
         return port
 
     def _open_log(self) -> MaskedLog:
-        make_private_folder(self._folders.logs)
+        make_private_folder(self._folders.start_log.parent)
         self._log = MaskedLog(self._folders.start_log, self._secrets)
         return self._log
 
@@ -308,12 +305,8 @@ class RayNode:
                 parts.append(f"{path.name}:\n" + "\n".join(f"  {line}" for line in lines))
         return "\n".join(parts) or "(Ray printed nothing)"
 
-    def end(self, report: Callable[[str], None]) -> None:
-        """End all processes of this node and keep Ray's logs.
-
-        Args:
-            report: Receives a message if the logs cannot be kept.
-        """
+    def end(self) -> None:
+        """End all processes of this node and keep Ray's logs."""
         if self._probe is not None:
             if self._probe.stdin is not None:
                 self._probe.stdin.close()  # the probe exits
@@ -332,10 +325,7 @@ class RayNode:
             self._log.join()
         for claim in self._claims:
             claim.close()
-        if self._session_logs.is_dir():
-            problems = copy_masked_tree(self._session_logs, self._folders.logs, self._secrets)
-            if problems:
-                report(f"some of Ray's logs could not be kept: {problems[0]}")
+        self._keep_logs()
 
     @property
     def _session_logs(self) -> Path:

@@ -42,7 +42,7 @@ class SingleNode:
         port, self._port_claim = claim_master_port(config)
         self.env = {**env, "MASTER_ADDR": config.addresses[0], "MASTER_PORT": str(port)}
 
-    def start(self) -> None:
+    def start(self, attempt: int) -> None:
         """Return: there is nothing to wait for."""
 
     def check_gpus(self) -> None:
@@ -62,7 +62,7 @@ class SingleNode:
     def end_attempt(self) -> None:
         """Return: there is nothing that the next attempt cannot use."""
 
-    def end(self) -> None:
+    def end(self, *, is_failed: bool) -> None:
         """Release the port of the run."""
         if self._port_claim is not None:
             self._port_claim.close()

@@ -8,6 +8,7 @@ therefore not delay a timeout.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -37,8 +38,14 @@ from skyrl_modal.protocol.status import StatusRecord
 TYPE_CHECKING = False  # the same as in typing, whose import takes time
 
 if TYPE_CHECKING:
+    from skyrl_modal.container.log_keeper import LogKeeper
     from skyrl_modal.container.ray_cluster import RayCluster
     from skyrl_modal.container.replacement import Replacement
+
+#: Seconds after the start of a command without Ray from which its logs are followed. Most short commands have none.
+LOG_DELAY = 1.0
+#: States of an attempt after which what the machine reports is kept.
+_FAILED_STATES = (RunState.FAILED, RunState.TIMED_OUT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +58,7 @@ class SupervisorServices:
         open_url: Returns a URL by which a port of this machine's 127.0.0.1 can be reached.
         create_files: Creates the mounted files, and returns a message about it; None if they exist already.
         lost_places: Returns the folders whose new files are lost with the run; None if there are none.
+        commit_logs: Saves the run's folder on its volume while the command runs; None if that is not needed.
         replace_container: Requests another container for this one, whose GPUs do not work; None if there is no other.
     """
 
@@ -59,6 +67,7 @@ class SupervisorServices:
     open_url: Callable[[int], str] = "http://127.0.0.1:{}".format
     create_files: Callable[[], str | None] | None = None
     lost_places: LostPlaces | None = None
+    commit_logs: Callable[[], None] | None = None
     replace_container: Callable[[], Replacement] | None = None
 
 
@@ -100,6 +109,8 @@ class Supervisor:
         self._cluster: RayCluster | SingleNode | None = None
         self._attempt: CommandAttempt | None = None
         self._unsaved_files = UnsavedFilesReport(job, services.lost_places)
+        self._keeper: LogKeeper | None = None
+        self._keeper_lock = threading.Lock()
 
     # -- called from other threads and signal handlers ---------------------------------------------------------------
 
@@ -117,8 +128,10 @@ class Supervisor:
         """Run to the end and return the result, which is also written to result.json."""
         started_at, begin = datetime.now(UTC), time.monotonic()
         self._scope = ProcessScope()
+        is_failed = True
         try:
             outcome = self._run_attempts(begin)
+            is_failed = outcome.state in _FAILED_STATES
         except RunStopped as stopped:
             outcome = self._outcome_of_stop(stopped.reason)
         except StartError as error:
@@ -129,7 +142,7 @@ class Supervisor:
         finally:
             if self._start_timer is not None:
                 self._start_timer.stop()
-            self._tear_down(self._scope)
+            self._tear_down(self._scope, is_failed=is_failed)
         unsaved = self._report_unsaved_files(outcome)
         self._output.finish()
         result = RunResultRecord(
@@ -172,7 +185,7 @@ class Supervisor:
         while True:
             if not cluster.is_started:
                 self._set_state(RunState.PREPARING)
-                cluster.start()
+                cluster.start(self._attempts + 1)
             cluster.check_gpus()
             outcome = self._run_attempt(cluster, total_deadline)
             is_late = total_deadline is not None and time.monotonic() >= total_deadline
@@ -233,7 +246,7 @@ class Supervisor:
             events=self._events,
             report=self._report,
             open_url=self._services.open_url,
-            folder=self._folder,
+            keeper=self._log_keeper,
             secrets=self._secrets,
         )
         return RayCluster(self._job, self._config, dict(self._env), services)
@@ -255,7 +268,35 @@ class Supervisor:
             processes=self._command_processes,
         )
         self._attempt = CommandAttempt(job, env, services, total_deadline=total_deadline)
-        return self._attempt.run()
+        timer = threading.Timer(LOG_DELAY if job.ray is None else 0.0, self._keep_logs)
+        timer.daemon = True
+        timer.start()
+        try:
+            outcome = self._attempt.run()
+        finally:
+            timer.cancel()
+            timer.join()
+        if outcome.state in _FAILED_STATES:
+            self._keep_logs().record_failure()
+        return outcome
+
+    # -- logs --------------------------------------------------------------------------------------------------------
+
+    def _log_keeper(self) -> LogKeeper:
+        """Return what keeps the logs of this rank. It is created, and its modules are loaded, at the first call."""
+        with self._keeper_lock:
+            if self._keeper is None:
+                from skyrl_modal.container.log_keeper import LogKeeper
+
+                folder, commit = self._folder.rank_logs(0), self._services.commit_logs
+                self._keeper = LogKeeper(folder, self._config, self._secrets, note=self._log, commit=commit)
+            return self._keeper
+
+    def _keep_logs(self) -> LogKeeper:
+        """Keep the logs of the present attempt from now on."""
+        keeper = self._log_keeper()
+        keeper.begin(self._attempts)
+        return keeper
 
     # -- processes ---------------------------------------------------------------------------------------------------
 
@@ -277,10 +318,14 @@ class Supervisor:
         processes = set() if self._scope is None else self._scope.processes()
         return processes if self._cluster is None else processes - self._cluster.processes
 
-    def _tear_down(self, scope: ProcessScope) -> None:
+    def _tear_down(self, scope: ProcessScope, *, is_failed: bool) -> None:
+        if is_failed and self._keeper is not None:
+            self._keeper.record_failure()
         if self._cluster is not None:
-            self._cluster.end()
+            self._cluster.end(is_failed=is_failed)
         refused = scope.terminate()
+        if self._keeper is not None:
+            self._keeper.close()
         if refused:
             self._report(f"these processes of other users are still running and cannot be ended: {sorted(refused)}")
         self._reap()
@@ -305,13 +350,17 @@ class Supervisor:
     def _report(self, text: str, cause: FailureCause | None = None) -> None:
         text = self._secrets.mask_text(text)
         self._services.emit(MessageEvent(text, cause=cause))
+        self._log(text)
+
+    def _log(self, text: str) -> None:
+        """Write a message, masked, to the log of the supervisor."""
         from skyrl_modal.container.masked_logs import append_private, make_private_folder  # most runs have no message
 
         with contextlib.suppress(OSError):  # the message was passed to the caller; a full disk must not end the run
             folder = self._folder.rank_logs(0)
             make_private_folder(folder)
             with open(append_private(folder / SUPERVISOR_LOG), "a", encoding="utf-8") as log:
-                log.write(f"{text}\n")
+                log.write(f"{self._secrets.mask_text(text)}\n")
 
 
 def _mask_job(job: Job, secrets: SecretMask) -> Job:

@@ -17,20 +17,34 @@ class StartRay:
     Attributes:
         head_address: HOST:PORT of the head.
         env: Variables that rank 0 has chosen for the whole cluster.
+        attempt: Number of the attempt, for the logs that are kept.
     """
 
     head_address: str
     env: Mapping[str, str] = field(default_factory=dict)
+    attempt: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class StopRay:
-    """Stop the Ray node, and answer with RayStopped."""
+    """Stop the Ray node, and answer with RayStopped.
+
+    Attributes:
+        is_failed: Whether the attempt has failed, so that what the machine reports is of use.
+    """
+
+    is_failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Shutdown:
-    """Stop everything on this rank, save its logs and volumes, and close the connection."""
+    """Stop everything on this rank, save its logs and volumes, and close the connection.
+
+    Attributes:
+        is_failed: Whether the last attempt has failed.
+    """
+
+    is_failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

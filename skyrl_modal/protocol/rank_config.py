@@ -56,6 +56,7 @@ class RankConfig:
         env: Variables of this node only.
         has_modal_runtime: Whether Modal started this process, so that the command must not inherit its runtime.
         has_no_internet: Whether this node can reach the other ranks only.
+        shares_tmp: Whether /tmp is that of the machine, which other runs use too.
     """
 
     rank: int = 0
@@ -74,6 +75,7 @@ class RankConfig:
     env: Mapping[str, str] = field(default_factory=dict)
     has_modal_runtime: bool = False
     has_no_internet: bool = False
+    shares_tmp: bool = False
 
     @property
     def address(self) -> str:

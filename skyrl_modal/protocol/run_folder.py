@@ -29,10 +29,9 @@ OUTPUT_FILE = "output.log"
 OUTPUT_END_FILE = "output.end"
 #: Number of bytes of output.log in it at most.
 OUTPUT_END_BYTES = 256 << 10
-#: Folder with one folder per rank, which holds the logs of its supervisor and of its Ray.
-RAY_FOLDER = "ray"
+#: Folder with one folder per rank, which holds its logs: those of its supervisor, of Ray, SkyRL and the machine.
+LOGS_FOLDER = "logs"
 SUPERVISOR_LOG = "supervisor.log"
-RAY_START_LOG = "start.log"
 
 #: The largest record that is read. The largest one written contains a command of at most 24 MiB, variables (Linux
 #: limits those of a program to 2 MiB together), and the names of many included files.
@@ -79,14 +78,9 @@ class RunFolder:
         """The file with the command's output."""
         return self.path / OUTPUT_FILE
 
-    @property
-    def ray_logs(self) -> Path:
-        """The folder with a folder of logs for each rank."""
-        return self.path / RAY_FOLDER
-
     def rank_logs(self, rank: int) -> Path:
         """Return the folder with the logs of a rank."""
-        return self.ray_logs / str(rank)
+        return self.path / LOGS_FOLDER / str(rank)
 
     def create(self) -> None:
         """Create the folder. Other users may not enter it: output and records may be confidential."""

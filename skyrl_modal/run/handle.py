@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from skyrl_modal.protocol.events import RunEvent
     from skyrl_modal.protocol.result import RunResultRecord
     from skyrl_modal.protocol.state import RunState
+    from skyrl_modal.run.kept_logs import KeptLog
     from skyrl_modal.run.output_reader import OutputReader
     from skyrl_modal.run.result import RunResult
 
@@ -174,9 +175,8 @@ class Run:
         Args:
             follow: Whether to continue until the run has ended.
             tail: Number of existing lines to return; followed lines are always returned. None for all.
-            rank: Return the logs of this rank's supervisor and Ray instead of the command's output: the files of the
-                run's folder ``ray/RANK``, each after a line with its name. Ray's logs are stored when the rank ends.
-                Dumps of Ray's internal state are left out.
+            rank: Return the kept logs of this rank instead of the command's output, each after a line with its name.
+                ``kept_logs`` lists them. Dumps of Ray's internal state are left out.
 
         Raises:
             RunLost: The run has ended, and its output does not exist any more, for example because its volume was
@@ -202,14 +202,42 @@ class Run:
             if rank is None:
                 yield from self._output(warnings.warn).read(follow=follow, tail=tail)
             else:
-                from skyrl_modal.run.rank_logs import read_rank_logs
+                from skyrl_modal.run.kept_logs import list_kept_logs, read_logs
                 from skyrl_modal.spec.fields import check_whole_number
 
                 check_whole_number("rank", rank, 0, self.job.nodes - 1)
                 if follow:
-                    message = "a rank's logs are stored when it ends; omit follow, or omit rank"
+                    message = "the logs of a rank cannot be followed; omit follow, or omit rank"
                     raise SpecError("follow", follow, message)
-                yield from read_rank_logs(self._execution, rank, tail)
+                logs = list_kept_logs(self._execution, rank=rank)
+                if not logs:
+                    raise FileNotFoundError(f"rank {rank} has stored no logs")
+                yield from read_logs(logs, tail)
+
+    @translate_system_errors()
+    def kept_logs(self, *, rank: int | None = None, attempt: int | None = None, pattern: str = "*") -> list[KeptLog]:
+        """Return the logs that are kept in the run's folder: of its supervisors, of Ray, SkyRL and the machine.
+
+        They are sorted by rank, attempt and name. While the run is active, they contain what has been stored until now:
+        on this machine what was written some seconds ago, and on Modal what was committed.
+
+        Args:
+            rank: Those of this rank; None for all.
+            attempt: Those of this attempt; None for all.
+            pattern: Those whose name matches a pattern of ``fnmatch``, such as ``ray/worker-*.err``.
+
+        Raises:
+            SpecError: There is no such rank.
+            PathNotFound: No logs are stored, or not yet. It is also a FileNotFoundError.
+            BackendUnavailable: The backend cannot answer now.
+        """
+        from skyrl_modal.run.kept_logs import list_kept_logs
+
+        if rank is not None:
+            from skyrl_modal.spec.fields import check_whole_number
+
+            check_whole_number("rank", rank, 0, self.job.nodes - 1)
+        return list_kept_logs(self._execution, rank=rank, attempt=attempt, pattern=pattern)
 
     def _output(self, warn: Callable[[str], object]) -> OutputReader:
         from skyrl_modal.run.output_reader import OutputReader

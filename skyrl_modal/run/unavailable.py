@@ -8,9 +8,9 @@ from skyrl_modal.errors import BackendUnavailable
 from skyrl_modal.protocol.state import RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from skyrl_modal.backends.base import Handle
+    from skyrl_modal.backends.base import Handle, StoredFile
     from skyrl_modal.protocol.events import RunEvent
     from skyrl_modal.protocol.result import RunResultRecord
 
@@ -53,7 +53,11 @@ class UnavailableExecution:
         """Raise BackendUnavailable."""
         self._fail()
 
-    def read_files(self, folder: str) -> Iterator[tuple[str, bytes]]:
+    def list_files(self, folder: str) -> Sequence[StoredFile]:
+        """Raise BackendUnavailable."""
+        self._fail()
+
+    def read_file(self, path: str) -> bytes:
         """Raise BackendUnavailable."""
         self._fail()
 

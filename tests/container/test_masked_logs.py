@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import stat
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from skyrl_modal.container.masked_logs import MaskedLog, copy_masked_tree, make_private_folder, read_masked_end
+from skyrl_modal.container.masked_logs import MaskedLog, make_private_folder, read_masked_end
 from skyrl_modal.container.masking import SecretMask
 
 SECRETS = SecretMask(["s3cret-value"])
@@ -61,50 +60,6 @@ def test_a_log_does_not_follow_a_link(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="symbolic link"):
         MaskedLog(tmp_path / "start.log", SECRETS)
     assert not (tmp_path / "other").exists()
-
-
-def test_trees_are_copied_masked(tmp_path: Path) -> None:
-    """Regular files are copied and masked; links, pipes and sockets are not, and modes are those of private files."""
-    source, target = tmp_path / "logs", tmp_path / "kept"
-    (source / "old").mkdir(parents=True)
-    (source / "worker-1.out").write_bytes(b"s3cret-value " * 200_000)
-    (source / "worker-1.err").write_text("s3cret-")
-    (source / "worker-2.err").write_text("value")
-    (source / "old" / "x").write_text("a\ns3cret-value")
-    (source / "link").symlink_to("/etc/passwd")
-    (source / "folder").symlink_to(source / "old")
-    os.mkfifo(source / "pipe")
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(os.path.relpath(source / "socket"))
-    target.mkdir(mode=0o755)
-    (target / "worker-2.err").write_text("from the first attempt")
-
-    assert copy_masked_tree(source, target, SECRETS) == []
-
-    kept = {path.relative_to(target).as_posix(): path.read_bytes() for path in target.rglob("*") if path.is_file()}
-    assert kept == {
-        "worker-1.out": b"******** " * 200_000,
-        "worker-1.err": b"s3cret-",
-        "worker-2.err": b"value",
-        "old/x": b"a\n********",
-    }
-    assert {mode(path) for path in target.rglob("*") if path.is_file()} == {0o600}
-    assert mode(target) == mode(target / "old") == 0o700
-
-
-def test_problems_of_a_copy_are_returned(tmp_path: Path) -> None:
-    """A file that cannot be copied is reported, and the others are copied."""
-    source, target = tmp_path / "logs", tmp_path / "kept"
-    source.mkdir()
-    (source / "a").write_text("a")
-    (source / "b").write_text("b")
-    (target / "a").mkdir(parents=True)
-
-    problems = copy_masked_tree(source, target, SECRETS)
-
-    assert len(problems) == 1
-    assert str(target / "a") in problems[0]
-    assert (target / "b").read_text() == "b"
 
 
 def test_the_end_of_a_log_has_no_part_of_a_value(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from skyrl_modal.container.events import (
     StopRequested,
 )
 from skyrl_modal.container.failures import RunStopped, StartError
+from skyrl_modal.container.log_keeper import LogKeeper
 from skyrl_modal.container.masking import SecretMask
 from skyrl_modal.container.rank_connections import Connection, connect_to_rank_zero
 from skyrl_modal.container.ray_cluster import ClusterServices, RayCluster
@@ -29,7 +30,6 @@ from skyrl_modal.container.start_slots import claim_start_slots
 from skyrl_modal.protocol.job import Job, RayOptions, WorkerLossPolicy
 from skyrl_modal.protocol.messages import Hello, LogLine, RankFailed, RayExited, StopRequest
 from skyrl_modal.protocol.rank_config import RankConfig
-from skyrl_modal.protocol.run_folder import RunFolder
 from skyrl_modal.protocol.state import FailureCause, StopReason
 from tests.container.records import TOKENS, make_cluster, make_job
 
@@ -46,7 +46,7 @@ class Rank0:
             events=self.events,
             report=lambda text, cause=None: self.messages.append(text),
             open_url=str,
-            folder=RunFolder(job.run_folder),
+            keeper=lambda: LogKeeper(Path(job.run_folder, "logs"), config, SecretMask(), note=self.messages.append),
             secrets=SecretMask(),
         )
         self.cluster = RayCluster(job, config, {"PATH": "/nonexistent"}, services)
@@ -76,7 +76,7 @@ def join(tmp_path: Path) -> Iterator[Callable[..., tuple[Rank0, Connection]]]:
                 cancelled=threading.Event(),
             )
             assert connection is not None
-            stack.callback(rank0.cluster.end)
+            stack.callback(rank0.cluster.end, is_failed=False)
             stack.callback(connection.close)
             return rank0, connection
 
@@ -87,7 +87,7 @@ def test_cluster_without_ray_starts_when_all_joined(join: Callable[..., tuple[Ra
     """Without Ray, the command starts when every rank is connected."""
     rank0, _ = join()
 
-    rank0.cluster.start()
+    rank0.cluster.start(1)
 
     assert rank0.cluster.is_started
     assert len(rank0.messages) == 1
@@ -109,11 +109,11 @@ def test_stop_while_ranks_are_missing(tmp_path: Path) -> None:
     rank0 = Rank0(make_job(tmp_path, nodes=2), make_cluster(2))
     rank0.events.put(StopRequested(StopReason.CONTAINER_ENDING))
     with pytest.raises(RunStopped) as caught:
-        rank0.cluster.start()
+        rank0.cluster.start(1)
     assert caught.value.reason is StopReason.CONTAINER_ENDING
 
     rank0.events.put(StopRequested(StopReason.KILL))
-    rank0.cluster.end()
+    rank0.cluster.end(is_failed=False)
 
     assert rank0.messages == ["not joined, and no longer waited for: rank 1 (127.0.0.1)"]
 
@@ -138,12 +138,12 @@ def test_stop_while_waiting_for_other_runs(tmp_path: Path, used_slots: RankConfi
     rank0.events.put(StopRequested(StopReason.CALLER_EXITED))
 
     with pytest.raises(RunStopped) as caught:
-        rank0.cluster.start()
+        rank0.cluster.start(1)
 
     assert caught.value.reason is StopReason.CALLER_EXITED
     assert rank0.messages == ["waiting for other runs on this machine to start their Ray"]
     rank0.wait_for(CommandExited(0))
-    rank0.cluster.end()
+    rank0.cluster.end(is_failed=False)
 
 
 def test_wait_for_other_runs_is_bounded(tmp_path: Path, used_slots: RankConfig) -> None:
@@ -152,7 +152,7 @@ def test_wait_for_other_runs_is_bounded(tmp_path: Path, used_slots: RankConfig) 
     begin = time.monotonic()
 
     with pytest.raises(StartError) as caught:
-        rank0.cluster.start()
+        rank0.cluster.start(1)
 
     assert caught.value.failure.cause is FailureCause.RAY_NOT_INSTALLED
     assert time.monotonic() - begin >= 0.2
@@ -160,7 +160,7 @@ def test_wait_for_other_runs_is_bounded(tmp_path: Path, used_slots: RankConfig) 
         "waiting for other runs on this machine to start their Ray",
         "other runs are still starting their Ray after 0.2 s; starting this one too",
     ]
-    rank0.cluster.end()
+    rank0.cluster.end(is_failed=False)
 
 
 def test_missing_ray_is_a_start_error(tmp_path: Path) -> None:
@@ -168,11 +168,11 @@ def test_missing_ray_is_a_start_error(tmp_path: Path) -> None:
     rank0 = Rank0(make_job(tmp_path, ray=RayOptions()), make_cluster(1))
 
     with pytest.raises(StartError) as caught:
-        rank0.cluster.start()
+        rank0.cluster.start(1)
 
     assert caught.value.failure.cause is FailureCause.RAY_NOT_INSTALLED
     assert 'pip install "skyrl-modal[local]"' in caught.value.failure.summary
-    rank0.cluster.end()
+    rank0.cluster.end(is_failed=False)
 
 
 def test_lost_rank_fails_the_command(join: Callable[..., tuple[Rank0, Connection]]) -> None:

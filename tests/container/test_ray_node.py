@@ -118,11 +118,21 @@ def test_variables_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def node(tmp_path: Path) -> RayNode:
     """A node that was not started."""
     folders = RayFolders(tmp_path / "session", tmp_path / "logs")
-    folders.logs.mkdir()
+    folders.start_log.parent.mkdir(parents=True)
     (tmp_path / "session" / "session_latest" / "logs").mkdir(parents=True)
     job = make_job(tmp_path, ray=RayOptions())
     secrets = SecretMask(["s3cret"])
-    return RayNode(job, make_cluster(1), NEW_RAY, {}, folders, start=1, put=lambda event: None, secrets=secrets)
+    return RayNode(
+        job,
+        make_cluster(1),
+        NEW_RAY,
+        {},
+        folders,
+        start=1,
+        put=lambda event: None,
+        secrets=secrets,
+        keep_logs=lambda: None,
+    )
 
 
 @pytest.mark.parametrize("is_head", [True, False])
@@ -143,15 +153,27 @@ def test_ray_starts_in_the_workdir(tmp_path: Path, is_head: bool) -> None:
         if isinstance(event, RayNodeExited):
             exited.set()
 
-    node = RayNode(job, make_cluster(1), ray, env, folders, start=1, put=put, secrets=SecretMask([]))
+    kept: list[bool] = []
+    node = RayNode(
+        job,
+        make_cluster(1),
+        ray,
+        env,
+        folders,
+        start=1,
+        put=put,
+        secrets=SecretMask([]),
+        keep_logs=lambda: kept.append(exited.is_set()),
+    )
     if is_head:
         node.start_head()
     else:
         node.start_worker("127.0.0.1:6379")
     assert exited.wait(30)
-    node.end(pytest.fail)
+    node.end()
 
-    log = (tmp_path / "logs" / "start.log").read_text()
+    assert kept == [True]
+    log = (tmp_path / "logs" / "ray" / "start.log").read_text()
     assert f"{workdir}\n" in log
     assert "imported from the working directory" not in log
 
@@ -164,7 +186,7 @@ def test_log_tail_without_logs(node: RayNode) -> None:
 def test_log_tail(node: RayNode, tmp_path: Path) -> None:
     """The last twelve lines of each log are included, masked, without empty lines and the raylet's counters."""
     lines = [f"line {number}" for number in range(20)]
-    (tmp_path / "logs" / "start.log").write_text("\n\n".join(lines))
+    (tmp_path / "logs" / "ray" / "start.log").write_text("\n\n".join(lines))
     raylet = tmp_path / "session" / "session_latest" / "logs" / "raylet.err"
     raylet.write_text("the reason: s3cret\n" + "[state-dump] counter\n" * 100)
 
@@ -174,12 +196,3 @@ def test_log_tail(node: RayNode, tmp_path: Path) -> None:
         "raylet.err:",
         "  the reason: ********",
     ]
-
-
-def test_logs_are_kept(node: RayNode, tmp_path: Path) -> None:
-    """The logs of Ray's session are copied, masked, to the rank's folder when the node ends."""
-    (tmp_path / "session" / "session_latest" / "logs" / "raylet.err").write_text("key=s3cret")
-
-    node.end(pytest.fail)
-
-    assert (tmp_path / "logs" / "raylet.err").read_text() == "key=********"

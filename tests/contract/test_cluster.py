@@ -69,8 +69,8 @@ def test_driver_uses_every_node(
         assert kept.read_text() == item["id"]
         log = rank_log(result, rank)
         assert log.startswith("==> supervisor.log <==\n")
-        assert "==> start.log <==" in log
-        assert re.search(r"^==> raylet.* <==$", log, re.MULTILINE)
+        assert "==> 1/ray/start.log <==" in log
+        assert re.search(r"^==> 1/ray/raylet.* <==$", log, re.MULTILINE)
     assert len(list(Run.attach(result.run_id).logs(rank=1, tail=3))) == 3
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from skyrl_modal.backends import VolumeEntry
-from skyrl_modal.backends.base import CheckResult, Handle, PreparedRun
+from skyrl_modal.backends.base import CheckResult, Handle, PreparedRun, StoredFile
 from skyrl_modal.protocol.events import OutputEvent, ResultEvent, RunEvent
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.result import RunResultRecord
@@ -70,9 +70,13 @@ class MemoryExecution:
         """Return the output from an offset on."""
         return self._output[offset:]
 
-    def read_files(self, folder: str) -> Iterator[tuple[str, bytes]]:
+    def list_files(self, folder: str) -> Sequence[StoredFile]:
         """Raise FileNotFoundError: there are no files."""
         raise FileNotFoundError(folder)
+
+    def read_file(self, path: str) -> bytes:
+        """Raise FileNotFoundError: there are no files."""
+        raise FileNotFoundError(path)
 
     def state(self) -> RunState:
         """Return the state of the result."""

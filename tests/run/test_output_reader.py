@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from skyrl_modal.backends import output_tail
 from skyrl_modal.backends.output_tail import find_tail, last_lines_of
 from skyrl_modal.protocol.events import MessageEvent, MessageLevel, OutputEvent
+from skyrl_modal.protocol.kept_logs import is_state_file, without_state_dumps
 from skyrl_modal.run.log_lines import decode_lines
 from skyrl_modal.run.output_reader import OutputReader
-from skyrl_modal.run.rank_logs import without_state_dumps
 from tests.run.memory_backend import SUCCESS, MemoryExecution
 
 OUTPUT = st.lists(st.sampled_from([b"\n", b"a", b"\r", b"\xff", b"long word"]), max_size=40).map(b"".join)
@@ -72,9 +72,9 @@ def test_state_dumps_of_ray_are_left_out() -> None:
     )
     line = b"[2026-11-26 21:35:22,696 I 85 85] (raylet) node_manager.cc:492: [state-dump] NodeManager:\n"
 
-    assert without_state_dumps("gcs_server.out", start + dump + end) == start + end
-    assert without_state_dumps(
-        "raylet.out", start + line + b"[state-dump] Node ID: 1\n[state-dump] " + b"\n" + end
-    ) == (start + end)
-    assert without_state_dumps("session/debug_state_gcs.txt", b"NodeManager:\n") == b""
-    assert without_state_dumps("supervisor.log", trace) == trace
+    assert without_state_dumps(start + dump + end) == start + end
+    marked = line + b"[state-dump] Node ID: 1\n[state-dump] " + b"\n"
+    assert without_state_dumps(start + marked + end) == start + end
+    assert without_state_dumps(trace) == trace
+    assert is_state_file("session/debug_state_gcs.txt")
+    assert not is_state_file("raylet.out")

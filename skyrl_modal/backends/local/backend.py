@@ -318,7 +318,7 @@ def _start_ranks(
         scratch = create_scratch_folder(starter.job.run_id, config.rank, starter.sandbox, fds, has_ray=has_ray)
         on_failure.callback(scratch.remove)
         rank = starter.start(
-            replace(config, ray_folder=scratch.ray_folder),
+            replace(config, ray_folder=scratch.ray_folder, shares_tmp=starter.sandbox is None),
             scratch,
             fds,
             streams.head if is_head else streams.others,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
+import stat
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
-from skyrl_modal.backends.base import Handle
+from skyrl_modal.backends.base import Handle, StoredFile
 from skyrl_modal.backends.local.event_stream import CHUNK_SIZE, EventStream
 from skyrl_modal.backends.local.run_folder import read_result, read_status
 from skyrl_modal.backends.local.run_lock import is_run_alive, supervisor_stderr, wait_for_run_end
@@ -195,10 +197,8 @@ class LocalExecution:
         except NotRegularFileError as error:
             raise RecordError(str(self._folder.output), str(error.strerror)) from error
 
-    def read_files(self, folder: str) -> Iterator[tuple[str, bytes]]:
-        """Yield the path and the content of each regular file below a folder of the run's folder.
-
-        Of a large file, the end is returned, after a line that contains the number of omitted bytes.
+    def list_files(self, folder: str) -> Sequence[StoredFile]:
+        """Return the regular files below a folder of the run's folder, sorted by path. Links are not followed.
 
         Raises:
             FileNotFoundError: There is no such folder.
@@ -206,12 +206,31 @@ class LocalExecution:
         root = self._folder.path / folder
         if root.is_symlink() or not root.is_dir():
             raise FileNotFoundError(f"{root} does not exist")
-        for path in sorted(path for path in root.rglob("*") if path.is_file()):
-            try:
-                content = _read_end(path, _MAX_FILE_BYTES)
-            except (FileNotFoundError, NotRegularFileError):  # removed meanwhile, or a symbolic link
-                continue
-            yield path.relative_to(root).as_posix(), content
+        found = []
+        for parent, _, names in os.walk(root):
+            for name in names:
+                path = Path(parent, name)
+                with contextlib.suppress(FileNotFoundError):  # it was removed meanwhile
+                    status = path.lstat()
+                    if stat.S_ISREG(status.st_mode):
+                        found.append(StoredFile(path.relative_to(root).as_posix(), status.st_size))
+        return sorted(found, key=lambda file: file.path)
+
+    def read_file(self, path: str) -> bytes:
+        """Return the content of a regular file of the run's folder.
+
+        Of a large file, the end is returned, after a line that contains the number of omitted bytes.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+        """
+        full = self._folder.path / path
+        try:
+            if any((self._folder.path / parent).is_symlink() for parent in PurePosixPath(path).parents):
+                raise FileNotFoundError(f"{full} is in a folder that is a symbolic link")
+            return _read_end(full, _MAX_FILE_BYTES)
+        except NotRegularFileError as error:
+            raise FileNotFoundError(f"{full}: {error.strerror}") from error
 
     def state(self) -> RunState:
         """Return the run's current state.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
 import modal
 import modal.exception
 
-from skyrl_modal.backends.base import Handle
+from skyrl_modal.backends.base import Handle, StoredFile
 from skyrl_modal.backends.modal.app import RunApp
 from skyrl_modal.backends.modal.call import ModalCall
 from skyrl_modal.backends.modal.checks import check_token
@@ -168,16 +168,25 @@ class ModalExecution:
         """Return the last lines from the end of Modal's log; None if the run has ended, or they are not at its end."""
         return self._wait_for(self._follower(wait_for_future(self._call)).read_last_lines(count))
 
-    def read_files(self, folder: str) -> Iterator[tuple[str, bytes]]:
-        """Yield the path and the content of each file below a folder of the run's folder on its volume.
+    def list_files(self, folder: str) -> Sequence[StoredFile]:
+        """Return the files below a folder of the run's folder on its volume, sorted by path, as they were committed.
 
         Raises:
             FileNotFoundError: There is no such folder, or not yet.
         """
-        for name in self._wait_for(self._folder.list_files(folder)):
-            content = self._wait_for(self._folder.read(f"{folder}/{name}"))
-            if content is not None:
-                yield name, content
+        found = self._wait_for(self._folder.list_files(folder))
+        return [StoredFile(path, size) for path, size in sorted(found.items())]
+
+    def read_file(self, path: str) -> bytes:
+        """Return the content of a file of the run's folder on its volume.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+        """
+        content = self._wait_for(self._folder.read(path))
+        if content is None:
+            raise FileNotFoundError(f"{path} does not exist in the run's folder on its volume")
+        return content
 
     def state(self) -> RunState:
         """Return the run's current state. A run that no container has started by its deadline is ended."""

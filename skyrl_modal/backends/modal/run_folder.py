@@ -122,8 +122,8 @@ class VolumeRunFolder:
         except ProtocolError as error:
             raise RecordError(where, str(error)) from error
 
-    async def list_files(self, folder: str) -> list[str]:
-        """Return the paths of the files below a folder of the run's folder, relative to it.
+    async def list_files(self, folder: str) -> dict[str, int]:
+        """Return the sizes of the files below a folder of the run's folder, by their paths relative to it.
 
         Raises:
             FileNotFoundError: There is no such folder.
@@ -134,12 +134,12 @@ class VolumeRunFolder:
         found = await retry_transient(self._list_once, root)
         if found is None:
             raise FileNotFoundError(f"the volume {self.volume} has no folder {root}")
-        return sorted(name.removeprefix(f"{root}/") for name in found)
+        return {path.removeprefix(f"{root}/"): size for path, size in found.items()}
 
-    async def _list_once(self, root: str) -> list[str] | None:
+    async def _list_once(self, root: str) -> dict[str, int] | None:
         volume = modal.Volume.from_name(self.volume)
         try:
             entries = [entry async for entry in volume.iterdir.aio(root, recursive=True)]
         except modal.exception.NotFoundError:
             return None
-        return [f"/{entry.path.lstrip('/')}" for entry in entries if entry.type.name == "FILE"]
+        return {f"/{entry.path.lstrip('/')}": entry.size for entry in entries if entry.type.name == "FILE"}

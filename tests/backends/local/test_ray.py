@@ -220,9 +220,9 @@ def test_logs_of_ray_are_kept(checkout: Path, tmp_path: Path) -> None:
 
     result = launcher.run("true", quiet=True)
 
-    folder = launcher.pull(f"/root/data/.skyrl_modal/runs/{result.run_id}/ray/0", tmp_path / "logs")
-    assert (folder / "start.log").read_text()
-    assert list(folder.glob("raylet*"))
+    folder = launcher.pull(f"/root/data/.skyrl_modal/runs/{result.run_id}/logs/0", tmp_path / "logs")
+    assert (folder / "1" / "ray" / "start.log").read_text()
+    assert list((folder / "1" / "ray").glob("raylet*"))
 
 
 def test_a_dashboard_that_is_not_installed(checkout: Path) -> None:

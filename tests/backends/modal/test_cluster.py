@@ -113,7 +113,7 @@ def test_node_that_never_joins_is_named(
 
     assert (result.state, result.cause, result.returncode) == (RunState.FAILED, FailureCause.RAY_NOT_READY, 125)
     assert "rank 1 (" in result.detail
-    assert "==> start.log <==\nthinking" in "\n".join(Run.attach(result.run_id).logs(rank=1))
+    assert "==> 1/ray/start.log <==\nthinking" in "\n".join(Run.attach(result.run_id).logs(rank=1))
     server.wait_for_no_container()
 
 
