@@ -15,11 +15,8 @@ from pathlib import Path
 
 from skyrl_modal.container.process_tree import descendants
 from skyrl_modal.protocol.dataclass import dataclass
-from skyrl_modal.protocol.kept_logs import RAY_LOGS, is_state_file
+from skyrl_modal.protocol.kept_logs import RAY_LOGS, is_skyrl_log_folder, is_state_file
 
-#: Folders of logs in /tmp: SkyRL's default ``skyrl-logs`` (``trainer.log_path``, skyrl/train/config/config.py), and the
-#: names that SkyRL's own scripts give, such as ``skyrl-logs-NAME`` and ``skyrl-serve-logs``.
-_SKYRL_FOLDER = re.compile(r"skyrl-logs(-.*)?|skyrl-.+-logs", re.DOTALL)
 _MAX_SKYRL_FOLDERS = 8
 #: Number of entries that one search looks at, and depth of the folders.
 MAX_ENTRIES, MAX_DEPTH = 5000, 6
@@ -126,7 +123,7 @@ class LogSearch:
             found.append(LogFolder(base, (*parts, latest, "logs"), RAY_LOGS))
         for tmp in self._tmp:
             with contextlib.suppress(OSError):
-                names = sorted(name for name in os.listdir(tmp) if _SKYRL_FOLDER.fullmatch(name))
+                names = sorted(name for name in os.listdir(tmp) if is_skyrl_log_folder(name))
                 found += [
                     LogFolder(tmp, (name,), safe_name(name), tmp in self._shared_tmp)
                     for name in names[:_MAX_SKYRL_FOLDERS]

@@ -268,16 +268,22 @@ class Supervisor:
             processes=self._command_processes,
         )
         self._attempt = CommandAttempt(job, env, services, total_deadline=total_deadline)
-        timer = threading.Timer(LOG_DELAY if job.ray is None else 0.0, self._keep_logs)
+        timer = threading.Timer(LOG_DELAY, self._keep_logs)
         timer.daemon = True
-        timer.start()
+        if self._keeper is not None:  # with Ray, and in further attempts
+            self._keep_logs()
+        else:
+            timer.start()
         try:
             outcome = self._attempt.run()
         finally:
             timer.cancel()
-            timer.join()
-        if outcome.state in _FAILED_STATES:
-            self._keep_logs().record_failure()
+            if timer.ident is not None:
+                timer.join()
+        if outcome.state is not RunState.SUCCEEDED:
+            keeper = self._keep_logs()
+            if outcome.state in _FAILED_STATES:
+                keeper.record_failure()
         return outcome
 
     # -- logs --------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.job import Job
+from skyrl_modal.protocol.kept_logs import is_skyrl_log_folder
 from skyrl_modal.protocol.result import UnsavedFolder
 from skyrl_modal.protocol.state import StopReason
 
@@ -210,7 +211,8 @@ class UnsavedFilesSearch:
     def _is_ignored(self, path: str, entry: os.DirEntry[str]) -> bool:
         if path in self._saved or path in _SYSTEM_FOLDERS or _is_ignored_name(entry.name):
             return True
-        if entry.name == "ray" and os.path.dirname(path) == os.environ.get("TMPDIR", "/tmp"):
+        is_kept = entry.name == "ray" or is_skyrl_log_folder(entry.name)  # by the keeper of the logs
+        if is_kept and os.path.dirname(path) == os.environ.get("TMPDIR", "/tmp"):
             return True
         return os.path.exists(f"{entry.path}/pyvenv.cfg") or os.path.exists(f"{entry.path}/conda-meta")
 

@@ -21,10 +21,14 @@ MEMORY_LOG = f"{MACHINE_LOGS}/memory.jsonl"
 KERNEL_LOG = f"{MACHINE_LOGS}/kernel.log"
 GPU_LOG = f"{MACHINE_LOGS}/nvidia-smi.txt"
 
-_START_FOLDER = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,9}))?")
+# The patterns are compiled when they are needed: every run imports this module.
+_START_FOLDER = r"([0-9]{1,9})(?:\.([0-9]{1,9}))?"
+#: Folders of logs in /tmp: SkyRL's default ``skyrl-logs`` (``trainer.log_path``, skyrl/train/config/config.py), and the
+#: names that SkyRL's own scripts give, such as ``skyrl-logs-NAME`` and ``skyrl-serve-logs``.
+_SKYRL_FOLDER = r"(?s)skyrl-logs(-.*)?|skyrl-.+-logs"
 # Ray repeats its internal state every minute. The raylet marks each line; the other processes begin with a line of
 # their log, followed by lines without a time. Seen in Ray 2.60.
-_STATE_FILE = re.compile(r"debug_state\w*\.txt")
+_STATE_FILE = r"debug_state\w*\.txt"
 _STATE_LINE = rb"^[^\n]*\[state-dump\][^\n]*(?:\n|\Z)"
 _STATE_BLOCK = (
     rb"^\[\d{4}-\d\d-\d\d [^\n]*(?:Debug state|Event stats):[ \t]*(?:\n|\Z)(?:(?!\[\d{4}-\d\d-\d\d )[^\n]*(?:\n|\Z))*"
@@ -65,7 +69,7 @@ def parse_start_folder(name: str) -> tuple[int, int] | None:
         >>> parse_start_folder("2.3"), parse_start_folder("supervisor.log")
         ((2, 3), None)
     """
-    match = _START_FOLDER.fullmatch(name)
+    match = re.fullmatch(_START_FOLDER, name)
     return None if match is None else (int(match[1]), int(match[2] or 1))
 
 
@@ -88,9 +92,19 @@ def parse_log_path(path: str) -> KeptLogPath | None:
     return KeptLogPath(int(rank), *start, name)
 
 
+def is_skyrl_log_folder(name: str) -> bool:
+    """Return whether a folder in /tmp has logs of SkyRL.
+
+    Example:
+        >>> is_skyrl_log_folder("skyrl-logs"), is_skyrl_log_folder("skyrl_lora_sync")
+        (True, False)
+    """
+    return re.fullmatch(_SKYRL_FOLDER, name) is not None
+
+
 def is_state_file(name: str) -> bool:
     """Return whether a file of Ray contains dumps of its internal state only."""
-    return _STATE_FILE.fullmatch(posixpath.basename(name)) is not None
+    return re.fullmatch(_STATE_FILE, posixpath.basename(name)) is not None
 
 
 def without_state_dumps(content: bytes) -> bytes:
