@@ -158,7 +158,7 @@ def safe_name(name: str) -> str:
 
     Example:
         >>> safe_name("worker-1.err"), safe_name("a b")
-        ('worker-1.err', 'a_b~7feb29b4')
+        ('worker-1.err', 'a_b~806c5cd3')
     """
     cleaned = _UNSAFE.sub("_", name)[:_MAX_NAME]
     if cleaned == name and not name.startswith("."):

@@ -17,7 +17,7 @@ from skyrl_modal.container.cluster_readiness import (
     start_timeout,
     start_timeout_exceeded,
 )
-from skyrl_modal.container.environment import claim_master_port, with_ray_token
+from skyrl_modal.container.environment import claim_master_port, ray_session_folder, with_ray_token
 from skyrl_modal.container.event_router import EventRouter
 from skyrl_modal.container.events import (
     ClusterChanged,
@@ -36,7 +36,7 @@ from skyrl_modal.container.events import (
 from skyrl_modal.container.failures import Failure, Report, RunStopped, StartError, raise_if
 from skyrl_modal.container.masking import SecretMask
 from skyrl_modal.container.rank_connections import RankServer, listen
-from skyrl_modal.container.ray_node import RayFolders, RayNode, ray_session_folder, require_ray
+from skyrl_modal.container.ray_node import RayFolders, RayNode, require_ray
 from skyrl_modal.container.ray_stop import ray_exit_failure
 from skyrl_modal.container.start_slots import START_SLOT_FRACTION, wait_for_start_slots
 from skyrl_modal.protocol.dataclass import dataclass

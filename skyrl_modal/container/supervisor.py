@@ -110,7 +110,6 @@ class Supervisor:
         self._attempt: CommandAttempt | None = None
         self._unsaved_files = UnsavedFilesReport(job, services.lost_places)
         self._keeper: LogKeeper | None = None
-        self._keeper_lock = threading.Lock()
 
     # -- called from other threads and signal handlers ---------------------------------------------------------------
 
@@ -290,13 +289,12 @@ class Supervisor:
 
     def _log_keeper(self) -> LogKeeper:
         """Return what keeps the logs of this rank. It is created, and its modules are loaded, at the first call."""
-        with self._keeper_lock:
-            if self._keeper is None:
-                from skyrl_modal.container.log_keeper import LogKeeper
+        if self._keeper is None:
+            from skyrl_modal.container.log_keeper import LogKeeper
 
-                folder, commit = self._folder.rank_logs(0), self._services.commit_logs
-                self._keeper = LogKeeper(folder, self._config, self._secrets, note=self._log, commit=commit)
-            return self._keeper
+            folder, commit = self._folder.rank_logs(0), self._services.commit_logs
+            self._keeper = LogKeeper(folder, self._config, self._secrets, note=self._log, commit=commit)
+        return self._keeper
 
     def _keep_logs(self) -> LogKeeper:
         """Keep the logs of the present attempt from now on."""
