@@ -9,8 +9,8 @@ from dataclasses import replace
 from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.kept_logs import without_state_dumps
 
-#: Lower-case words of lines with errors. A line that contains one by chance only takes space.
-ERROR_WORDS = (
+#: Lower-case terms of lines with errors. A line that contains one by chance only takes space.
+ERROR_TERMS = (
     b"error", b"exception", b"traceback", b"fatal", b"critical", b"panic", b"abort", b"killed", b"out of memory",
     b"(oom)", b"oom-kill", b"oom_kill", b"oomkill", b"outofmemory", b"segmentation fault", b"sigsegv", b"sigabrt",
     b"sigkill", b"sigterm", b"sigbus", b"core dumped", b"assert", b"failed", b"failure", b"cannot ", b"unable to",
@@ -20,7 +20,7 @@ ERROR_WORDS = (
 #: Lines of Ray with the severity ERROR or FATAL (Ray 2.48 to 2.60).
 _SEVERE = rb"(?m)^\[\d{4}-[^\]\n]{10,40} [EF] "
 _TRACEBACK = b"traceback (most recent call last)"
-#: Bytes before and after an error word that count as its line, and lines of one traceback.
+#: Bytes before and after an error term that count as its line, and lines of one traceback.
 _LINE_BYTES, _TRACEBACK_LINES = 4096, 100
 #: Number of lines that are kept if they differ in their numbers only, and of forms that are counted.
 _MAX_SIMILAR, _MAX_FORMS = 10, 2000
@@ -114,7 +114,7 @@ def has_errors(data: bytes) -> bool:
         (True, False)
     """
     lower = data.lower()
-    return any(word in lower for word in ERROR_WORDS) or re.search(_SEVERE, data) is not None
+    return any(term in lower for term in ERROR_TERMS) or re.search(_SEVERE, data) is not None
 
 
 def error_lines(data: bytes, seen: dict[bytes, int]) -> Iterator[bytes]:
@@ -145,14 +145,14 @@ def _error_spans(data: bytes) -> list[tuple[int, int]]:
     """Return where lines with errors begin and end, sorted. They may overlap."""
     lower = data.lower()
     spans = []
-    for word in ERROR_WORDS:
-        position = lower.find(word)
+    for term in ERROR_TERMS:
+        position = lower.find(term)
         while position >= 0:
-            start, end = _line_around(data, position, position + len(word))
-            if word == b"traceback" and lower.startswith(_TRACEBACK, position):
+            start, end = _line_around(data, position, position + len(term))
+            if term == b"traceback" and lower.startswith(_TRACEBACK, position):
                 end = _end_of_traceback(data, data[start:position], end)
             spans.append((start, end))
-            position = lower.find(word, max(end, position + 1))
+            position = lower.find(term, max(end, position + 1))
     spans += [_line_around(data, match.start(), match.end()) for match in re.finditer(_SEVERE, data)]
     return sorted(spans)
 
