@@ -96,15 +96,15 @@ def search_files(
         cpu_seconds: The limit of the processor time.
     """
     clean = _CleanFiles(ResultCache(cache), root)
-    present = [(path, state) for path, state in zip(files, status, strict=True) if state is not None]
-    keys = list(map(hash, map(_FACTS, (state for _, state in present))))
+    states = [state for state in status if state is not None]
+    names = files if len(states) == len(files) else [name for name, state in zip(files, status, strict=True) if state]
+    keys = list(map(hash, map(_FACTS, states)))
     candidates = []
-    for (path, state), key in zip(present, keys, strict=True):
-        if key in clean.known:
-            continue
-        suffix = path.rpartition(".")[2].lower()
-        if _is_searched(state) and suffix not in _BINARY_SUFFIXES:
-            candidates.append((suffix not in _FIRST_SUFFIXES, path, key, state))
+    if not clean.known.issuperset(keys):
+        for path, key, state in zip(names, keys, states, strict=True):
+            suffix = path.rpartition(".")[2].lower()
+            if key not in clean.known and _is_searched(state) and suffix not in _BINARY_SUFFIXES:
+                candidates.append((suffix not in _FIRST_SUFFIXES, path, key, state))
     candidates.sort(key=lambda item: item[:2])
     cpu_limit, limit = time.thread_time() + cpu_seconds, time.monotonic() + SEARCH_TIMEOUT_SECONDS
     now = time.time_ns()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from attrs import evolve
 
-from skyrl_modal import ImageSpec, Launcher, SpecError
+from skyrl_modal import ImageSpec, Launcher, MountSpec, SpecError
 from skyrl_modal.errors import SnapshotError
 from skyrl_modal.prepare.plan import Plan
 from skyrl_modal.prepare.staging import Preparation
@@ -79,3 +81,27 @@ def test_later_plans_see_changes(checkout: Path) -> None:
     assert after.checkout.changed_files == before.checkout.changed_files + 2
     assert after.checkout.ray_version == "2.40.0"
     assert "new.py" in after.selections[0].files
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_failed_plan_leaves_no_git_process(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the plan fails while git runs, git is killed, and the copy of the index is removed."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "git").write_text("#!/bin/sh\nexec sleep 600\n")
+    (tmp_path / "bin" / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    mounts = [MountSpec(), MountSpec(local_path=tmp_path / "none", remote_path="/none")]
+    before = children()
+
+    with pytest.raises(SpecError, match="none"):
+        Launcher(backend="local", checkout=checkout, mounts=mounts).plan("true")
+
+    assert children() == before
+    assert list((tmp_path / "cache" / "skyrl_modal" / "results").glob(".new-*")) == []
+
+
+def children() -> set[str]:
+    """Return the ids of the processes that this process has started."""
+    tasks = Path("/proc/self/task").iterdir()
+    return {pid for task in tasks for pid in (task / "children").read_text().split()}
