@@ -20,9 +20,10 @@ OPTION_HELP = "option_help"
 
 Validator = Callable[[Any, "Attribute[Any]", Any], None]
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_TAG = re.compile(r"[^\s,]{1,64}")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# Expressions are compiled on first use, since importing Launcher imports this module.
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+_TAG = r"[^\s,]{1,64}"
+_VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 _NAME_REMEDY = "use 1 to 64 letters, digits, dots, dashes and underscores; start with a letter or digit"
 
 
@@ -104,7 +105,7 @@ def to_env(value: Mapping[str, str | int | float | Path]) -> Mapping[str, str]:
     result: dict[str, str] = {}
     for key, item in value.items():
         name = f"env[{key!r}]"
-        if not isinstance(key, str) or not _VARIABLE.fullmatch(key):
+        if not isinstance(key, str) or not re.fullmatch(_VARIABLE, key):
             raise SpecError(name, item, "a variable's name consists of letters, digits and underscores")
         if isinstance(item, bool) or not isinstance(item, str | int | float | Path):
             raise SpecError(name, item, remedy)
@@ -115,7 +116,7 @@ def to_env(value: Mapping[str, str | int | float | Path]) -> Mapping[str, str]:
 
 def check_name(instance: object, attribute: Attribute[Any], value: object) -> None:
     """Validate a name that Modal's servers and local folders accept."""
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
+    if not isinstance(value, str) or not re.fullmatch(_NAME, value):
         raise SpecError(attribute.name, value, _NAME_REMEDY)
 
 
@@ -127,7 +128,7 @@ def check_optional_name(instance: object, attribute: Attribute[Any], value: obje
 
 def check_tags(instance: object, attribute: Attribute[Any], value: object) -> None:
     """Validate a tuple of tags."""
-    if not isinstance(value, tuple) or not all(isinstance(item, str) and _TAG.fullmatch(item) for item in value):
+    if not isinstance(value, tuple) or not all(isinstance(item, str) and re.fullmatch(_TAG, item) for item in value):
         raise SpecError(attribute.name, value, "pass a list of tags of 1 to 64 characters without spaces and commas")
 
 

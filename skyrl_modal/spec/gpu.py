@@ -18,7 +18,7 @@ KNOWN_GPUS = (
 )  # fmt: skip
 
 #: A name has no character that separates requests, or a name from its count, and no control character.
-_GPU_NAME = re.compile(r"[^\s:,\x00-\x1f\x7f]+")
+_GPU_NAME = r"[^\s:,\x00-\x1f\x7f]+"
 
 
 @frozen
@@ -64,7 +64,7 @@ def parse_gpu(value: str | Sequence[str] | None) -> tuple[GpuRequest, ...]:
         if not isinstance(item, str):
             raise SpecError("gpu", value, remedy)
         name, colon, count = item.strip().partition(":")
-        if not _GPU_NAME.fullmatch(name) or (colon and not re.fullmatch(r"[1-9]\d{0,3}", count)):
+        if not re.fullmatch(_GPU_NAME, name) or (colon and not re.fullmatch(r"[1-9]\d{0,3}", count)):
             raise SpecError("gpu", value, remedy)
         requests.append(GpuRequest(name.upper(), int(count) if colon else 1))
     return tuple(requests)
