@@ -195,11 +195,13 @@ class Launcher(RunSpec):
         return await asyncio.to_thread(self.submit, command)
 
     @translate_system_errors()
-    def plan(self, command: str | Sequence[str]) -> Plan:
-        """Return what ``run`` would do. Nothing is started or copied, and no server is contacted.
+    def plan(self, command: str | Sequence[str], *, check: bool = False) -> Plan:
+        """Return what ``run`` would do. Nothing is started or copied, and no server is contacted without ``check``.
 
         Args:
             command: A shell string, or a list of arguments, which are quoted.
+            check: Whether to ask the backend too: whether data files and checkpoint folders exist on the volumes, which
+                checkpoint folders other runs use, and how long a step of earlier runs took.
 
         Raises:
             SpecError: A declared value is invalid.
@@ -207,7 +209,7 @@ class Launcher(RunSpec):
         """
         from skyrl_modal import launching
 
-        return launching.plan(self, command)
+        return launching.plan(self, command, check=check)
 
     @classmethod
     @translate_system_errors()

@@ -133,9 +133,13 @@ def _live_table(labels: Sequence[str]) -> LiveRunTable:
     return LiveRunTable(labels)
 
 
-def plan(launcher: Launcher, command: str | Sequence[str]) -> Plan:
+def plan(launcher: Launcher, command: str | Sequence[str], *, check: bool) -> Plan:
     """Return what a run would do."""
     text = normalize_command(command)
+    if check:
+        from skyrl_modal.plan_checks import check_state  # imported here, since a run does not need it
+
+        return _prepare(launcher).plan(text, check_state(backend_of(launcher), launcher.volumes, text))
     return _prepare(launcher).plan(text)
 
 

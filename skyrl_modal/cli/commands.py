@@ -89,14 +89,19 @@ def run(quiet: bool, command: Sequence[str], **options: Any) -> None:
 
 
 @cli.command(cls=_LauncherCommand)
+@click.option("--check", is_flag=True, help="Ask the backend too, and exit with 1 if a finding is an error.")
 @click.argument("command", nargs=-1, required=True)
-def plan(command: Sequence[str], **options: Any) -> None:
+def plan(check: bool, command: Sequence[str], **options: Any) -> None:
     """Show where COMMAND would run and with which files. Nothing is started."""
-    made = _make_launcher(options).plan(_to_command(command))
+    made = _make_launcher(options).plan(_to_command(command), check=check)
     print_line(made)
     for selection in made.selections:
         print_line()
         print_line(selection)
+    if check:
+        from skyrl_modal.findings import Severity
+
+        sys.exit(1 if any(finding.severity is Severity.ERROR for finding in made.findings) else 0)
 
 
 @cli.command(cls=_LauncherCommand)

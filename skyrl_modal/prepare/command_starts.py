@@ -6,7 +6,9 @@ import os
 import posixpath
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+from attrs import asdict, field, frozen
 
 from skyrl_modal.findings import Finding
 from skyrl_modal.gitfiles.files import read_regular_file
@@ -19,10 +21,24 @@ from skyrl_modal.skyrl.config_schema import ConfigSchema
 from skyrl_modal.skyrl.resolution.records import Resolution
 from skyrl_modal.skyrl.resolution.resolver import ResolvedRun, resolve
 from skyrl_modal.skyrl.resolution.script_tree import MountedFiles
-from skyrl_modal.skyrl.rules.catalog import find_in_starts
+from skyrl_modal.skyrl.rules.catalog import checkpoint_folders, find_in_starts
 from skyrl_modal.skyrl.rules.facts import RunFacts
 from skyrl_modal.spec.fields import is_below
 from skyrl_modal.spec.run_spec import RunSpec
+
+
+def _nothing_known(path: str) -> None:
+    return None
+
+
+@frozen(kw_only=True)
+class CheckedState:
+    """What the backend and earlier runs show. The fields are those of ``RunFacts``; by default, nothing is known."""
+
+    path_exists: Callable[[str], bool | None] = _nothing_known
+    used_checkpoint_folders: Mapping[str, str] = field(factory=dict)
+    seconds_per_step: float | None = None
+
 
 #: The value of secrets in the sandbox. Scripts may check that a key is defined.
 _PLACEHOLDER = "secret"
@@ -65,23 +81,25 @@ def resolve_command(
 
 
 def find_problems_of_starts(
-    resolution: Resolution, job: Job, spec: RunSpec, selections: Sequence[Selection]
-) -> Iterator[Finding]:
-    """Yield the findings about the entrypoints of SkyRL that a command starts.
+    resolution: Resolution, job: Job, spec: RunSpec, selections: Sequence[Selection], state: CheckedState | None = None
+) -> tuple[list[Finding], tuple[str, ...]]:
+    """Return the findings about the entrypoints of SkyRL that a command starts, and their checkpoint folders.
 
     Args:
         resolution: What the command starts.
         job: The run.
         spec: What the user declared.
         selections: The files of the job's mounts, in their order.
+        state: What the backend and earlier runs show; None if they were not asked.
     """
     if not resolution.entrypoints:
-        return
+        return [], ()
     checkout = next(
         (selection for mount, selection in zip(job.mounts, selections, strict=True) if mount.is_checkout), None
     )
     schema = ConfigSchema() if checkout is None else ConfigSchema.read(checkout.root)
-    yield from find_in_starts(resolution, facts_of_run(job, spec, selections), schema)
+    facts = facts_of_run(job, spec, selections, state or CheckedState())
+    return list(find_in_starts(resolution, facts, schema)), checkpoint_folders(resolution, facts, schema)
 
 
 def mounted_files(job: Job, selections: Sequence[Selection]) -> list[MountedFiles]:
@@ -92,7 +110,7 @@ def mounted_files(job: Job, selections: Sequence[Selection]) -> list[MountedFile
     ]
 
 
-def facts_of_run(job: Job, spec: RunSpec, selections: Sequence[Selection]) -> RunFacts:
+def facts_of_run(job: Job, spec: RunSpec, selections: Sequence[Selection], state: CheckedState) -> RunFacts:
     """Return what the rules know about a run."""
     is_local = not job.image
     mounts = mounted_files(job, selections)
@@ -112,6 +130,7 @@ def facts_of_run(job: Job, spec: RunSpec, selections: Sequence[Selection]) -> Ru
         has_uv=shutil.which("uv") is not None if is_local else None,
         env={**(dict(os.environ) if is_local else spec.image.env), **env},
         has_unknown_variables=any(not secret.keys for secret in spec.named_secrets),
+        **asdict(state, recurse=False),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
@@ -21,6 +21,7 @@ from skyrl_modal.prepare.hidden_files import check_hidden_files
 from skyrl_modal.prepare.job_builder import build_job
 from skyrl_modal.prepare.ray_version import find_image_mismatch, find_version_mismatch
 from skyrl_modal.prepare.secret_values import find_repeated_values, read_secret_values, secret_folders
+from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.skyrl.resolution.records import Resolution
 from skyrl_modal.skyrl.scripts import may_start_python
@@ -30,6 +31,9 @@ from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.spec.stored import encode_spec
 from skyrl_modal.user_folders import cache_folder
 from skyrl_modal.views.text import format_rows
+
+if TYPE_CHECKING:
+    from skyrl_modal.prepare.command_starts import CheckedState
 
 #: The backend that runs on this machine: without an image, and with the GPUs that the machine has.
 _LOCAL = "local"
@@ -160,11 +164,12 @@ class PlanBasis:
             search_cache=self._cache.folder,
         )
 
-    def plan(self, command: str) -> Plan:
+    def plan(self, command: str, state: CheckedState | None = None) -> Plan:
         """Build the job of a command, validate it and collect findings.
 
         Args:
             command: A shell string.
+            state: What the backend and earlier runs show; None if they were not asked.
 
         Raises:
             SpecError: The workdir is not mounted, a volume would hide mounted files, or the value of a secret is in
@@ -194,7 +199,9 @@ class PlanBasis:
             from skyrl_modal.prepare.command_starts import find_problems_of_starts, resolve_command
 
             resolution = resolve_command(job, spec, selections, cache=self._cache)
-            findings += find_problems_of_starts(resolution, job, spec, selections)
+            found, folders = find_problems_of_starts(resolution, job, spec, selections, state)
+            findings += found
+            job = replace(job, checkpoint_folders=folders)
         return Plan(
             job=job,
             spec=spec,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from skyrl_modal.backends import Backend
 from skyrl_modal.backends.base import PreparedRun
@@ -16,6 +17,9 @@ from skyrl_modal.reporting import Reporter
 from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.user_folders import cache_folder, create_user_folder
 from skyrl_modal.views.text import format_rows
+
+if TYPE_CHECKING:
+    from skyrl_modal.prepare.command_starts import CheckedState
 
 
 def check_with_backend(plan: Plan, backend: Backend, reporter: Reporter, *, title: str = "") -> Mapping[str, str]:
@@ -73,13 +77,17 @@ class Preparation:
         self._lock = threading.Lock()
         self._snapshots: list[Snapshot] = []
 
-    def plan(self, command: str) -> Plan:
+    def plan(self, command: str, state: CheckedState | None = None) -> Plan:
         """Return the plan of a command.
+
+        Args:
+            command: A shell string.
+            state: What the backend and earlier runs show; None if they were not asked.
 
         Raises:
             SpecError: The plan is invalid.
         """
-        return self._basis.plan(command)
+        return self._basis.plan(command, state)
 
     def take_snapshots(self, plan: Plan, secret_values: Mapping[str, str], reporter: Reporter) -> PreparedRun:
         """Take a snapshot of each mounted folder, or use that of an earlier call. Later edits do not affect the run.

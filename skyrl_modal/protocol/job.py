@@ -134,6 +134,7 @@ class Job:
         lease: Seconds without a sign of life from the run's owner after which the run is stopped; None if it has no
             owner, or if the backend detects in another way that the owner has exited.
         checkout: The checkout's state; None if none is mounted.
+        checkpoint_folders: Folders on volumes that the command writes checkpoints to, as far as is known.
         created_at: When the job was created: ISO 8601, UTC.
         submitted_at: When the backend was asked to execute it, by the caller's clock: ISO 8601, UTC. None for a backend
             that starts it immediately.
@@ -167,6 +168,7 @@ class Job:
     lease: float | None = None
     checkout: CheckoutFacts | None = None
     submitted_at: str | None = None
+    checkpoint_folders: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -44,7 +44,7 @@ def main(checkout: Path, *, details: bool) -> int:
         began, used = time.perf_counter(), _processor_seconds()
         job = replace(plan.job, command=f"bash {script}")
         resolution = resolve_command(job, launcher, plan.selections)
-        findings = list(find_problems_of_starts(resolution, job, launcher, plan.selections))
+        findings, _ = find_problems_of_starts(resolution, job, launcher, plan.selections)
         seconds.append(time.perf_counter() - began)
         processor_seconds.append(_processor_seconds() - used)
         kinds = [start.kind.value for start in resolution.entrypoints]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from skyrl_modal.findings import Finding, Severity
 from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.skyrl.config_schema import ConfigSchema
-from skyrl_modal.skyrl.resolution.records import Resolution, ResolutionMethod, Start
+from skyrl_modal.skyrl.resolution.records import TRAINING_KINDS, Resolution, ResolutionMethod, Start
 from skyrl_modal.skyrl.rules import batches, checkpoints, credentials, gpus, paths, programs
 from skyrl_modal.skyrl.rules.facts import RunFacts, StartValues
 
@@ -67,3 +67,10 @@ def find_in_starts(resolution: Resolution, run: RunFacts, schema: ConfigSchema) 
                 if finding not in seen:
                     seen.add(finding)
                     yield finding
+
+
+def checkpoint_folders(resolution: Resolution, run: RunFacts, schema: ConfigSchema) -> tuple[str, ...]:
+    """Return the folders on volumes that the trainers of a command write checkpoints to."""
+    values = [StartValues(start, run, (), schema) for start in resolution.entrypoints if start.kind in TRAINING_KINDS]
+    folders = [folder for each in values if (folder := paths.checkpoint_folder(each)) is not None]
+    return tuple(dict.fromkeys(folder for folder in folders if run.is_kept(folder)))
