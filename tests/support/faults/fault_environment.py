@@ -212,10 +212,10 @@ class FaultEnvironment:
             left += self._left_on_modal()
         records = folder / ".skyrl_modal" / "runs" / run_id
         left += self._left_files(case, records)
-        if (folder / "port").exists():
-            port = int((folder / "port").read_text())
+        # The file is empty if the command was killed before it had written it.
+        if (folder / "port").exists() and (port := (folder / "port").read_text()):
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                if probe.connect_ex(("127.0.0.1", int(port))) == 0:
                     left.append(f"port {port} is open")
         log, result = records / "output.log", work / "result.json"
         return Observation(
