@@ -117,8 +117,8 @@ class Plan:
 class PlanBasis:
     """What the plans of several commands have in common: the selected files and the checkout.
 
-    What needs another process is started first, and its result is read at the end. What depends only on the content of
-    files is stored in ``result_cache``.
+    What needs another process, such as git, is started first, and its result is read at the end; ``plan`` can do the
+    same for what depends on the command. What depends only on files is stored in ``result_cache``.
 
     Args:
         spec: What the user declared.
