@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -29,7 +28,7 @@ MAX_COPIED_BYTES = 32 << 20
 #: Settings with which git writes the copy in a form that needs no other file, and that each git can read.
 COPY_SETTINGS = ("core.splitIndex=false", "core.untrackedCache=false", "index.sparse=false")
 # Signatures of the extensions of split and of sparse indexes, each with the first byte of its size.
-_OTHER_FILES = re.compile(rb"(?:link|sdir)\0")
+_SPLIT, _SPARSE = b"link\0", b"sdir\0"
 _STORED = struct.Struct("<32sq")
 _VERSIONS = (2, 3)
 # Of an entry: the time of the last status change, and the flags. Described in gitformat-index(5).
@@ -105,13 +104,10 @@ def copy_index(
         content = read_regular_file(path, max_bytes=MAX_COPIED_BYTES)
         if len(content) < HEADER.size or content[:4] != b"DIRC" or HEADER.unpack_from(content)[1] not in _VERSIONS:
             return None
-        if _OTHER_FILES.search(content):
+        if _SPLIT in content or _SPARSE in content:
             return None
-        key = hashlib.sha256(
-            repr(
-                (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, sorted(settings.items()))
-            ).encode()
-        )
+        facts = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, sorted(settings.items()))
+        key = hashlib.sha256(repr(facts).encode())
         for file in attribute_files:
             key.update(hashlib.sha256(_content_or_nothing(file)).digest())
         key.update(content)
