@@ -35,9 +35,9 @@ TEST_INPUTS = [
     "noxfile.py",
     "pyproject.toml",
 ]
-#: Arguments of pytest in CI. Tests wait for processes half of the time, so there are more workers than CPUs. Their
-#: durations differ by a factor of a thousand: an idle worker takes tests over.
-PYTEST_ARGUMENTS = ["-n", "4", "--dist", "worksteal", "--durations", "10"]
+#: Arguments of pytest in CI. Tests wait for processes more than half of the time, so there are more workers than CPUs.
+#: Their durations differ by a factor of a thousand: an idle worker takes tests over.
+PYTEST_ARGUMENTS = ["-n", "6", "--dist", "worksteal", "--durations", "10"]
 #: Which tests the sessions run; tests with the mark ``live`` need an account.
 NOT_SLOW = ["-m", "not live and not slow"]
 SLOW = ["-m", "slow and not live"]

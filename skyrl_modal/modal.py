@@ -25,9 +25,7 @@ from __future__ import annotations
 import os
 import posixpath
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,12 +34,11 @@ import modal
 
 from skyrl_modal.container.counted_text import CountedText
 from skyrl_modal.container.gpus import count_gpus
-from skyrl_modal.container.live_view import FunctionView
+from skyrl_modal.container.live_view import FunctionView, print_message
 from skyrl_modal.container.stop_signals import run_with_stop_requests
 from skyrl_modal.container.supervisor import Supervisor, SupervisorServices
 from skyrl_modal.protocol.events import MessageEvent, StateEvent
 from skyrl_modal.protocol.job import Job, Limits, RayOptions
-from skyrl_modal.protocol.log_lines import prefixed
 from skyrl_modal.protocol.rank_config import ClusterTokens, RankConfig
 from skyrl_modal.protocol.run_id import new_run_id
 
@@ -211,6 +208,4 @@ def _make_job(command: str, workdir: str, *, ray: bool, limits: Limits, env: Map
 
 def _print_message(event: MessageEvent | StateEvent) -> None:
     if isinstance(event, MessageEvent):
-        with suppress(OSError):  # the command does not depend on its messages
-            sys.stderr.write(prefixed(event.text, event.cause))
-            sys.stderr.flush()
+        print_message(event.text, event.cause)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from skyrl_modal.toml_tables import items, table
+
 #: A requirement of Ray (PEP 508): the version specifiers or the URL, then an optional marker.
 _REQUIREMENT = re.compile(r"\s*ray(?![\w.-])\s*(?:\[[^\]]*\])?\s*(?P<rest>[^;]*?)\s*(?:;(?P<marker>.*))?", re.I | re.S)
 _CLAUSE = re.compile(r"\s*(===|==|~=|!=|<=|>=|<|>)\s*([^\s,;]+)\s*")
@@ -61,8 +63,8 @@ def find_requirement(project: dict[str, Any], lock: str | None) -> RayRequiremen
         project: The content of pyproject.toml, whose values can have any type.
         lock: The text of uv.lock; None if there is none.
     """
-    uv = _table(_table(project, "tool"), "uv")
-    overrides = list(_ray_specifiers(_items(uv.get("override-dependencies"))))
+    uv = table(table(project, "tool"), "uv")
+    overrides = list(_ray_specifiers(items(uv.get("override-dependencies"))))
     if _has_ray_source(uv) and not overrides:
         return _source_requirement(uv)
     specifiers = tuple(dict.fromkeys(overrides or _ray_specifiers(_declared(project, uv))))
@@ -135,21 +137,21 @@ def _applies_to_linux(marker: str) -> bool:
 
 
 def _declared(project: dict[str, Any], uv: dict[str, Any]) -> Iterator[object]:
-    table = _table(project, "project")
-    lists = [table.get("dependencies"), uv.get("dev-dependencies"), uv.get("constraint-dependencies")]
-    lists += _table(table, "optional-dependencies").values()
-    lists += _table(project, "dependency-groups").values()
+    declared = table(project, "project")
+    lists = [declared.get("dependencies"), uv.get("dev-dependencies"), uv.get("constraint-dependencies")]
+    lists += table(declared, "optional-dependencies").values()
+    lists += table(project, "dependency-groups").values()
     for requirements in lists:
-        yield from _items(requirements)
+        yield from items(requirements)
 
 
 def _has_ray_source(uv: dict[str, Any]) -> bool:
-    return any(_is_ray(name) for name in _table(uv, "sources"))
+    return any(_is_ray(name) for name in table(uv, "sources"))
 
 
 def _source_requirement(uv: dict[str, Any]) -> RayRequirement | None:
     """Return the version of the wheel that a source of uv names. The version in a repository or folder is not known."""
-    sources = [item for name, value in _table(uv, "sources").items() if _is_ray(name) for item in _items(value, value)]
+    sources = [item for name, value in table(uv, "sources").items() if _is_ray(name) for item in items(value, value)]
     urls = [str(item.get("url") or item.get("path")) for item in sources if isinstance(item, dict)]
     found = {match[1] for url in urls if (match := _FILE_VERSION.search(f"/{url}"))}
     version = found.pop() if len(found) == 1 else None
@@ -158,13 +160,3 @@ def _source_requirement(uv: dict[str, Any]) -> RayRequirement | None:
 
 def _is_ray(name: object) -> bool:
     return isinstance(name, str) and name.lower() == "ray"
-
-
-def _table(parent: object, name: str) -> dict[str, Any]:
-    value = parent.get(name) if isinstance(parent, dict) else None
-    return value if isinstance(value, dict) else {}
-
-
-def _items(value: object, *single: object) -> list[object]:
-    """Return the items of a list; of anything else, what is passed for it."""
-    return value if isinstance(value, list) else list(single)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 import threading
 import time
 from collections.abc import Callable
+
+from skyrl_modal.protocol.log_lines import prefixed
 
 TYPE_CHECKING = False  # the same as in typing, whose import takes time
 
 if TYPE_CHECKING:
     from typing import Protocol
+
+    from skyrl_modal.protocol.state import FailureCause
 else:
     Protocol = object
 
@@ -243,3 +248,15 @@ class PipeWriter:
             return b"" if self._file is None else os.pread(self._file, length, self._sent)
         except OSError:
             return b""
+
+
+def print_message(text: str, cause: FailureCause | None = None) -> None:
+    """Print a message of the launcher in a function on Modal. The run does not depend on its messages.
+
+    They are on standard error, since standard output is the command's.
+    """
+    try:
+        sys.stderr.write(prefixed(text, cause))
+        sys.stderr.flush()
+    except OSError:
+        pass

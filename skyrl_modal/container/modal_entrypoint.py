@@ -27,7 +27,7 @@ from skyrl_modal.container.failures import describe_error
 from skyrl_modal.container.function_errors import FunctionError, make_mask
 from skyrl_modal.container.gpus import GpuProbe
 from skyrl_modal.container.kept_records import KeptRecords
-from skyrl_modal.container.live_view import FunctionView
+from skyrl_modal.container.live_view import FunctionView, print_message
 from skyrl_modal.container.previous_container import Continue, Finished, Lost, PreviousContainer
 from skyrl_modal.container.rank_connections import RankServer, connect_to_rank_zero, listen
 from skyrl_modal.container.rank_worker import RankWorker
@@ -44,7 +44,7 @@ from skyrl_modal.protocol.events import MessageEvent, StateEvent
 from skyrl_modal.protocol.exit_codes import LAUNCHER_FAILED
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.leases import LEASE_DICT
-from skyrl_modal.protocol.log_lines import prefixed, state_line
+from skyrl_modal.protocol.log_lines import state_line
 from skyrl_modal.protocol.messages import Hello, RankFailed, Shutdown
 from skyrl_modal.protocol.rank_config import ClusterTokens, RankConfig
 from skyrl_modal.protocol.result import RunResultRecord
@@ -96,12 +96,14 @@ def _run_rank(record: Job, config: RankConfig, archives: Mapping[str, str]) -> d
     probe = GpuProbe.if_requested(record.gpus_per_node)
     label = f", rank {config.rank} of {config.nodes}" if config.nodes > 1 else ""
     task = os.environ.get("MODAL_TASK_ID", "unknown task")
-    _report(f"the container has started: Python {platform.python_version()}, {task}{label}")
+    print_message(f"the container has started: Python {platform.python_version()}, {task}{label}")
     replaced = replaced_variables(record, run_environment(record, config))
     if replaced:
-        _report(f"the image or a stored secret defines {', '.join(replaced)}; the command has the run's own values")
+        print_message(
+            f"the image or a stored secret defines {', '.join(replaced)}; the command has the run's own values"
+        )
     store: Any = modal.Dict.from_name(LEASE_DICT, create_if_missing=True)
-    lease = AttemptLease(store, record.run_id, config.rank, _report)
+    lease = AttemptLease(store, record.run_id, config.rank, print_message)
     earlier = lease.acquire()
     try:
         volumes = _reload_volumes(record, config, earlier)
@@ -109,7 +111,7 @@ def _run_rank(record: Job, config: RankConfig, archives: Mapping[str, str]) -> d
         if config.rank == 0:
             return encode(_run_rank_zero(record, config, volumes, archives, lease, earlier))
         # If the run has already ended, rank 0 only reports the result and there is no cluster to join.
-        if not PreviousContainer(record, _report).is_finished:
+        if not PreviousContainer(record, print_message).is_finished:
             _run_worker(record, config, volumes, archives, lease)
         return None
     finally:
@@ -128,9 +130,11 @@ def _reload_volumes(job: Job, config: RankConfig, earlier: EarlierContainer) -> 
     """Return the volumes, with what an earlier container has committed."""
     volumes = _open_volumes(job, config)
     volumes.reload()
-    if earlier.is_known or not PreviousContainer(job, _report).may_run:
+    if earlier.is_known or not PreviousContainer(job, print_message).may_run:
         return volumes
-    _report(f"an earlier container may still save its files; waiting {PLATFORM_GRACE:g} s, after which Modal kills it")
+    print_message(
+        f"an earlier container may still save its files; waiting {PLATFORM_GRACE:g} s, after which Modal kills it"
+    )
     wait_interruptibly(threading.Event().wait, PLATFORM_GRACE)
     volumes.reload()
     return volumes
@@ -146,7 +150,7 @@ def _run_rank_zero(
 ) -> RunResultRecord:
     folder, text, kept = RunFolder(job.run_folder), CountedText(), KeptRecords(lease.store, job)
     kept.restore()
-    previous = PreviousContainer(job, _report)
+    previous = PreviousContainer(job, print_message)
     for chunk in folder.read_output():
         text.count(chunk)
     decision = previous.decide(was_ending=earlier.was_ending)
@@ -155,7 +159,7 @@ def _run_rank_zero(
             _release_other_ranks(config)
             return result
         case Lost(result):
-            _report(result.detail, result.cause)
+            print_message(result.detail, result.cause)
             result = _with_digest(result, text)
             folder.write_result(result)
             volumes.commit()
@@ -257,7 +261,7 @@ def _finish(folder: RunFolder, result: RunResultRecord, volumes: VolumeCommits) 
         # The caller needs it on the volume too: a cancelled call returns no value.
         folder.write_result(result)
     except OSError as error:
-        _report(f"result.json could not be written: {describe_error(error)}")
+        print_message(f"result.json could not be written: {describe_error(error)}")
     with contextlib.suppress(OSError):  # the caller then reads output.log itself
         folder.write_output_end()
     volumes.join_background_commits()
@@ -266,10 +270,10 @@ def _finish(folder: RunFolder, result: RunResultRecord, volumes: VolumeCommits) 
         return result
     result = replace(result, volume_error=failure)
     if result.state is not RunState.SUCCEEDED:
-        _report(failure)
+        print_message(failure)
         return result
     # The files of the run are not stored, so it has not succeeded, whatever the command returned.
-    _report(failure, FailureCause.VOLUME_COMMIT_FAILED)
+    print_message(failure, FailureCause.VOLUME_COMMIT_FAILED)
     return replace(
         result,
         state=RunState.FAILED,
@@ -282,7 +286,7 @@ def _finish(folder: RunFolder, result: RunResultRecord, volumes: VolumeCommits) 
 def _handle_event(event: MessageEvent | StateEvent, volumes: VolumeCommits, kept: KeptRecords) -> None:
     """Print a message or a new state. Make a state visible on the volume too, for readers in other processes."""
     if isinstance(event, MessageEvent):
-        _report(event.text, event.cause)
+        print_message(event.text, event.cause)
         return
     if event.state is RunState.RUNNING:
         # The command starts after the commit: if the container dies before, the attempt was not started.
@@ -302,7 +306,7 @@ def _run_worker(
     worker = RankWorker(
         job,
         config,
-        report_locally=lambda text: _report(f"rank {config.rank}: {text}"),
+        report_locally=lambda text: print_message(f"rank {config.rank}: {text}"),
         lost_places=container_places,
         create_files=lambda: unpack_mounts(archives, volumes.paths),
         commit_logs=volumes.commit_run_folder,
@@ -348,7 +352,7 @@ def _release_other_ranks(config: RankConfig) -> None:
 def _handle_error(error: FunctionError, job: Job, config: RankConfig | None) -> dict[str, Any] | None:
     """Report an error of this module or of the supervisor. Return the result of the run; None on ranks other than 0."""
     rank = 0 if config is None else config.rank
-    _report(f"the launcher failed in the container:\n{error.traceback.rstrip()}", error.cause)
+    print_message(f"the launcher failed in the container:\n{error.traceback.rstrip()}", error.cause)
     error.write_log(rank)
     if config is not None and rank:
         _report_failed_rank(error, config)
@@ -388,9 +392,3 @@ def _rank_config(job: Job, tokens: ClusterTokens) -> RankConfig:
         tokens=tokens,
         has_modal_runtime=True,
     )
-
-
-def _report(text: str, cause: FailureCause | None = None) -> None:
-    """Print a message to standard error; standard output is the command's."""
-    sys.stderr.write(prefixed(text, cause))
-    sys.stderr.flush()

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from skyrl_modal import Run
+from skyrl_modal.errors import RecordError
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.run.index import IndexRecord, RunIndex
 from skyrl_modal.views.text import escape_controls
@@ -221,12 +223,13 @@ def test_logs_keep_colors(skyrl: Command) -> None:
     assert skyrl("logs", run_id).stdout == skyrl("attach", run_id).stdout == "\x1b[31mred\x1b[0m\n"
 
 
-@pytest.mark.parametrize("record", [b"", b"[]", b"null", b"[" * 100_000, b"{}", b" " * (5 << 20)])
-def test_damaged_index_entry_affects_its_run_only(skyrl: Command, tmp_path: Path, record: bytes) -> None:
-    """A damaged entry of the index is skipped with a warning, and the other runs are listed."""
+def test_damaged_index_entries_affect_their_runs_only(skyrl: Command, tmp_path: Path) -> None:
+    """Each damaged entry of the index is skipped with a warning, and the other runs are listed."""
     RunIndex().add(make_record("20200101-000000-aaaaaa", "mine", id="7"))
     [entry] = (tmp_path / "state").rglob("*.json")
-    entry.with_name("20200101-000000-damaged.json").write_bytes(record)
+    damaged = [b"", b"[]", b"null", b"[" * 100_000, b"{}", b" " * (5 << 20)]
+    for number, record in enumerate(damaged):
+        entry.with_name(f"20200101-000000-damaged{number}.json").write_bytes(record)
     renamed = entry.with_name("20200101-000000-renamed.json")
     renamed.write_bytes(entry.read_bytes())
     entry.with_name("20200101-000000-link.json").symlink_to("/etc/passwd")
@@ -234,5 +237,8 @@ def test_damaged_index_entry_affects_its_run_only(skyrl: Command, tmp_path: Path
     listed = skyrl("ps")
 
     assert [line.split()[0] for line in listed.stdout.splitlines()] == ["20200101-000000-aaaaaa"]
-    assert listed.stderr.count("skipping a record") == 3
-    assert skyrl("wait", "20200101-000000-damaged").returncode == 125
+    assert listed.stderr.count("skipping a record") == len(damaged) + 2
+    for number in range(len(damaged)):
+        with pytest.raises(RecordError):
+            Run.attach(f"20200101-000000-damaged{number}")
+    assert skyrl("wait", "20200101-000000-damaged0").returncode == 125

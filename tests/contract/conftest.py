@@ -3,10 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.support.loopback import LoopbackModal
+
+
+def divide(name: str, local: object, modal: object) -> pytest.MarkDecorator:
+    """Parametrize a test with two values, of which each backend gets one; as slow tests, each gets the other one too.
+
+    It is for cases that the same code in the container decides on every backend.
+    """
+    slow, live = pytest.mark.slow, pytest.mark.live
+    cases: list[Any] = [("local", local), ("modal", modal)]
+    cases += [pytest.param("local", modal, marks=slow), pytest.param("modal", local, marks=slow)]
+    cases += [pytest.param("live", value, marks=live) for value in (local, modal)]
+    return pytest.mark.parametrize(("backend", name), cases, indirect=["backend"])
+
+
+#: The parameters of ``backend`` for tests of what the same code in the container does on every backend.
+LOCAL_FIRST = pytest.mark.parametrize(
+    "backend",
+    ["local", pytest.param("modal", marks=pytest.mark.slow), pytest.param("live", marks=pytest.mark.live)],
+    indirect=True,
+)
 
 
 @pytest.fixture(scope="session")

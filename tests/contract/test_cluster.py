@@ -16,6 +16,7 @@ from skyrl_modal import Launcher, RaySpec, Run, RunResult, RunState, SpecError, 
 from skyrl_modal.protocol.log_lines import LINE_PREFIX
 from skyrl_modal.protocol.state import FailureCause, StopReason
 from tests.conftest import MakeLauncher
+from tests.contract.conftest import LOCAL_FIRST, divide
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(280)]
 
@@ -74,7 +75,7 @@ def test_driver_uses_every_node(
     assert len(list(Run.attach(result.run_id).logs(rank=1, tail=3))) == 3
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@divide("rank", local=1, modal=0)
 def test_next_attempt_has_a_new_cluster(cluster: MakeLauncher, rank: int) -> None:
     """A node that exits ends the attempt. The next attempt has all nodes, and no actor of the first one."""
     output = io.BytesIO()
@@ -101,7 +102,7 @@ def test_exited_node_is_the_cause(cluster: MakeLauncher, capfd: pytest.CaptureFi
     assert "Ray" in rank_log(result, 1)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@divide("rank", local=0, modal=1)
 def test_ray_stop_on_a_node_is_the_cause(cluster: MakeLauncher, rank: int) -> None:
     """If a task calls `ray stop`, the run fails with this cause, and with the rank on which it was called."""
     result = cluster().run(f"{DRIVER} stop {rank}", output=io.BytesIO(), quiet=True)
@@ -122,6 +123,7 @@ def test_lost_files_of_every_rank_are_reported(cluster: MakeLauncher, capfd: pyt
     assert "/root/ckpts-of-rank-1 (1 file, 3.0 MB)" in of_worker
 
 
+@LOCAL_FIRST
 def test_command_may_continue_without_a_node(cluster: MakeLauncher) -> None:
     """With on_worker_loss="wait", the command continues, and the lost node is started again."""
     output = io.BytesIO()
@@ -146,6 +148,7 @@ def test_stopped_command_has_its_cluster(cluster: MakeLauncher) -> None:
     assert "saved on 1" in list(run.logs())
 
 
+@LOCAL_FIRST
 def test_workers_of_uv_run(cluster: MakeLauncher, checkout: Path) -> None:
     """A driver that `uv run` started has workers on every node, which `uv run` starts too."""
     (checkout / "pyproject.toml").write_text('[project]\nname = "skyrl"\nversion = "0"\nrequires-python = ">=3.10"\n')
@@ -161,6 +164,7 @@ def test_workers_of_uv_run(cluster: MakeLauncher, checkout: Path) -> None:
     assert all("/working_dir_files/" in item["here"] for item in facts), facts
 
 
+@LOCAL_FIRST
 def test_driver_of_another_ray_version(cluster: MakeLauncher, capfd: pytest.CaptureFixture[str]) -> None:
     """Ray refuses a driver of another version, and the launcher has warned about the version that the checkout pins."""
     output = io.BytesIO()

@@ -50,7 +50,7 @@ def test_reward_rises_and_second_run_resumes(tmp_path: Path, checkout: Path) -> 
 
 @pytest.mark.ray
 @pytest.mark.timeout(290)
-@pytest.mark.parametrize("backend", ["local", "modal"])
+@pytest.mark.parametrize("backend", ["local", pytest.param("modal", marks=pytest.mark.slow)])
 def test_quickstart_on_two_nodes(tmp_path: Path, checkout: Path, backend: str) -> None:
     """Rollout actors run on both nodes of each run."""
     arguments = ("--checkout", str(checkout), "--nodes", "2", "--steps", "20", "--backend", backend)

@@ -1,6 +1,6 @@
 """Comparison of selections with ``git ls-files --cached --others --exclude-standard`` in random repositories.
 
-``SKYRL_MODAL_CASES`` sets the number of cases (2,000 if it is not set). With ``SKYRL_MODAL_SEED=random`` they differ in
+``SKYRL_MODAL_CASES`` sets the number of cases (1,000 if it is not set). With ``SKYRL_MODAL_SEED=random`` they differ in
 each run. The shards are distributed by pytest-xdist.
 """
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.gitfiles.agreement import disagreements
 from tests.gitfiles.repositories import Templates, case
 
-CASES = int(os.environ.get("SKYRL_MODAL_CASES", "2000"))
+CASES = int(os.environ.get("SKYRL_MODAL_CASES", "1000"))
 SEED = os.environ.get("SKYRL_MODAL_SEED", "0")
 SHARDS = 20
 

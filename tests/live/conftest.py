@@ -23,7 +23,11 @@ __all__ = ["JOBS", "jobs"]
 REPORT = pytest.StashKey[list[str]]()
 
 
-@pytest.fixture(params=["loopback", pytest.param("live", marks=pytest.mark.live)])
+#: Each statement has a test of its own on the loopback (docs/modal-assumptions.md). These show that the live tests run.
+ON_LOOPBACK = pytest.param("loopback", marks=pytest.mark.slow)
+
+
+@pytest.fixture(params=[ON_LOOPBACK, pytest.param("live", marks=pytest.mark.live)])
 def account(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """Connect this process and its children to the loopback, or leave it connected to the user's account."""
     if request.param == "live":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import tomllib
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import modal
 
@@ -23,6 +22,7 @@ from skyrl_modal.spec.image_steps import (
     SetWorkdir,
     UvSync,
 )
+from skyrl_modal.toml_tables import items, table
 
 #: ``SKYRL_REPO_ROOT`` in the image of a run without a checkout: where SkyRL's own scripts expect it.
 DEFAULT_REPO_ROOT = "/root/SkyRL"
@@ -149,23 +149,13 @@ def _local_packages(checkout: Path, step: UvSync) -> list[str]:
         data = tomllib.loads(read_regular_file(checkout / "pyproject.toml", max_bytes=_MAX_PYPROJECT_BYTES).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise SpecError("steps", step, f"the checkout's pyproject.toml cannot be read: {error}") from error
-    uv = _table(_table(data.get("tool")).get("uv"))
-    sources = [item for entry in _table(uv.get("sources")).values() for item in _items(entry)]
+    uv = table(table(data, "tool"), "uv")
+    sources = [item for entry in table(uv, "sources").values() for item in items(entry, entry)]
     paths = [item["path"] for item in sources if isinstance(item, dict) and isinstance(item.get("path"), str)]
-    members = _items(_table(uv.get("workspace")).get("members"))
+    members = items(table(uv, "workspace").get("members"))
     for pattern in members:
         if isinstance(pattern, str) and not PurePosixPath(pattern).is_absolute():
             paths += [str(path.relative_to(checkout)) for path in sorted(checkout.glob(pattern)) if path.is_dir()]
     normal = [PurePosixPath(path) for path in paths]
     inside = [str(path) for path in normal if not path.is_absolute() and ".." not in path.parts]
     return [name for name in dict.fromkeys(inside) if (checkout / name).exists()]
-
-
-def _table(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _items(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]

@@ -40,6 +40,8 @@ VARIABLES = {
     "home": ("HOME",),
     "all_but_cache": ("XDG_STATE_HOME", "XDG_DATA_HOME", "TMPDIR", "HOME"),
 }
+#: The environments that are tried without namespaces.
+WITHOUT_NAMESPACES = ("same", "state", "cache")
 
 
 def start_elsewhere(folder: Path, variables: tuple[str, ...]) -> None:
@@ -60,33 +62,27 @@ def assert_files_are_intact(volume: VolumeSpec) -> None:
     assert "x" in lines[1:]
 
 
-@pytest.mark.parametrize("variables", VARIABLES.values(), ids=VARIABLES)
+@pytest.mark.parametrize("namespaces", [True, False])
 def test_another_environment_removes_no_files(
-    launcher: Callable[..., Launcher], volume: VolumeSpec, tmp_path: Path, variables: tuple[str, ...]
-) -> None:
-    """No start and no clean-up removes the files of an active run, whatever folders the user has there."""
-    run = launcher().submit(USE_FILES)
-    assert next(run.logs(follow=True)) == "up"
-
-    start_elsewhere(tmp_path, variables)
-
-    assert_files_are_intact(volume)
-    assert run.wait(60).returncode == 0
-
-
-@pytest.mark.parametrize("variables", [(), ("XDG_STATE_HOME",), ("XDG_CACHE_HOME",)], ids=["same", "state", "cache"])
-def test_files_without_namespaces_are_not_removed(
     launcher: Callable[..., Launcher],
     volume: VolumeSpec,
     tmp_path: Path,
-    no_namespaces: None,
-    variables: tuple[str, ...],
+    request: pytest.FixtureRequest,
+    namespaces: bool,
 ) -> None:
-    """The files of a run without namespaces, which are in the folder for temporary files, are not removed either."""
+    """No start and no clean-up removes the files of an active run, whatever folders the user has there.
+
+    Without namespaces, the files of the run are in the folder for temporary files.
+    """
+    if not namespaces:
+        request.getfixturevalue("no_namespaces")
     run = launcher().submit(USE_FILES)
     assert next(run.logs(follow=True)) == "up"
 
-    start_elsewhere(tmp_path, variables)
+    for name, variables in VARIABLES.items():
+        if namespaces or name in WITHOUT_NAMESPACES:
+            (tmp_path / name).mkdir()
+            start_elsewhere(tmp_path / name, variables)
 
     assert_files_are_intact(volume)
     assert run.wait(60).returncode == 0

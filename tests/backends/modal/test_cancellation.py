@@ -29,8 +29,15 @@ def stop_app(server: LoopbackModal) -> None:
     subprocess.run(command, env=os.environ | server.env(), check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("text", [texts.CANCELLED, ""], ids=["text", "no-text"])
-@pytest.mark.parametrize("cancel", [cancel_call, stop_app])
+#: The ways to cancel a run, and the texts of the error that its caller receives.
+WAYS = pytest.mark.parametrize(
+    ("cancel", "text"),
+    [(cancel_call, texts.CANCELLED), (cancel_call, ""), (stop_app, texts.CANCELLED)],
+    ids=["call", "call without a text", "app"],
+)
+
+
+@WAYS
 def test_cancelled_before_the_start(
     server: LoopbackModal,
     launcher: Make,
@@ -53,8 +60,7 @@ def test_cancelled_before_the_start(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", [texts.CANCELLED, ""], ids=["text", "no-text"])
-@pytest.mark.parametrize("cancel", [cancel_call, stop_app])
+@WAYS
 def test_cancelled_while_the_command_runs(
     server: LoopbackModal,
     launcher: Make,

@@ -29,7 +29,7 @@ def test_exit_while_requests_wait_prints_nothing(
     """A process that exits while requests to Modal wait writes nothing to standard error."""
     run = launcher(ray=None).submit("while :; do echo up; sleep 0.2; done")
     try:
-        for _ in range(4):
-            assert script(FOLLOWER, run.id).end() == (0, "running\n", "")
+        for follower in [script(FOLLOWER, run.id) for _ in range(4)]:
+            assert follower.end() == (0, "running\n", "")
     finally:
         run.cancel(now=True)

@@ -189,8 +189,7 @@ class Scheduler(Service):
         process = ContainerProcess(plane, container)
         try:
             await self._wait_for_worker(container)
-            if plane.faults.start_delay:
-                await asyncio.sleep(plane.faults.start_delay)
+            await self._delay_start(container)
             self.state(container, api_pb2.TASK_STATE_LOADING_IMAGE)
             image_id = container.function.definition.image_id
             self.plane.logs.system(container, texts.IMAGE_PULL.format(image_id=image_id))
@@ -231,6 +230,12 @@ class Scheduler(Service):
             if container.gang is None and not function.queue:
                 container.retiring = True  # its input was cancelled
         self.state(container, api_pb2.TASK_STATE_WORKER_ASSIGNED)
+
+    async def _delay_start(self, container: Container) -> None:
+        """Apply the fault ``slow_start``, until the container is stopped."""
+        deadline = time.monotonic() + self.plane.faults.start_delay
+        while time.monotonic() < deadline and not container.retiring:
+            await asyncio.sleep(0.05)
 
     def _startup_timed_out(self, container: Container, limit: int) -> None:
         if container.state == "starting" and container.process:
