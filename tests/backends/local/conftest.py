@@ -16,7 +16,7 @@ from skyrl_modal.backends.local.volumes import volume_folder
 @pytest.fixture
 def no_namespaces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Run the test as on a machine on which bubblewrap is not installed."""
-    monkeypatch.setattr(sandbox, "_candidates", list)
+    monkeypatch.setattr(sandbox, "find_bubblewrap", list)
     sandbox.forget_searches()
     yield
     sandbox.forget_searches()
