@@ -84,6 +84,7 @@ class ModalRun:
         secret_values = check_with_backend(self._plan, self._backend, self._reporter)
         with self._preparation, translated_client_errors():
             self._run_app = RunApp(self._preparation.take_snapshots(self._plan, secret_values, self._reporter))
+            self._run_app.make_archives()
             self.app, self._function = self._run_app.define()
         for warning in self._run_app.warnings:
             self._reporter.warn(warning)

@@ -79,11 +79,19 @@ class RunApp:
             del self._named_secrets[item.name]
             self.warnings.append(f"the optional secret {item.name} is left out: Modal has no secret of this name")
 
+    def make_archives(self) -> None:
+        """Write the archives of the files that do not exist yet.
+
+        Raises:
+            SnapshotError: They cannot be written.
+        """
+        remote_paths = [mount.remote_path for mount in self.job.mounts]
+        self._sending, self._archives = files_to_send(zip(remote_paths, self._snapshots, strict=True))
+
     def define(self) -> tuple[modal.App, modal.Function[..., Any, Any]]:
         """Return the app and its function, which is called with ``arguments``. No request is sent to Modal.
 
-        Raises:
-            SnapshotError: The archives of the files cannot be written.
+        ``make_archives`` was called before.
         """
         job, spec = self.job, self.spec
         copies = zip(job.mounts, self._snapshots, strict=True)
@@ -91,8 +99,6 @@ class RunApp:
         image = build_image(
             job.image, spec.image, job.repo_root, self._registry, checkout=checkout, rdma=spec.rdma and spec.nodes > 1
         )
-        remote_paths = [mount.remote_path for mount in job.mounts]
-        self._sending, self._archives = files_to_send(zip(remote_paths, self._snapshots, strict=True))
         if self._sending is not None:
             image = image.add_local_dir(self._sending.path, ARCHIVE_FOLDER)
         image = add_container_code(image)

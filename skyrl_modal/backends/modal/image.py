@@ -60,8 +60,10 @@ def build_image(
     Raises:
         SpecError: A file that a step copies does not exist.
     """
-    image = modal.Image.from_registry(base, secret=registry, add_python=spec.python).entrypoint([])
-    image = image.env({"SKYRL_REPO_ROOT": repo_root or DEFAULT_REPO_ROOT})
+    image = modal.Image.from_registry(base, secret=registry, add_python=spec.python)
+    # One layer, since each is a request in each run. The layer of the base is the one that other apps of the user have.
+    root = shlex.quote(repo_root or DEFAULT_REPO_ROOT)
+    image = image.dockerfile_commands("ENTRYPOINT []", f"ENV SKYRL_REPO_ROOT={root}")
     apt = [*spec.apt, RDMA_PACKAGE] if rdma and RDMA_PACKAGE not in spec.apt else spec.apt
     if apt:
         image = image.apt_install(*apt)

@@ -87,8 +87,7 @@ class ModalRunStart:
         """Build, upload and start the app; if this process owns the run, stream it until it ends."""
         has_followed = False
         try:
-            async with self._progress_messages("checking that Modal is reachable"):
-                self._app.leave_out(await self._check(self._app.required_objects))
+            await self._prepare()
             app, function = await asyncio.to_thread(self._app.define)
             for warning in self._app.warnings:
                 self.channel.warning(warning)
@@ -114,6 +113,17 @@ class ModalRunStart:
             self.channel.finish()
         finally:
             self._app.release()
+
+    async def _prepare(self) -> None:
+        """Check that Modal is reachable, and make the archives of the files meanwhile."""
+        making = asyncio.ensure_future(asyncio.to_thread(self._app.make_archives))
+        try:
+            async with self._progress_messages("checking that Modal is reachable"):
+                self._app.leave_out(await self._check(self._app.required_objects))
+        finally:
+            # The thread cannot be interrupted, and what it creates is removed after its end.
+            await asyncio.wait([making])
+        making.result()
 
     async def _check(self, required: Sequence[RequiredObject]) -> Sequence[RequiredObject]:
         """Check that Modal is reachable, and begin the lease meanwhile. Return the optional objects that are absent."""
