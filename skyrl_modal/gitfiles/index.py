@@ -174,7 +174,9 @@ class Index:
 
     @cached_property
     def _modes(self) -> dict[bytes, int]:
-        return {self._folded(entry.path): entry.mode & 0o170000 for entry in self._entries}
+        if self._ignore_case:
+            return {path.lower(): mode & 0o170000 for path, mode, _, _ in self._entries}
+        return {path: mode & 0o170000 for path, mode, _, _ in self._entries}
 
     @cached_property
     def _sorted(self) -> list[bytes]:

@@ -77,7 +77,8 @@ def _parse(data: bytes) -> list[Entry]:
         end = begin + length if length < _LENGTH else data.index(b"\0", begin + length)
         if data[end]:
             raise ValueError("a path is longer than its entry states")
-        entries.append(Entry(data[begin:end], mode, object_id, skipped))
+        # This takes half the time of a call of the class.
+        entries.append(tuple.__new__(Entry, (data[begin:end], mode, object_id, skipped)))
         # Entries are padded with one to eight NULs to a multiple of eight bytes.
         position += (end - position + 8) // 8 * 8
     return entries
