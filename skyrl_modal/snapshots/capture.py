@@ -146,29 +146,38 @@ class Capture:
     def _read_changed(self, changed: list[str], records: dict[str, tuple[bytes, bytes] | None]) -> None:
         latest_trusted = latest_trusted_time(self._trees.parent, os.stat(self._prefix).st_dev)
         for path in changed:
-            try:
-                status, sha, unchanged = self._store_content(path)
-            except FileNotCopied as reason:
-                self._warn(path, str(reason))
+            content = self._store_content(path)
+            if isinstance(content, FileNotCopied):
+                self._warn(path, str(content))
                 records[path] = None
                 continue
+            status, sha, unchanged = content
+            if not unchanged:
+                self._warnings.append(
+                    f"{path} kept changing while it was copied: the snapshot contains one of its states"
+                )
             stamp = stamps_of([status])
             if not unchanged or status.st_mtime_ns >= latest_trusted or status.st_ctime_ns >= latest_trusted:
                 stamp = without_trusted_size(stamp)
             records[path] = (stamp, sha)
 
-    def _store_content(self, path: str) -> tuple[os.stat_result, bytes, bool]:
-        """Store the content of a file; return its status, its digest and whether it was unchanged while it was read."""
+    def _store_content(self, path: str) -> tuple[os.stat_result, bytes, bool] | FileNotCopied:
+        """Store the content of a file.
+
+        Returns:
+            Its status, its digest and whether it was unchanged while it was read; or why it could not be copied.
+        """
         full = self._prefix + path
         try:
             status = os.lstat(full)
             if stat.S_ISLNK(status.st_mode):
                 return status, link_digest(os.readlink(full)), True
         except OSError as error:
-            raise FileNotCopied(f"was removed before it was copied ({error.strerror})") from error
-        content = self._additions.add(full)
-        if not content.unchanged_while_read:
-            self._warnings.append(f"{path} kept changing while it was copied: the snapshot contains one of its states")
+            return FileNotCopied(f"was removed before it was copied ({error.strerror})")
+        try:
+            content = self._additions.add(full)
+        except FileNotCopied as reason:
+            return reason
         return content.status, content.sha, content.unchanged_while_read
 
     def _lock(self, path: Path) -> SharedLock | None:
@@ -221,12 +230,9 @@ class Capture:
                 raise _SourceChanged from error
             if path not in entries:
                 _remove_empty_parents(top, path)
-        created = {""}
+        for folder in dict.fromkeys(path.rpartition("/")[0] for path in changed):
+            os.makedirs(top + folder, exist_ok=True)
         for path in changed:
-            folder = path.rpartition("/")[0]
-            if folder not in created:
-                os.makedirs(top + folder, exist_ok=True)
-                created.add(folder)
             mode, sha = entries[path]
             if mode == LINK_MODE:
                 self._create_link(path, sha, top + path)

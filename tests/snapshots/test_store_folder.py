@@ -113,7 +113,15 @@ def test_full_store_is_emptied_first(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "moment", ["pool._publish", "capture._update_tree", "capture._publish_tree", "stamps.replace", "capture._lock"]
+    "moment",
+    [
+        "pool._publish",
+        "pool._create",
+        "capture._update_tree",
+        "capture._publish_tree",
+        "stamps.replace",
+        "capture._lock",
+    ],
 )
 def test_killed_process_leaves_nothing(root: Path, tmp_path: Path, moment: str) -> None:
     """What a killed process leaves is removed or accounted by the next snapshot."""
