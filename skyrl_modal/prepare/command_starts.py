@@ -15,6 +15,7 @@ from skyrl_modal.gitfiles.files import read_regular_file
 from skyrl_modal.gitfiles.result_cache import NO_CACHE, ResultCache
 from skyrl_modal.machine import visible_gpu_count
 from skyrl_modal.mount import Selection
+from skyrl_modal.prepare.findings import texts_of_command
 from skyrl_modal.prepare.home_paths import HOMES
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.skyrl.config_schema import ConfigSchema
@@ -43,8 +44,9 @@ class CheckedState:
 #: The value of secrets in the sandbox. Scripts may check that a key is defined.
 _PLACEHOLDER = "secret"
 _MAX_FILE_BYTES = 1 << 20
-#: Variables of this machine that commands use to find programs or themselves. The sandbox has its own.
-_NOT_INHERITED = re.compile(r"PATH|HOME|PWD|OLDPWD|SHELL|TMPDIR|.*(?:KEY|TOKEN|SECRET|PASSWORD).*|_|LD_.*|BASH.*")
+#: Variables of this process that a run replaces, or that the sandbox has itself.
+_NOT_INHERITED = re.compile(r"PATH|HOME|PWD|OLDPWD|SHELL|TMPDIR|_|LD_.*|BASH.*")
+_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
 _VARIABLE_USE = re.compile(r"\$\{?([A-Za-z_]\w*)")
 
 
@@ -69,7 +71,7 @@ def resolve_command(
     requests = spec.gpu_requests
     run = ResolvedRun(
         workdir=job.workdir,
-        env=environment_of_command(job, spec),
+        env=environment_of_command(job, spec, _inherited_variables(job, selections)),
         mounts=mounts,
         repo_root=job.repo_root,
         folders=[volume.mount_path for volume in job.volumes],
@@ -102,6 +104,22 @@ def find_problems_of_starts(
     return list(find_in_starts(resolution, facts, schema)), checkpoint_folders(resolution, facts, schema)
 
 
+def without_absent_calls(findings: Iterable[Finding], resolution: Resolution) -> list[Finding]:
+    """Return findings without those about calls of Ray that the text contains, and the executed command did not make.
+
+    A text may contain them in a comment, a message or a branch that is not taken.
+
+    Args:
+        findings: Findings, some of which were found in the text.
+        resolution: What the command starts.
+    """
+    recording = resolution.recording
+    if recording.method is not ResolutionMethod.EXECUTED or recording.exit_code != 0:
+        return list(findings)
+    made = {f"{call.argv[0]}-{call.argv[1]}-call" for call in recording.calls if len(call.argv) > 1}
+    return [item for item in findings if item.code not in ("ray-start-call", "ray-stop-call") or item.code in made]
+
+
 def mounted_files(job: Job, selections: Sequence[Selection]) -> list[MountedFiles]:
     """Return the files of a job's mounts."""
     return [
@@ -114,7 +132,7 @@ def facts_of_run(job: Job, spec: RunSpec, selections: Sequence[Selection], state
     """Return what the rules know about a run."""
     is_local = not job.image
     mounts = mounted_files(job, selections)
-    env = environment_of_command(job, spec)
+    env = environment_of_command(job, spec, dict(os.environ))
     return RunFacts(
         home=env["HOME"],
         volumes=[volume.mount_path for volume in job.volumes],
@@ -128,7 +146,7 @@ def facts_of_run(job: Job, spec: RunSpec, selections: Sequence[Selection], state
         timeout=job.limits.attempt_timeout,
         image=job.image,
         has_uv=shutil.which("uv") is not None if is_local else None,
-        env={**(dict(os.environ) if is_local else spec.image.env), **env},
+        env=env,
         has_unknown_variables=any(not secret.keys for secret in spec.named_secrets),
         **asdict(state, recurse=False),
     )
@@ -147,13 +165,30 @@ def gpus_of_node(job: Job, spec: RunSpec, *, needs_count: bool = False) -> int |
     return count or (None if needs_count else counts[0] if counts else 0)
 
 
-def environment_of_command(job: Job, spec: RunSpec) -> dict[str, str]:
-    """Return the variables that a command has, as far as they are known, with placeholders for secrets."""
+def _inherited_variables(job: Job, selections: Sequence[Selection]) -> dict[str, str]:
+    """Return the variables of this process that a local command and its scripts mention, without likely secrets."""
+    if job.image:
+        return {}
+    used = {name for _, text in texts_of_command(job, selections) for name in _VARIABLE_USE.findall(text)}
+    return {
+        name: _PLACEHOLDER if _SECRET_NAME.search(name) else os.environ[name]
+        for name in sorted(used & os.environ.keys())
+        if not _NOT_INHERITED.fullmatch(name)
+    }
+
+
+def environment_of_command(job: Job, spec: RunSpec, inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that a command has, as far as they are known, with placeholders for secrets.
+
+    Args:
+        job: The run.
+        spec: What the user declared.
+        inherited: The variables of this process that a local command has.
+    """
     env = {"HOME": HOMES[0], "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1"}
     if not job.image:
         env["HOME"] = os.path.expanduser("~")
-        used = set(_VARIABLE_USE.findall(job.command))
-        env |= {name: value for name, value in os.environ.items() if name in used or not _NOT_INHERITED.fullmatch(name)}
+        env |= inherited
     env |= spec.image.env if job.image else {}
     env |= job.env
     env |= dict.fromkeys(job.secret_names, _PLACEHOLDER)

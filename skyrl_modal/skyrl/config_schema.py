@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
@@ -54,19 +56,11 @@ class ConfigSchema:
     @classmethod
     def read(cls, root: Path) -> ConfigSchema:
         """Return the schema of a checkout. It is empty if the checkout has no such dataclasses, or is not readable."""
-        classes: dict[str, dict[str, _Field]] = {}
+        sources = []
         for name in _FILES:
-            try:
-                source = read_regular_file(root / name, max_bytes=_MAX_BYTES).decode("utf-8", "replace")
-                tree = ast.parse(source)
-            except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-                continue
-            for node in tree.body:
-                if isinstance(node, ast.ClassDef):
-                    inherited = [classes.get(base.id, {}) for base in node.bases if isinstance(base, ast.Name)]
-                    classes[node.name] = {key: value for each in inherited for key, value in each.items()}
-                    classes[node.name].update(_fields(node))
-        return cls(classes)
+            with contextlib.suppress(OSError):
+                sources.append(read_regular_file(root / name, max_bytes=_MAX_BYTES).decode("utf-8", "replace"))
+        return cls(_read_classes(tuple(sources)))
 
     def has_key(self, kind: EntrypointKind, key: str) -> bool | None:
         """Return whether an entrypoint has a field; None if this is not known."""
@@ -106,6 +100,22 @@ class ConfigSchema:
             given = keywords.get(part, found.default)
             name = next((each for each in found.classes if each in self._classes), "")
         return UNKNOWN if given is None else _evaluate(given, home)
+
+
+@functools.lru_cache(maxsize=4)  # parsing takes longer than everything else in a further plan of the same checkout
+def _read_classes(sources: tuple[str, ...]) -> Mapping[str, Mapping[str, _Field]]:
+    classes: dict[str, dict[str, _Field]] = {}
+    for source in sources:
+        try:
+            tree = ast.parse(source)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                inherited = [classes.get(base.id, {}) for base in node.bases if isinstance(base, ast.Name)]
+                classes[node.name] = {key: value for each in inherited for key, value in each.items()}
+                classes[node.name].update(_fields(node))
+    return classes
 
 
 def _fields(node: ast.ClassDef) -> dict[str, _Field]:

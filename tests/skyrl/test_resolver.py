@@ -21,7 +21,7 @@ EXPECTED: dict[str, dict[str, Any]] = tomllib.loads((SCRIPTS / "expected.toml").
 
 def resolve(checkout: Path, command: str, **fields: Any) -> Resolution:
     """Return what a command starts on Modal with 4 GPUs."""
-    return Launcher(checkout=checkout, backend="modal", **{"gpu": "H100:4", **fields}).plan(command).resolution
+    return Launcher(checkout=checkout, **{"backend": "modal", "gpu": "H100:4", **fields}).plan(command).resolution
 
 
 @pytest.mark.parametrize("script", EXPECTED)
@@ -116,6 +116,20 @@ def test_ignored_files_are_not_visible(skyrl_checkout: Path) -> None:
 
     assert hidden.overrides == {"seed": "0", "num_workers": ".env\n.venv/"}
     assert included.overrides["seed"] != "0"
+
+
+def test_variables_of_this_machine(skyrl_checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A local command has the caller's variables that it mentions, with placeholders for those that may be secrets."""
+    monkeypatch.setenv("STEP_WISE", "true")
+    monkeypatch.setenv("MY_TOKEN", "PRIVATE")
+
+    [start] = resolve(skyrl_checkout, "bash scripts/defaults.sh", backend="local").starts
+    [token] = resolve(skyrl_checkout, 'python -m skyrl.train.main_sft seed="$MY_TOKEN"', backend="local").starts
+    [modal] = resolve(skyrl_checkout, "bash scripts/defaults.sh").starts
+
+    assert start.overrides["generator.step_wise_trajectories"] == "true"
+    assert token.overrides == {"seed": "secret"}
+    assert "generator.step_wise_trajectories" not in modal.overrides
 
 
 def test_without_bubblewrap_the_text_is_parsed(skyrl_checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
