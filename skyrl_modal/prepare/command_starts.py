@@ -6,7 +6,7 @@ import os
 import posixpath
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from attrs import asdict, field, frozen
 
@@ -19,7 +19,7 @@ from skyrl_modal.prepare.findings import texts_of_command
 from skyrl_modal.prepare.home_paths import HOMES
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.skyrl.config_schema import ConfigSchema
-from skyrl_modal.skyrl.resolution.records import Resolution
+from skyrl_modal.skyrl.resolution.records import Resolution, ResolutionMethod
 from skyrl_modal.skyrl.resolution.resolver import ResolvedRun, resolve
 from skyrl_modal.skyrl.resolution.script_tree import MountedFiles
 from skyrl_modal.skyrl.rules.catalog import checkpoint_folders, find_in_starts

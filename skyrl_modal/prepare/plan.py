@@ -196,11 +196,15 @@ class PlanBasis:
         resolution = Resolution()
         if may_start_python(text for _, text in texts):
             # Imported here, since most commands do not need it.
-            from skyrl_modal.prepare.command_starts import find_problems_of_starts, resolve_command
+            from skyrl_modal.prepare.command_starts import (
+                find_problems_of_starts,
+                resolve_command,
+                without_absent_calls,
+            )
 
             resolution = resolve_command(job, spec, selections, cache=self._cache)
             found, folders = find_problems_of_starts(resolution, job, spec, selections, state)
-            findings += found
+            findings = [*without_absent_calls(findings, resolution), *found]
             job = replace(job, checkpoint_folders=folders)
         return Plan(
             job=job,

@@ -306,3 +306,15 @@ def test_files_of_this_machine_are_kept(skyrl_checkout: Path) -> None:
 
     assert not codes(launcher, command) & {"ckpt-path", "export-path", "resume-off", "hf-home"}
     assert "ckpt-path" in codes(launcher, f"{command} trainer.ckpt_path=/tmp/ckpts")
+
+
+def test_calls_of_ray_are_those_that_are_made(skyrl_checkout: Path) -> None:
+    """A script that mentions `ray start` in a message or in another branch has no finding; one that calls it has."""
+    launcher = Launcher(checkout=skyrl_checkout, backend="modal", gpu="L4:1")
+
+    def found(command: str) -> set[str]:
+        return {item.code for item in launcher.plan(command).findings} & {"ray-start-call", "ray-stop-call"}
+
+    train = "python -m skyrl.train.main_sft seed=$(echo 1)"
+    assert found(f"if false; then ray start --head; fi; echo 'no ray stop'; {train}") == set()
+    assert found(f"ray start --head; {train}") == {"ray-start-call"}
