@@ -72,6 +72,8 @@ def test_driver_uses_every_node(
         assert log.startswith("==> supervisor.log <==\n")
         assert "==> 1/ray/start.log <==" in log
         assert re.search(r"^==> 1/ray/raylet.* <==$", log, re.MULTILINE)
+        workers = Run.attach(result.run_id).kept_logs(rank=rank, attempt=1, pattern="ray/worker-*")
+        assert any(kept.read() for kept in workers)
     assert len(list(Run.attach(result.run_id).logs(rank=1, tail=3))) == 3
 
 
