@@ -5,12 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-from skyrl_modal.container.gpus import end_program, start_program
 
 #: Seconds for ``nvidia-smi``, which a broken driver can block, and for the kernel's messages.
 GPU_TIMEOUT, KERNEL_TIMEOUT = 10.0, 1.0
@@ -129,6 +126,13 @@ def relevant_message(record: str) -> str | None:
 
 def gpu_report() -> str:
     """Return what ``nvidia-smi`` prints; empty if there is no such program."""
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    if not any(os.access(os.path.join(folder, "nvidia-smi"), os.X_OK) for folder in folders):
+        return ""
+    import subprocess
+
+    from skyrl_modal.container.gpus import end_program, start_program  # imported here: most machines have no GPU
+
     process = start_program(("nvidia-smi",), stderr=subprocess.STDOUT)
     if process is None:
         return ""

@@ -68,14 +68,14 @@ class ClusterServices:
         events: The supervisor's events.
         report: Receives messages.
         open_url: Returns a URL by which a port of this node's 127.0.0.1 can be reached.
-        keeper: Returns what keeps the logs of rank 0.
+        keep_logs: Begins to keep the logs of an attempt, and returns what keeps them.
         secrets: The values to mask in the logs that are kept.
     """
 
     events: EventRouter
     report: Report
     open_url: Callable[[int], str]
-    keeper: Callable[[], LogKeeper]
+    keep_logs: Callable[[int], LogKeeper]
     secrets: SecretMask
 
 
@@ -211,7 +211,7 @@ class RayCluster:
         self._restarts = dict.fromkeys(self._restarts, 0)
         self._started_ranks, self._early_ranks = set(), set()
         self._starts += 1
-        keeper = services.keeper()
+        keeper = services.keep_logs(self._attempt)
         put: Callable[[RayEvent], None] = self._events.put
         self._node = RayNode(
             self._job,

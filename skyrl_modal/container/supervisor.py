@@ -29,6 +29,7 @@ from skyrl_modal.container.workdir import prepare_workdir
 from skyrl_modal.protocol.dataclass import dataclass, replace
 from skyrl_modal.protocol.events import MessageEvent, StateEvent
 from skyrl_modal.protocol.job import Job, Limits
+from skyrl_modal.protocol.kept_logs import has_log_folders
 from skyrl_modal.protocol.rank_config import RankConfig
 from skyrl_modal.protocol.result import RunResultRecord, UnsavedFolder
 from skyrl_modal.protocol.run_folder import OUTPUT_FILE, SUPERVISOR_LOG, RunFolder
@@ -44,8 +45,8 @@ if TYPE_CHECKING:
 
 #: Seconds after the start of a command without Ray from which its logs are followed. Most short commands have none.
 LOG_DELAY = 1.0
-#: States of an attempt after which what the machine reports is kept.
-_FAILED_STATES = (RunState.FAILED, RunState.TIMED_OUT)
+#: States after which what the machine reports is kept, and exit code of a command that was killed.
+_FAILED_STATES, KILLED = (RunState.FAILED, RunState.TIMED_OUT), 137
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,7 +246,7 @@ class Supervisor:
             events=self._events,
             report=self._report,
             open_url=self._services.open_url,
-            keeper=self._log_keeper,
+            keep_logs=self._keep_logs,
             secrets=self._secrets,
         )
         return RayCluster(self._job, self._config, dict(self._env), services)
@@ -267,10 +268,10 @@ class Supervisor:
             processes=self._command_processes,
         )
         self._attempt = CommandAttempt(job, env, services, total_deadline=total_deadline)
-        timer = threading.Timer(LOG_DELAY, self._keep_logs)
+        timer = threading.Timer(LOG_DELAY, self._keep_logs, (self._attempts,))
         timer.daemon = True
         if self._keeper is not None:  # with Ray, and in further attempts
-            self._keep_logs()
+            self._keep_logs(self._attempts)
         else:
             timer.start()
         try:
@@ -279,28 +280,26 @@ class Supervisor:
             timer.cancel()
             if timer.ident is not None:
                 timer.join()
-        if outcome.state is not RunState.SUCCEEDED:
-            keeper = self._keep_logs()
+        if outcome.state is not RunState.SUCCEEDED and self._may_have_logs(outcome):
+            keeper = self._keep_logs(self._attempts)
             if outcome.state in _FAILED_STATES:
                 keeper.record_failure()
         return outcome
 
-    # -- logs --------------------------------------------------------------------------------------------------------
+    def _may_have_logs(self, outcome: Outcome) -> bool:
+        """Return whether an attempt has left something to keep. One that fails at once has usually not."""
+        gpus = self._job.gpus_per_node or self._config.gpus
+        return self._keeper is not None or bool(gpus) or outcome.returncode == KILLED or has_log_folders()
 
-    def _log_keeper(self) -> LogKeeper:
-        """Return what keeps the logs of this rank. It is created, and its modules are loaded, at the first call."""
+    def _keep_logs(self, attempt: int) -> LogKeeper:
+        """Keep the logs of an attempt from now on. What keeps them is created, and loaded, at the first call."""
         if self._keeper is None:
             from skyrl_modal.container.log_keeper import LogKeeper
 
             folder, commit = self._folder.rank_logs(0), self._services.commit_logs
             self._keeper = LogKeeper(folder, self._config, self._secrets, note=self._log, commit=commit)
+        self._keeper.begin(attempt)
         return self._keeper
-
-    def _keep_logs(self) -> LogKeeper:
-        """Keep the logs of the present attempt from now on."""
-        keeper = self._log_keeper()
-        keeper.begin(self._attempts)
-        return keeper
 
     # -- processes ---------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ called ``ATTEMPT``, or ``ATTEMPT.START`` if an attempt was started again in anot
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 
@@ -100,6 +101,15 @@ def is_skyrl_log_folder(name: str) -> bool:
         (True, False)
     """
     return re.fullmatch(_SKYRL_FOLDER, name) is not None
+
+
+def has_log_folders() -> bool:
+    """Return whether this container's folder for temporary files may have logs of SkyRL or Ray."""
+    try:
+        names = os.listdir(os.environ.get("TMPDIR", "/tmp"))
+    except OSError:
+        return False
+    return any(name == "ray" or name.startswith("skyrl-") for name in names)
 
 
 def is_state_file(name: str) -> bool:

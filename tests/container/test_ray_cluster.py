@@ -46,7 +46,9 @@ class Rank0:
             events=self.events,
             report=lambda text, cause=None: self.messages.append(text),
             open_url=str,
-            keeper=lambda: LogKeeper(Path(job.run_folder, "logs"), config, SecretMask(), note=self.messages.append),
+            keep_logs=lambda attempt: LogKeeper(
+                Path(job.run_folder, "logs"), config, SecretMask(), note=self.messages.append
+            ),
             secrets=SecretMask(),
         )
         self.cluster = RayCluster(job, config, {"PATH": "/nonexistent"}, services)
