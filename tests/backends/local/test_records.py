@@ -206,6 +206,16 @@ def test_logs_of_a_rank_are_regular_files(execution: LocalExecution, job: Job, f
     assert lines == ["==> a\\x1b[2J.log <==", "content \x1b[31m"]
 
 
+def test_linked_folder_of_logs_is_not_read(execution: LocalExecution, folder: RunFolder) -> None:
+    """A folder of logs that the command has replaced by a link is neither listed nor read."""
+    folder.rank_logs(0).mkdir(parents=True)
+    (folder.rank_logs(0) / "1").symlink_to("/etc")
+
+    assert list(execution.list_files("logs")) == []
+    with pytest.raises(FileNotFoundError):
+        execution.read_file("logs/0/1/passwd")
+
+
 def test_the_end_of_a_large_log_is_read(
     execution: LocalExecution, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
