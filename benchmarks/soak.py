@@ -77,8 +77,9 @@ class Usage:
         memory = descriptors = threads = count = 0.0
         for pid in descendants(os.getpid()):
             with contextlib.suppress(OSError, StopIteration):
-                rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
-                memory += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) / 1024
+                # Without pages of files, whose share changes when other processes that use the same libraries end.
+                rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+                memory += next(int(line.split()[1]) for line in rollup if line.startswith("Pss_Anon:")) / 1024
                 descriptors += len(os.listdir(f"/proc/{pid}/fd"))
                 threads += len(os.listdir(f"/proc/{pid}/task"))
                 count += 1
