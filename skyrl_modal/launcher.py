@@ -198,6 +198,9 @@ class Launcher(RunSpec):
     def plan(self, command: str | Sequence[str], *, check: bool = False) -> Plan:
         """Return what ``run`` would do. Nothing is started or copied, and no server is contacted without ``check``.
 
+        A shell script that the command runs is executed in a sandbox in which it can start, change and contact nothing,
+        to find what it starts.
+
         Args:
             command: A shell string, or a list of arguments, which are quoted.
             check: Whether to ask the backend too: whether data files and checkpoint folders exist on the volumes, which

@@ -155,14 +155,12 @@ def facts_of_run(job: Job, spec: RunSpec, selections: Sequence[Selection], state
 def gpus_of_node(job: Job, spec: RunSpec, *, needs_count: bool = False) -> int | None:
     """Return the number of GPUs of a node; None if it is not known.
 
-    On this machine it is the number that the machine has. One without GPUs has the requested number, so that a command
-    is resolved as on Modal, unless ``needs_count`` is set.
+    On this machine it is the number that the machine has. If it has none, or the requests in order of preference have
+    different numbers, the first requested one is used to resolve a command, but not to find problems (``needs_count``).
     """
-    if job.image:
-        return job.gpus_per_node
-    count = visible_gpu_count(os.environ)
     counts = [request.count for request in spec.gpu_requests]
-    return count or (None if needs_count else counts[0] if counts else 0)
+    known = job.gpus_per_node if job.image else visible_gpu_count(os.environ) or None
+    return known if known is not None or needs_count else counts[0] if counts else 0
 
 
 def _inherited_variables(job: Job, selections: Sequence[Selection]) -> dict[str, str]:

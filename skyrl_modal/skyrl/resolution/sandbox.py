@@ -19,6 +19,7 @@ from attrs import frozen
 
 from skyrl_modal.skyrl.resolution.calls_file import read_calls
 from skyrl_modal.skyrl.resolution.namespace_usage import find_usage
+from skyrl_modal.skyrl.resolution.process_limits import enter_groups, limited_groups
 from skyrl_modal.skyrl.resolution.records import EndOfExecution, Recording, ResolutionMethod
 from skyrl_modal.skyrl.resolution.stubs import CALLS_FILE, STUBS_FOLDER, create_stubs
 
@@ -102,7 +103,9 @@ def execute(binary: str, given: SandboxInput, parent: str | None = None, *, over
             "bash",
         ]
         written = list(given.trees) if overlays else []
-        end, exit_code = _run_limited([*argv, given.workdir, given.command], env, errors, written)
+        argv += [given.workdir, given.command]
+        with limited_groups(processes=2 * MAX_PROCESSES, memory_bytes=MAX_MEMORY_BYTES) as groups:
+            end, exit_code = _run_limited(argv, env, errors, written, groups)
         return Recording(
             calls=read_calls(_read_start(calls), env),
             method=ResolutionMethod.EXECUTED,
@@ -139,11 +142,11 @@ def _bubblewrap_argv(binary: str, given: SandboxInput, stubs: Path, calls: Path,
         argv += ["--dir", path]
     for path, folder in sorted(given.trees.items(), key=lambda item: item[0].count("/")):
         argv += ["--overlay-src", str(folder), "--tmp-overlay", path] if overlays else ["--ro-bind", str(folder), path]
-    return argv
+    return [*argv, "--disable-userns"] if overlays else argv
 
 
 def _run_limited(
-    argv: Sequence[str], env: Mapping[str, str], errors: Path, written: Sequence[str]
+    argv: Sequence[str], env: Mapping[str, str], errors: Path, written: Sequence[str], groups: Sequence[Path]
 ) -> tuple[EndOfExecution, int | None]:
     """Run bubblewrap, and kill its namespace when a limit is exceeded. Return how it ended, and the exit code."""
     reading, writing = os.pipe()
@@ -153,7 +156,7 @@ def _run_limited(
     try:
         with errors.open("wb") as stderr:
             process = subprocess.Popen(
-                [argv[0], "--json-status-fd", str(writing), *argv[1:]],
+                enter_groups([argv[0], "--json-status-fd", str(writing), *argv[1:]], groups),
                 stdin=empty_reading,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
@@ -190,7 +193,7 @@ def _wait_within_limits(process: subprocess.Popen[bytes], init: int | None, writ
             return EndOfExecution.EXITED
         if time.monotonic() >= deadline:
             return EndOfExecution.TIMEOUT
-        usage = find_usage(init, written) if init is not None else None
+        usage = find_usage(init, written, MAX_PROCESSES) if init is not None else None
         if usage is not None and (usage.processes > MAX_PROCESSES or usage.memory_bytes > MAX_MEMORY_BYTES):
             return EndOfExecution.LIMIT
 

@@ -41,6 +41,9 @@ def create_tree(mount: MountedFiles, folder: Path) -> None:
     """Create the files of a mount in an empty folder.
 
     Files that cannot be read are left out. Of a mount with more files than ``MAX_FILES``, the scripts come first.
+
+    Raises:
+        OSError: A file cannot be created.
     """
     made: set[str] = set()
     for name in _chosen_files(mount.files):
@@ -48,10 +51,7 @@ def create_tree(mount: MountedFiles, folder: Path) -> None:
         if parent not in made:
             os.makedirs(folder / parent, exist_ok=True)
             made.add(parent)
-        try:
-            _create_file(str(mount.root / name), str(folder / name), name)
-        except OSError:
-            continue  # it was removed, is unreadable, or has a name that this file system does not accept
+        _create_file(str(mount.root / name), str(folder / name), name)
 
 
 def _chosen_files(files: Sequence[str]) -> Sequence[str]:
@@ -67,16 +67,23 @@ def is_text(name: str) -> bool:
 
 
 def _create_file(source: str, target: str, name: str) -> None:
-    status = os.lstat(source)
-    if stat.S_ISLNK(status.st_mode):
-        os.symlink(os.readlink(source), target)
-        return
-    descriptor = os.open(
-        target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, stat.S_IMODE(status.st_mode) | 0o400
-    )
+    content = b""
     try:
-        if is_text(name) and status.st_size <= MAX_TEXT_BYTES:
-            os.write(descriptor, read_regular_file(source, follow_link=False, max_bytes=MAX_TEXT_BYTES))
+        status = os.lstat(source)
+        link = os.readlink(source) if stat.S_ISLNK(status.st_mode) else None
+        has_content = link is None and is_text(name) and status.st_size <= MAX_TEXT_BYTES
+        if has_content:
+            content = read_regular_file(source, follow_link=False, max_bytes=MAX_TEXT_BYTES)
+    except OSError:
+        return  # it was removed, or is unreadable
+    if link is not None:
+        os.symlink(link, target)
+        return
+    mode = stat.S_IMODE(status.st_mode) | stat.S_IRUSR
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        if has_content:
+            os.write(descriptor, content)
         elif status.st_size:
             os.ftruncate(descriptor, status.st_size)
     finally:

@@ -203,14 +203,14 @@ def _prepares(start: Start, path: str, home: str) -> bool:
 
 def _lost(values: StartValues, code: str, action: str, folder: str, option: str, name: str) -> Finding:
     kept = values.run.kept_folder
-    target = f"{kept}/{name}/NAME" if kept else ""
+    target = f"{kept}/{name}/{_last_part(folder, name)}"
     return Finding(
         code=code,
         severity=Severity.WARNING,
         message=f"{values.start.program} {action} to {folder}, which is on no writable volume: they are lost when the "
         "container ends",
         remedy=f"Pass {option}{target}." if kept else "Mount a volume with volumes=[VolumeSpec()].",
-        overrides=(f"{option}{kept}/{name}/{_last_part(folder, name)}",) if kept and option.endswith("=") else (),
+        overrides=(f"{option}{target}",) if kept and option.endswith("=") else (),
     )
 
 
