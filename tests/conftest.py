@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import platformdirs
 import pytest
 
@@ -20,6 +21,10 @@ from tests.support.subprocess_coverage import measure_local_supervisors
 
 # Hooks of the option --loopback-mode.
 __all__ = ["pytest_addoption", "pytest_configure", "pytest_itemcollected"]
+
+# The time of an example depends on the load of the machine. pytest-timeout limits the time of a test.
+hypothesis.settings.register_profile("without deadline", deadline=None)
+hypothesis.settings.load_profile("without deadline")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 CASES = int(os.environ.get("SKYRL_MODAL_CASES", "50"))
 fuzz_settings = settings(
     max_examples=CASES,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 

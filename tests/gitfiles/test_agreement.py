@@ -30,7 +30,6 @@ def test_random_repositories(templates: Templates, shard: int) -> None:
     @settings(
         max_examples=-(-CASES // SHARDS),
         database=None,
-        deadline=None,
         suppress_health_check=list(HealthCheck),
     )
     @given(st.randoms(use_true_random=False))

@@ -24,7 +24,7 @@ _LINES = st.lists(st.tuples(st.sampled_from(["", "!"]), st.sampled_from(_PATTERN
 
 
 @pytest.mark.usefixtures("no_settings")
-@settings(max_examples=20, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(outer=_LINES, inner=_LINES, tracked=st.sets(st.sampled_from(_NAMES), max_size=12), skip_caches=st.booleans())
 def test_many_names_are_decided_as_by_git(
     outer: list[str], inner: list[str], tracked: set[str], skip_caches: bool

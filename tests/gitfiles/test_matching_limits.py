@@ -56,7 +56,7 @@ names = st.text(alphabet="ab", min_size=1, max_size=7)
 pattern_parts = st.text(alphabet="ab*?", min_size=1, max_size=9).filter(lambda text: "**" not in text) | st.just("**")
 
 
-@settings(max_examples=CASES, deadline=None)
+@settings(max_examples=CASES)
 @given(st.lists(pattern_parts, min_size=1, max_size=6), st.lists(names, min_size=1, max_size=6))
 def test_matches_as_a_table_of_positions(pattern: list[str], path: list[str]) -> None:
     """A pattern with any number of stars and ``**`` matches the same paths as an implementation without regexes."""

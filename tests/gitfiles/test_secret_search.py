@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from skyrl_modal.gitfiles import result_cache, secret_patterns, secret_search
@@ -280,7 +280,6 @@ def test_many_findings_are_counted(tmp_path: Path, no_settings: Path) -> None:
     assert len(selection.warnings) == 21
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(FRAGMENTS) | st.binary(max_size=25), max_size=12))
 def test_candidates_are_all_long_runs(parts: list[bytes]) -> None:
     """The search for the shortest candidate finds the same keys as a regular expression for all of them."""

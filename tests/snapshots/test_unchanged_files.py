@@ -71,7 +71,7 @@ def take(store: SnapshotStore, selection: Selection, *, as_selected: bool) -> di
 
 
 @pytest.mark.usefixtures("no_settings")
-@settings(max_examples=40, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(rounds=st.lists(st.tuples(_STEPS, st.booleans()), max_size=6))
 def test_edits_in_one_tick_are_found(rounds: list[tuple[list[tuple[object, str, str]], bool]]) -> None:
     """A snapshot has the current texts after edits that keep sizes and times, and follow in one tick of the clock."""
