@@ -32,13 +32,13 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE, MEASUREMENTS = DOCS / "benchmarks.md", DOCS / "generated" / "benchmarks.json"
 
 
-def measure(session: Session, names: list[str], rounds: int) -> Iterator[Row]:
-    """Measure the rows with these names, or with names that begin with them; all for no names."""
+def measure(session: Session, rounds: int) -> Iterator[Row]:
+    """Measure the selected rows."""
     for prefixes, rows in GROUPS:
-        if names and not {name.partition(".")[0] for name in names} & set(prefixes):
+        if session.names and not {name.partition(".")[0] for name in session.names} & set(prefixes):
             continue
         for row in rows(session):
-            if names and not any(row.name == name or row.name.startswith(f"{name}.") for name in names):
+            if not session.is_selected(row.name):
                 continue
             row.run(rounds, skip_missing=session.is_quick, least=1 if session.is_quick else 3)
             yield row
@@ -69,9 +69,11 @@ def main(argv: list[str] | None = None) -> None:
     begin = time.monotonic()
     report = Report(describe_machine(), [])
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
-        session = Session(Path(folder), QUICK if options.quick else Sizes(), is_quick=options.quick)
+        session = Session(
+            Path(folder), QUICK if options.quick else Sizes(), is_quick=options.quick, names=options.names
+        )
         session.use_own_folders()
-        for row in measure(session, options.names, 1 if options.quick else options.rounds):
+        for row in measure(session, 1 if options.quick else options.rounds):
             report.results.append(Result.of(row))
             if target:
                 report.write(target)  # so that an interrupted run has its measurements

@@ -88,12 +88,16 @@ def rows(session: Session) -> Iterator[Row]:
         "kept": (f"later run, {sizes.kept:,} files", 0.3, 0.5, lambda root: trees.wide_tree(root, sizes.kept)),
     }  # fmt: skip
     for name, (title, limit, share, make) in cases.items():
+        if not session.is_selected(f"modal.{name}"):
+            continue
         root = add_list(make(session.folder / f"modal{next(numbers)}" / "SkyRL"))
         with ExitStack() as stack:
             ways = Ways(session, root)
             goal = None if limit is None else Goal("ratio", limit)
             yield Row(f"modal.{name}", f"Modal, {title}", ways.later_runs(stack), BASELINE, goal, share=share)
         trees.remove(root.parent)
+    if not session.is_selected("modal.first"):
+        return
     root = add_list(session.large_checkout)
     title = f"Modal, first run of an account, {sizes.many:,} files"
     yield Row("modal.first", title, Ways(session, root).first_runs(), BASELINE, Goal("ratio", 0.4), share=0.2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from attrs import define, frozen
@@ -64,11 +65,17 @@ class Session:
         folder: A temporary folder.
         sizes: How much work the rows do.
         is_quick: Whether tools that are not installed are left out.
+        names: The rows or groups of rows that are measured; all if it is empty.
     """
 
     folder: Path
     sizes: Sizes
     is_quick: bool = False
+    names: Sequence[str] = ()
+
+    def is_selected(self, row: str) -> bool:
+        """Return whether a row is measured. Rows that need checkouts of their own ask before they create them."""
+        return not self.names or any(row == name or row.startswith(f"{name}.") for name in self.names)
 
     def use_own_folders(self) -> None:
         """Redirect the files of runs to the temporary folder."""
