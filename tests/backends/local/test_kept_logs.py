@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from skyrl_modal import Run, RunState
+from skyrl_modal import RaySpec, Run, RunState
 from skyrl_modal.errors import PathNotFound
 from skyrl_modal.run.kept_logs import KeptLog
 from tests.conftest import MakeLauncher
 
-TIMEOUT = 60.0
+TIMEOUT = 90.0
 
 
 def wait_for_log(run: Run, pattern: str, text: bytes) -> KeptLog:
@@ -51,6 +51,26 @@ def test_logs_survive_a_killed_supervisor(launcher: MakeLauncher) -> None:
 
     [log] = run.kept_logs(pattern="skyrl-logs/*")
     assert (log.attempt, log.read()) == (1, b"EngineDeadError\n")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_worker_logs_survive_a_killed_supervisor(launcher: MakeLauncher) -> None:
+    """What a task of Ray prints is kept while it runs, with the logs of Ray's own programs."""
+    task = "import ray; ray.init(); ray.get(ray.remote(lambda: print('of a task', flush=True)).remote())"
+    run = launcher(ray=RaySpec(num_cpus=1)).submit(f'python -c "{task}"; sleep 600')
+    try:
+        wait_for_log(run, "ray/worker-*.out", b"of a task")
+        pid = run._execution.handle["pid"]
+        assert isinstance(pid, int)
+        os.kill(pid, signal.SIGKILL)
+        assert run.wait(TIMEOUT).state is RunState.LOST
+    finally:
+        run.cancel(now=True)
+
+    names = {log.name for log in run.kept_logs(attempt=1)}
+    assert {"ray/start.log", "ray/raylet.out", "ray/gcs_server.out"} <= names
 
 
 @pytest.fixture
