@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from skyrl_modal.protocol.dataclass import dataclass
+from skyrl_modal.dataclass import dataclass
 
 
 class Severity(StrEnum):

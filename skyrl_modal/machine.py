@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from skyrl_modal.protocol.dataclass import dataclass
+from skyrl_modal.dataclass import dataclass
 
 #: The first version of Ray that authenticates its clients by a token (RAY_AUTH_MODE; Ray's release notes of 2.52).
 RAY_TOKEN_VERSION = (2, 52)

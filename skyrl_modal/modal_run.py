@@ -14,11 +14,11 @@ from skyrl_modal.backends.modal.app import RunApp
 from skyrl_modal.backends.modal.backend import ModalBackend
 from skyrl_modal.backends.modal.errors import translated_client_errors
 from skyrl_modal.backends.modal.execution import ModalExecution
+from skyrl_modal.dataclass import replace
 from skyrl_modal.gitfiles.report import format_size
 from skyrl_modal.launcher import Launcher
 from skyrl_modal.prepare.command import normalize_command
 from skyrl_modal.prepare.staging import Preparation, check_with_backend
-from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.protocol.start_deadline import with_submission_time
 from skyrl_modal.run.foreground import report_end
 from skyrl_modal.run.handle import Run

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 
 from skyrl_modal.container.lease_store import LeaseStore, StoreUnavailable, send
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.event_queue import wait_interruptibly
-from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.leases import EXPIRY_TIMEOUT, RENEWAL_INTERVAL, ContainerEntry, container_key
 
 #: Seconds between two requests while an earlier container holds the lease.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from skyrl_modal.container.log_selection import LogLimits, LogParts, has_errors
 from skyrl_modal.container.masked_logs import append_private, make_private_folder
-from skyrl_modal.protocol.dataclass import replace
+from skyrl_modal.dataclass import replace
 from skyrl_modal.protocol.run_folder import open_regular_file, write_all, write_atomically
 
 

@@ -16,8 +16,8 @@ from skyrl_modal.container.output import CHUNK_SIZE, OutputRecorder
 from skyrl_modal.container.process import ChildProcess, open_shell_command
 from skyrl_modal.container.process_tree import terminate_all
 from skyrl_modal.container.ray_stop import explain_ray_exit
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.machine import enlarge_pipe
-from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.exit_codes import INTERRUPTED, LAUNCHER_FAILED, TIMED_OUT, exit_code_of
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.state import FailureCause, NextStart, RunState, StopReason

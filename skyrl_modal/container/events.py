@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from skyrl_modal.protocol.dataclass import dataclass
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.protocol.messages import HeadMessage, Hello, RankMessage
 from skyrl_modal.protocol.state import StopReason
 

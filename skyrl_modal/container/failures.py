@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from skyrl_modal.protocol.dataclass import dataclass
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.protocol.state import FailureCause, StopReason
 
 TYPE_CHECKING = False  # the same as in typing, whose import takes time

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+from skyrl_modal.dataclass import dataclass, replace
 from skyrl_modal.machine import visible_gpu_count
-from skyrl_modal.protocol.dataclass import dataclass, replace
 from skyrl_modal.protocol.rank_config import RankConfig
 
 #: Seconds after which a program that does not exit is considered to have failed: a broken driver can block it.

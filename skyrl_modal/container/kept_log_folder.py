@@ -10,7 +10,7 @@ from pathlib import Path
 from skyrl_modal.container.bounded_log import BoundedLog
 from skyrl_modal.container.log_selection import LogLimits, has_errors
 from skyrl_modal.container.masked_logs import make_private_folder
-from skyrl_modal.protocol.dataclass import dataclass
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.protocol.kept_logs import parse_start_folder, start_folder_name
 
 #: Seconds without a change after which a log without errors is removed for another one.

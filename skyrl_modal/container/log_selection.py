@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from skyrl_modal.protocol.dataclass import dataclass, replace
+from skyrl_modal.dataclass import dataclass, replace
 from skyrl_modal.protocol.kept_logs import without_state_dumps
 
 #: Lower-case terms of lines with errors. A line that contains one by chance only takes space.

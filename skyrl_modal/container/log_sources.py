@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from skyrl_modal.container.process_tree import descendants
-from skyrl_modal.protocol.dataclass import dataclass
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.protocol.kept_logs import RAY_LOGS, is_skyrl_log_folder, is_state_file
 
 _MAX_SKYRL_FOLDERS = 8

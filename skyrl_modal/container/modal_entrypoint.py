@@ -37,9 +37,9 @@ from skyrl_modal.container.supervisor import Supervisor, SupervisorServices
 from skyrl_modal.container.unpack import unpack_mounts
 from skyrl_modal.container.unsaved_files import container_places
 from skyrl_modal.container.volume_commits import MountedVolume, VolumeCommits
+from skyrl_modal.dataclass import replace
 from skyrl_modal.event_queue import EventQueue, wait_interruptibly
 from skyrl_modal.protocol.codec import decode, encode, from_json
-from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.protocol.events import MessageEvent, StateEvent
 from skyrl_modal.protocol.exit_codes import LAUNCHER_FAILED
 from skyrl_modal.protocol.job import Job

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TypeVar
 
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.protocol.codec import ProtocolError
-from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.exit_codes import LAUNCHER_FAILED
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.result import RunResultRecord

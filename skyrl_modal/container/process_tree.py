@@ -9,8 +9,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.machine import open_pidfd
-from skyrl_modal.protocol.dataclass import dataclass
 
 #: Option of prctl(2), from Linux's include/uapi/linux/prctl.h.
 _PR_SET_CHILD_SUBREAPER = 36

@@ -39,7 +39,7 @@ from skyrl_modal.container.rank_connections import RankServer, listen
 from skyrl_modal.container.ray_node import RayFolders, RayNode, require_ray
 from skyrl_modal.container.ray_stop import ray_exit_failure
 from skyrl_modal.container.start_slots import START_SLOT_FRACTION, wait_for_start_slots
-from skyrl_modal.protocol.dataclass import dataclass
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.protocol.job import Job, RayOptions, WorkerLossPolicy
 from skyrl_modal.protocol.messages import (
     LogLine,

@@ -17,10 +17,10 @@ from skyrl_modal.container.process import ChildProcess
 from skyrl_modal.container.process_tree import descendants, terminate_all
 from skyrl_modal.container.ray_stop import was_terminated
 from skyrl_modal.container.ray_watch import RayWatch
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.machine import RayInstallation, find_ray
 from skyrl_modal.ports import DASHBOARD_PORT, claim_port
 from skyrl_modal.protocol.codec import from_json
-from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.exit_codes import exit_code_of
 from skyrl_modal.protocol.job import Job, RayOptions
 from skyrl_modal.protocol.kept_logs import RAY_START_LOG

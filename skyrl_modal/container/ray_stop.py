@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 
 from skyrl_modal.container.failures import Failure
 from skyrl_modal.container.process_tree import descendants
-from skyrl_modal.protocol.dataclass import replace
+from skyrl_modal.dataclass import replace
 from skyrl_modal.protocol.state import FailureCause
 
 TYPE_CHECKING = False  # the same as in typing, whose import takes time

@@ -13,7 +13,7 @@ import sys
 from typing import NoReturn
 
 from skyrl_modal.container.lease_store import LeaseStore, StoreUnavailable, send
-from skyrl_modal.protocol.dataclass import dataclass
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.protocol.leases import MAX_REPLACEMENTS, replacements_key
 
 #: Exit code of the process. Modal replaces a container that exits with an error.

@@ -26,7 +26,7 @@ from skyrl_modal.container.single_node import SingleNode
 from skyrl_modal.container.start_timer import StartTimer
 from skyrl_modal.container.unsaved_files import LostPlaces, UnsavedFilesReport, printable
 from skyrl_modal.container.workdir import prepare_workdir
-from skyrl_modal.protocol.dataclass import dataclass, replace
+from skyrl_modal.dataclass import dataclass, replace
 from skyrl_modal.protocol.events import MessageEvent, StateEvent
 from skyrl_modal.protocol.job import Job, Limits
 from skyrl_modal.protocol.kept_logs import has_log_folders

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-from skyrl_modal.protocol.dataclass import dataclass
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.kept_logs import is_skyrl_log_folder
 from skyrl_modal.protocol.result import UnsavedFolder

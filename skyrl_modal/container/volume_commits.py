@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from skyrl_modal.container.unsaved_files import count_text, file_time, printable, size_text
-from skyrl_modal.protocol.dataclass import dataclass
+from skyrl_modal.dataclass import dataclass
 
 #: Seconds in which the last commit of a run is repeated.
 COMMIT_TIMEOUT = 30.0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 
 from skyrl_modal.checkout import Checkout, CheckoutInspection, find_checkout
+from skyrl_modal.dataclass import replace
 from skyrl_modal.errors import SpecError, StorageError
 from skyrl_modal.findings import Finding, Severity
 from skyrl_modal.gitfiles.report import format_size
@@ -21,7 +22,6 @@ from skyrl_modal.prepare.hidden_files import check_hidden_files
 from skyrl_modal.prepare.job_builder import build_job
 from skyrl_modal.prepare.ray_version import find_image_mismatch, find_version_mismatch
 from skyrl_modal.prepare.secret_values import find_repeated_values, read_secret_values, secret_folders
-from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.skyrl.resolution.records import Resolution
 from skyrl_modal.skyrl.scripts import may_start_python

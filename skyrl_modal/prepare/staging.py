@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from skyrl_modal.backends import Backend
 from skyrl_modal.backends.base import PreparedRun
+from skyrl_modal.dataclass import replace
 from skyrl_modal.mount import Snapshot, SnapshotStore
 from skyrl_modal.prepare.plan import Plan, PlanBasis
 from skyrl_modal.prepare.ray_version import refuse_version_mismatch
 from skyrl_modal.prepare.secret_values import read_secret_values, secret_folders
-from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.reporting import Reporter
 from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.user_folders import cache_folder, create_user_folder

@@ -14,7 +14,7 @@ import types
 from collections.abc import Mapping
 from enum import Enum, StrEnum
 
-from skyrl_modal.protocol.dataclass import MISSING, fields, is_dataclass
+from skyrl_modal.dataclass import MISSING, fields, is_dataclass
 
 TYPE_CHECKING = False  # the same as in typing, whose import takes time
 

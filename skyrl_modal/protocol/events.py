@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.protocol.codec import TolerantStrEnum
-from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.result import RunResultRecord
 from skyrl_modal.protocol.state import FailureCause, RunState
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from skyrl_modal.dataclass import dataclass, field
 from skyrl_modal.protocol.codec import TolerantStrEnum
-from skyrl_modal.protocol.dataclass import dataclass, field
 
 SCHEMA_VERSION = 2
 

@@ -10,7 +10,7 @@ import os
 import posixpath
 import re
 
-from skyrl_modal.protocol.dataclass import dataclass
+from skyrl_modal.dataclass import dataclass
 
 #: Folders of a start: logs of Ray, and what the machine reports. Those of SkyRL have the names of their own folders.
 RAY_LOGS = "ray"

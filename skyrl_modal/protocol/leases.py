@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import Self
 
-from skyrl_modal.protocol.dataclass import dataclass
+from skyrl_modal.dataclass import dataclass
 
 #: The Dict with the leases of all runs of an environment. Modal removes entries that were not used for 7 days (modal
 #: 1.6.4, docstring of ``modal.Dict``), for example those of runs that were killed.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from skyrl_modal.protocol.dataclass import dataclass, field
+from skyrl_modal.dataclass import dataclass, field
 from skyrl_modal.protocol.state import FailureCause, StopReason
 
 # -- from rank 0 -----------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from skyrl_modal.protocol.dataclass import dataclass
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.protocol.job import SCHEMA_VERSION, Job
 from skyrl_modal.protocol.state import FailureCause, NextStart, RunState, StopReason
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 
-from skyrl_modal.protocol.dataclass import replace
+from skyrl_modal.dataclass import replace
 from skyrl_modal.protocol.exit_codes import LAUNCHER_FAILED
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.result import RunResultRecord

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.errors import SkyRLModalError
-from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.exit_codes import LAUNCHER_FAILED
 from skyrl_modal.protocol.state import FailureCause, RunState
 from skyrl_modal.reporting import Reporter, RunTable

@@ -6,9 +6,9 @@ import contextvars
 import threading
 from collections.abc import Callable, Collection
 
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.errors import SkyRLModalError
 from skyrl_modal.event_queue import EventQueue
-from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.protocol.events import (
     HandleEvent,
     MessageEvent,

@@ -10,9 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from skyrl_modal.dataclass import dataclass, field
 from skyrl_modal.errors import RecordError, RunNotFound, SpecError
 from skyrl_modal.protocol.codec import ProtocolError
-from skyrl_modal.protocol.dataclass import dataclass, field
 from skyrl_modal.protocol.job import SCHEMA_VERSION, Job
 from skyrl_modal.protocol.run_folder import read_record, write_record
 from skyrl_modal.user_folders import create_user_folder, state_folder

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.event_queue import EventQueue
-from skyrl_modal.protocol.dataclass import dataclass
 
 #: Reported at the first Ctrl-C.
 STOPPING_MESSAGE = "Ctrl-C: stopping the run. Press Ctrl-C again to kill it."

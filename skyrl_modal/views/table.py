@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from skyrl_modal.protocol.dataclass import dataclass
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.protocol.log_lines import prefixed
 from skyrl_modal.protocol.state import RunState
 from skyrl_modal.views.text import escape_controls, write_text

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skyrl_modal.dataclass import dataclass, field
 from skyrl_modal.protocol.codec import (
     ProtocolError,
     TolerantStrEnum,
@@ -21,7 +22,6 @@ from skyrl_modal.protocol.codec import (
     from_json,
     to_json,
 )
-from skyrl_modal.protocol.dataclass import dataclass, field
 from skyrl_modal.protocol.events import MessageEvent, StateEvent, SupervisorEvent
 from skyrl_modal.protocol.job import (
     SCHEMA_VERSION,

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from skyrl_modal import Launcher, VolumeSpec
+from skyrl_modal.dataclass import replace
 from skyrl_modal.prepare.command_starts import find_problems_of_starts, resolve_command
-from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.skyrl.resolution.records import EntrypointKind
 
 LABELS = Path(__file__).with_name("labels.toml")

@@ -34,9 +34,9 @@ from skyrl_modal.backends.local.scratch import (
     scratch_root,
 )
 from skyrl_modal.backends.local.volumes import copy_from_volume, copy_to_volume, list_folder, volume_folder
+from skyrl_modal.dataclass import replace
 from skyrl_modal.errors import BackendUnavailable, SpecError, StorageError
 from skyrl_modal.ports import MASTER_PORT, claim_port
-from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.rank_config import ClusterTokens, RankConfig
 from skyrl_modal.user_folders import create_user_folder

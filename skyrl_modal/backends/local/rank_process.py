@@ -29,9 +29,9 @@ from skyrl_modal.backends.local.run_lock import supervisor_stderr
 from skyrl_modal.backends.local.sandbox import Layer, LayerMode, Sandbox
 from skyrl_modal.backends.local.scratch import ScratchFolder
 from skyrl_modal.backends.local.volumes import volume_folder
+from skyrl_modal.dataclass import replace
 from skyrl_modal.errors import BackendUnavailable, StorageError
 from skyrl_modal.protocol.codec import encode
-from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.rank_config import RankConfig
 from skyrl_modal.user_folders import create_user_folder

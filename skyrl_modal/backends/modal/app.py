@@ -15,8 +15,8 @@ from skyrl_modal.backends.modal.image import add_container_code, build_image
 from skyrl_modal.backends.modal.limits import container_timeout, total_time_limit
 from skyrl_modal.backends.modal.preflight import RequiredObject
 from skyrl_modal.container import modal_entrypoint
+from skyrl_modal.dataclass import replace
 from skyrl_modal.protocol.codec import encode, to_json
-from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.protocol.file_archive import ARCHIVE_FOLDER
 from skyrl_modal.protocol.job import MODAL_ENDING_GRACE, Job, Volume
 from skyrl_modal.protocol.leases import MAX_REPLACEMENTS

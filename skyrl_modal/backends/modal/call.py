@@ -20,8 +20,8 @@ from skyrl_modal.backends.modal.errors import (
 from skyrl_modal.backends.modal.limits import container_timeout
 from skyrl_modal.backends.modal.retry import MAX_POLL_INTERVAL, POLL_INTERVAL, retry_transient
 from skyrl_modal.backends.modal.run_folder import VolumeRunFolder
+from skyrl_modal.dataclass import replace
 from skyrl_modal.protocol.codec import ProtocolError, decode
-from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.protocol.exit_codes import INTERRUPTED, KILLED, LAUNCHER_FAILED, TIMED_OUT
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.result import RunResultRecord

@@ -24,8 +24,8 @@ from skyrl_modal.backends.modal.event_loop import event_loop
 from skyrl_modal.backends.modal.log_follower import LogFollower
 from skyrl_modal.backends.modal.preflight import RequiredObject, check_resources
 from skyrl_modal.backends.modal.run_folder import VolumeRunFolder
+from skyrl_modal.dataclass import replace
 from skyrl_modal.gitfiles.report import format_size
-from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.protocol.events import HandleEvent
 from skyrl_modal.protocol.start_deadline import with_submission_time
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from attrs import field, frozen
 
 from skyrl_modal.bubblewrap import find_bubblewrap
+from skyrl_modal.dataclass import replace
 from skyrl_modal.gitfiles.files import read_regular_file
 from skyrl_modal.gitfiles.result_cache import NO_CACHE, ResultCache
 from skyrl_modal.protocol.codec import ProtocolError, from_json, to_json
-from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.skyrl.resolution.command_text import parse_calls
 from skyrl_modal.skyrl.resolution.main_modules import ENTRYPOINT_MODULES, MainModule, ReadSource, read_main
 from skyrl_modal.skyrl.resolution.programs import PythonProgram, flatten, python_program

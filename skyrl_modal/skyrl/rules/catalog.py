@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from skyrl_modal.dataclass import replace
 from skyrl_modal.findings import Finding, Severity
-from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.skyrl.config_schema import ConfigSchema
 from skyrl_modal.skyrl.resolution.records import TRAINING_KINDS, Resolution, ResolutionMethod, Start
 from skyrl_modal.skyrl.rules import batches, checkpoints, credentials, gpus, paths, programs

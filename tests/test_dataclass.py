@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from skyrl_modal.protocol.dataclass import replace
+from skyrl_modal.dataclass import replace
 from skyrl_modal.protocol.events import MessageEvent, MessageLevel
 from skyrl_modal.protocol.job import Job, Limits, Mount
 from skyrl_modal.protocol.rank_config import ClusterTokens
