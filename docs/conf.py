@@ -53,7 +53,8 @@ def import_names_of_annotations() -> None:
             continue
         module = import_module(name)
         for node in ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            # With `else`, the names have other values at run time, which have to remain.
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not node.orelse:
                 exec(compile(ast.Module(node.body, []), str(module.__file__), "exec"), vars(module))  # noqa: S102
 
 
