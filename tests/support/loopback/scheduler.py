@@ -154,8 +154,7 @@ class Scheduler(Service):
             self.kill_later(holder, self.plane.timeout_grace, "timeout")
 
     def cancel(self, entry: Input, *, terminate: bool = False) -> None:
-        # A second cancellation can still terminate the container, which then does not wait for the end of its grace.
-        if entry.state == "done" or (entry.cancelled and not terminate):
+        if entry.state == "done" or entry.cancelled:
             return
         entry.cancelled = True
         if entry.state != "running":
