@@ -207,8 +207,8 @@ def _lost(values: StartValues, code: str, action: str, folder: str, option: str,
     return Finding(
         code=code,
         severity=Severity.WARNING,
-        message=f"{values.start.program} {action} to {folder}, which is on no writable volume: they are lost when the "
-        "container ends",
+        message=f"{values.start.program} {action} to {folder}, which is on no writable volume: the files are lost "
+        "when the container ends",
         remedy=f"Pass {option}{target}." if kept else "Mount a volume with volumes=[VolumeSpec()].",
         overrides=(f"{option}{target}",) if kept and option.endswith("=") else (),
     )
