@@ -215,6 +215,20 @@ def wait(timeout: float | None, run_id: str) -> None:
 
 
 @cli.command()
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.argument("run_id")
+def why(is_json: bool, run_id: str) -> None:
+    """Show why a run failed: cause, lines of its logs, and remedy. A run that succeeded has no diagnosis."""
+    from skyrl_modal.views.diagnosis import diagnosis_to_json, format_diagnosis
+
+    diagnosis = _attach(run_id).result().diagnosis
+    if is_json:
+        print_line(diagnosis_to_json(diagnosis))
+    else:
+        print_line("the run succeeded" if diagnosis is None else format_diagnosis(diagnosis))
+
+
+@cli.command()
 @click.option("--now", is_flag=True, help="Kill it immediately, without a grace period.")
 @click.argument("run_id")
 def cancel(now: bool, run_id: str) -> None:

@@ -19,6 +19,7 @@ from skyrl_modal.protocol.events import (
     StateEvent,
 )
 from skyrl_modal.protocol.result import RunResultRecord
+from skyrl_modal.protocol.run_folder import OUTPUT_FILE
 from skyrl_modal.protocol.state import FailureCause, RunState
 from skyrl_modal.reporting import NullReporter, Reporter
 from skyrl_modal.run.handle import Run
@@ -27,6 +28,9 @@ from skyrl_modal.run.log_lines import TAIL_BYTES
 from skyrl_modal.run.output_sink import OutputTarget, Sink, open_sink
 from skyrl_modal.run.result import RunResult
 
+#: States of runs whose cause is searched for in their logs, and number of lines that are reported with it.
+_EXPLAINED_STATES = (RunState.FAILED, RunState.TIMED_OUT, RunState.LOST)
+_REPORTED_EVIDENCE = 2
 #: Limit of the queue between the thread that reads events and the sink, so that a slow sink does not fill the memory.
 MAX_QUEUED_EVENTS = 16
 
@@ -292,3 +296,19 @@ def report_end(result: RunResult, reporter: Reporter, reported: Collection[Failu
     limit = "" if result.time_limit is None else f" at the limit of {result.time_limit:,.10g} s"
     ending = f"{result.state}{limit}, exit code {result.returncode} after {result.duration:.1f} s"
     reporter.info(f"{ending}; log: {result.log_path}")
+    if result.state in _EXPLAINED_STATES:
+        _report_cause(result, reporter)
+
+
+def _report_cause(result: RunResult, reporter: Reporter) -> None:
+    """Report why a run failed. Without a known cause, only that other logs than the output have errors."""
+    diagnosis = result.diagnosis
+    if diagnosis is None:
+        return
+    more = f"skyrl-modal why {result.run_id} shows more"
+    if diagnosis.is_known:
+        from skyrl_modal.views.diagnosis import format_diagnosis  # a run that succeeds does not need it
+
+        reporter.info(f"{format_diagnosis(diagnosis, max_evidence=_REPORTED_EVIDENCE)}\n{more}")
+    elif any(line.file != OUTPUT_FILE for line in diagnosis.evidence):
+        reporter.info(f"The cause is not known, and logs other than the output have errors: {more}")

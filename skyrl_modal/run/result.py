@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Self
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
 
 from attrs import field, frozen
 
@@ -11,6 +12,9 @@ from skyrl_modal.errors import CommandFailed, RunCancelled, RunLost, RunTimeout
 from skyrl_modal.protocol.result import RunResultRecord, UnsavedFolder
 from skyrl_modal.protocol.state import FailureCause, RunState, StopReason
 from skyrl_modal.run.log_lines import TAIL_LINES, last_lines
+
+if TYPE_CHECKING:
+    from skyrl_modal.findings import Diagnosis
 
 
 @frozen(kw_only=True)
@@ -83,6 +87,18 @@ class RunResult:
     def succeeded(self) -> bool:
         """Whether the command completed and exited with 0."""
         return self.state is RunState.SUCCEEDED
+
+    @cached_property
+    def diagnosis(self) -> Diagnosis | None:
+        """Why the run failed, by its logs: cause, evidence and remedy. None if it succeeded.
+
+        The logs are read when this is first accessed. Those that cannot be read then are left out.
+        """
+        if self.succeeded:
+            return None
+        from skyrl_modal.run.diagnosis import diagnose_run  # a run that succeeds does not need it
+
+        return diagnose_run(self)
 
     def check_returncode(self) -> None:
         """Raise the exception that describes how the run ended. Do nothing if it succeeded.
