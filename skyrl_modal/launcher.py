@@ -90,7 +90,14 @@ class Launcher(RunSpec):
     # -- running -----------------------------------------------------------------------------------------------------
 
     def run(
-        self, command: str | Sequence[str], *, check: bool = False, output: OutputTarget = None, quiet: bool = False
+        self,
+        command: str | Sequence[str],
+        *,
+        check: bool = False,
+        output: OutputTarget = None,
+        quiet: bool = False,
+        strict: bool = False,
+        fix: bool = False,
     ) -> RunResult:
         """Run a command to its end and show its output live. The run ends if this process exits.
 
@@ -99,12 +106,14 @@ class Launcher(RunSpec):
             check: Whether to raise an exception if the command did not succeed.
             output: Callable or binary file that receives the output; standard output if None.
             quiet: Whether to suppress the launcher's own messages.
+            strict: Whether to refuse a command with a finding that is an error.
+            fix: Whether to append the ``key=value`` arguments that remove findings, as ``Plan.fixed_command``.
 
         Returns:
             How the run ended, whether or not it succeeded.
 
         Raises:
-            SpecError: A declared value is invalid. Nothing was started.
+            SpecError: A declared value is invalid, or a finding is an error with ``strict``. Nothing was started.
             CheckoutNotFound: There is no checkout.
             BackendUnavailable: The backend cannot execute a run.
             StorageError: A file or folder of this machine cannot be read or written. Nothing was started.
@@ -118,29 +127,32 @@ class Launcher(RunSpec):
         """
         from skyrl_modal import launching
 
-        result = launching.run(self, command, output, quiet=quiet)
+        options = launching.StartOptions(strict=strict, fix=fix)
+        result = launching.run(self, command, output, quiet=quiet, options=options)
         if check:
             result.check_returncode()
         return result
 
-    def submit(self, command: str | Sequence[str]) -> Run:
+    def submit(self, command: str | Sequence[str], *, strict: bool = False, fix: bool = False) -> Run:
         """Start a command that continues after this process has exited.
 
         Args:
             command: A shell string, or a list of arguments, which are quoted.
+            strict: As in ``run``.
+            fix: As in ``run``.
 
         Returns:
             A handle of the run. ``Run.attach(run.id)`` returns it in another process.
 
         Raises:
-            SpecError: A declared value is invalid. Nothing was started.
+            SpecError: A declared value is invalid, or a finding is an error with ``strict``. Nothing was started.
             CheckoutNotFound: There is no checkout.
             BackendUnavailable: The backend cannot execute a run.
             StorageError: A file or folder of this machine cannot be read or written. Nothing continues to run.
         """
         from skyrl_modal import launching
 
-        return launching.submit(self, command)
+        return launching.submit(self, command, options=launching.StartOptions(strict=strict, fix=fix))
 
     def map(
         self,
@@ -149,6 +161,8 @@ class Launcher(RunSpec):
         max_parallel: int | None = None,
         names: Sequence[str] | None = None,
         quiet: bool = False,
+        strict: bool = False,
+        fix: bool = False,
     ) -> list[RunResult]:
         """Run several commands, of which a limited number run at the same time. A failure does not stop the others.
 
@@ -157,12 +171,14 @@ class Launcher(RunSpec):
             max_parallel: Number of commands that may run at the same time; None: 2 on this machine, 50 elsewhere.
             names: Names of the commands in the table; None: the commands themselves.
             quiet: Whether to suppress the table.
+            strict: Whether to start nothing if a command has a finding that is an error.
+            fix: As in ``run``, for each command.
 
         Returns:
             A result for each command, in their order. A command that could not be started has the exit code 125.
 
         Raises:
-            SpecError: A declared value is invalid. Nothing was started.
+            SpecError: A declared value is invalid, or a finding is an error with ``strict``. Nothing was started.
             KeyboardInterrupt: Ctrl-C was pressed. All runs have ended.
 
         Example:
@@ -172,10 +188,20 @@ class Launcher(RunSpec):
         """
         from skyrl_modal import launching
 
-        return launching.map_commands(self, commands, max_parallel=max_parallel, names=names, quiet=quiet)
+        options = launching.StartOptions(strict=strict, fix=fix)
+        return launching.map_commands(
+            self, commands, max_parallel=max_parallel, names=names, quiet=quiet, options=options
+        )
 
     async def arun(
-        self, command: str | Sequence[str], *, check: bool = False, output: OutputTarget = None, quiet: bool = False
+        self,
+        command: str | Sequence[str],
+        *,
+        check: bool = False,
+        output: OutputTarget = None,
+        quiet: bool = False,
+        strict: bool = False,
+        fix: bool = False,
     ) -> RunResult:
         """Run a command like ``run``, awaitable. Cancelling the task cancels the run and waits for its end.
 
@@ -183,20 +209,23 @@ class Launcher(RunSpec):
         """
         from skyrl_modal import launching
 
-        result = await launching.arun(self, command, output, quiet=quiet)
+        options = launching.StartOptions(strict=strict, fix=fix)
+        result = await launching.arun(self, command, output, quiet=quiet, options=options)
         if check:
             result.check_returncode()
         return result
 
-    async def asubmit(self, command: str | Sequence[str]) -> Run:
+    async def asubmit(self, command: str | Sequence[str], *, strict: bool = False, fix: bool = False) -> Run:
         """Start a command like ``submit``, awaitable."""
         import asyncio  # imported here, since most callers do not use it
 
-        return await asyncio.to_thread(self.submit, command)
+        return await asyncio.to_thread(self.submit, command, strict=strict, fix=fix)
 
     @translate_system_errors()
     def plan(self, command: str | Sequence[str], *, check: bool = False) -> Plan:
         """Return what ``run`` would do. Nothing is started or copied, and no server is contacted without ``check``.
+
+        The checks are those of ``run``. A backend that is not available, such as Modal without a token, is a finding.
 
         A shell script that the command runs is executed in a sandbox in which it can start, change and contact nothing,
         to find what it starts.
@@ -207,7 +236,7 @@ class Launcher(RunSpec):
                 checkpoint folders other runs use, and how long a step of earlier runs took.
 
         Raises:
-            SpecError: A declared value is invalid.
+            SpecError: A declared value is invalid, or a secret is not defined.
             CheckoutNotFound: There is no checkout.
         """
         from skyrl_modal import launching

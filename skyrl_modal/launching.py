@@ -12,13 +12,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attrs import fields
+from attrs import evolve, fields, frozen
 
-from skyrl_modal.backends import Backend, VolumeEntry, get_backend
-from skyrl_modal.errors import PathNotFound, SkyRLModalError, SpecError, translate_system_errors
+from skyrl_modal.backends import Backend, VolumeEntry, get_backend, run_check
+from skyrl_modal.errors import BackendUnavailable, PathNotFound, SkyRLModalError, SpecError, translate_system_errors
 from skyrl_modal.prepare.command import normalize_command, shorten_command
+from skyrl_modal.prepare.findings import unavailable_finding
 from skyrl_modal.prepare.plan import Plan
-from skyrl_modal.prepare.staging import Preparation, check_with_backend
+from skyrl_modal.prepare.staging import Preparation, check_plan, refuse_errors, report_plan
 from skyrl_modal.reporting import NullReporter, NullRunTable, Reporter
 from skyrl_modal.run.foreground import stream_to_end
 from skyrl_modal.run.half_written import remove_half_written
@@ -34,11 +35,26 @@ from skyrl_modal.user_folders import local_path
 from skyrl_modal.views.text import StderrReporter
 
 if TYPE_CHECKING:
+    from skyrl_modal.findings import Finding
     from skyrl_modal.launcher import Launcher
+    from skyrl_modal.protocol.job import Job
     from skyrl_modal.views.table import LiveRunTable
 
 #: The number of the caller's frame, for warnings: a function, the method that calls it, and its decorator are between.
 _STACK_LEVEL = 4
+
+
+@frozen
+class StartOptions:
+    """What a caller requests about the findings of a run.
+
+    Attributes:
+        strict: Whether to refuse a command with a finding that is an error.
+        fix: Whether to append the overrides that remove findings.
+    """
+
+    strict: bool = False
+    fix: bool = False
 
 
 def backend_of(launcher: Launcher) -> Backend:
@@ -46,24 +62,34 @@ def backend_of(launcher: Launcher) -> Backend:
     return get_backend(launcher.backend) if isinstance(launcher.backend, str) else launcher.backend
 
 
-def run(launcher: Launcher, command: str | Sequence[str], output: OutputTarget, *, quiet: bool) -> RunResult:
+def run(
+    launcher: Launcher, command: str | Sequence[str], output: OutputTarget, *, quiet: bool, options: StartOptions
+) -> RunResult:
     """Run a command to its end."""
     with catch_interrupts() as interrupts:
-        result = _run(launcher, command, output, quiet=quiet, interrupts=interrupts)
+        result = _run(launcher, command, output, quiet=quiet, options=options, interrupts=interrupts)
     interrupts.raise_if_recorded()
     return result
 
 
 def _run(
-    launcher: Launcher, command: str | Sequence[str], output: OutputTarget, *, quiet: bool, interrupts: Interrupts
+    launcher: Launcher,
+    command: str | Sequence[str],
+    output: OutputTarget,
+    *,
+    quiet: bool,
+    options: StartOptions,
+    interrupts: Interrupts,
 ) -> RunResult:
     reporter: Reporter = NullReporter() if quiet else StderrReporter()
     open_sink(output)  # refuses an invalid target before anything starts
-    run = _start(launcher, command, owned=True, reporter=reporter, interrupts=interrupts)
+    run = _start(launcher, command, owned=True, reporter=reporter, options=options, interrupts=interrupts)
     return stream_to_end(run, output, reporter, interrupts)
 
 
-async def arun(launcher: Launcher, command: str | Sequence[str], output: OutputTarget, *, quiet: bool) -> RunResult:
+async def arun(
+    launcher: Launcher, command: str | Sequence[str], output: OutputTarget, *, quiet: bool, options: StartOptions
+) -> RunResult:
     """Run a command to its end, awaitable."""
     import asyncio  # imported here, since most callers do not use it
 
@@ -72,7 +98,7 @@ async def arun(launcher: Launcher, command: str | Sequence[str], output: OutputT
     def run_or_none() -> RunResult | None:
         """Return the result; None if the task was cancelled before the run started."""
         try:
-            return _run(launcher, command, output, quiet=quiet, interrupts=interrupts)
+            return _run(launcher, command, output, quiet=quiet, options=options, interrupts=interrupts)
         except KeyboardInterrupt:
             return None
 
@@ -91,9 +117,9 @@ async def arun(launcher: Launcher, command: str | Sequence[str], output: OutputT
     return result
 
 
-def submit(launcher: Launcher, command: str | Sequence[str]) -> Run:
+def submit(launcher: Launcher, command: str | Sequence[str], *, options: StartOptions) -> Run:
     """Start a command that continues after this process has exited."""
-    return _start(launcher, command, owned=False, reporter=NullReporter())
+    return _start(launcher, command, owned=False, reporter=NullReporter(), options=options)
 
 
 def map_commands(
@@ -103,6 +129,7 @@ def map_commands(
     max_parallel: int | None,
     names: Sequence[str] | None,
     quiet: bool,
+    options: StartOptions,
 ) -> list[RunResult]:
     """Run several commands, of which a limited number run at the same time."""
     texts = [normalize_command(command) for command in commands]
@@ -118,10 +145,13 @@ def map_commands(
     from skyrl_modal.run.batch import Batch  # imported here, since one run does not need it
 
     with _prepare(launcher) as preparation:
-        preparation.plan(texts[0])  # raises errors in the launcher's fields before anything starts
+        first = preparation.plan(texts[0])  # raises errors in the launcher's fields before anything starts
+        if options.strict:
+            for plan in (first, *map(preparation.plan, texts[1:])):
+                refuse_errors(_fixed(plan, preparation) if options.fix else plan)
 
         def start(command: str, reporter: Reporter) -> Run:
-            return _start(launcher, command, owned=True, reporter=reporter, shared=preparation)
+            return _start(launcher, command, owned=True, reporter=reporter, options=options, shared=preparation)
 
         with NullRunTable() if quiet else _live_table(labels) as table:
             return Batch(texts, start, max_parallel=max_parallel, table=table, backend=backend).run()
@@ -135,12 +165,26 @@ def _live_table(labels: Sequence[str]) -> LiveRunTable:
 
 def plan(launcher: Launcher, command: str | Sequence[str], *, check: bool) -> Plan:
     """Return what a run would do."""
-    text = normalize_command(command)
+    text, preparation = normalize_command(command), _prepare(launcher)
+    unavailable: list[Finding] = []
+
+    def check_run(job: Job, spec: RunSpec) -> Sequence[str]:
+        """Check a run. A backend that cannot execute any run now is a finding: its plan can be made."""
+        try:
+            # The whole check of Modal's backend needs its client.
+            return (backend_of(launcher).check if check else run_check(launcher.backend))(job, spec)
+        except BackendUnavailable as error:
+            unavailable.append(unavailable_finding(error))
+            return ()
+
     if check:
         from skyrl_modal.plan_checks import check_state  # imported here, since a run does not need it
 
-        return _prepare(launcher).plan(text, check_state(backend_of(launcher), launcher.volumes, text))
-    return _prepare(launcher).plan(text)
+        made = preparation.plan(text, check_state(backend_of(launcher), launcher.volumes, text))
+    else:
+        made = preparation.plan(text)
+    checked, _ = check_plan(made, check_run)
+    return evolve(checked, findings=(*checked.findings, *unavailable))
 
 
 @translate_system_errors()
@@ -156,6 +200,7 @@ def _start(
     *,
     owned: bool,
     reporter: Reporter,
+    options: StartOptions,
     interrupts: Interrupts | None = None,
     shared: Preparation | None = None,
 ) -> Run:
@@ -167,8 +212,13 @@ def _start(
     text, backend = normalize_command(command), backend_of(launcher)
     with _prepare(launcher) if shared is None else nullcontext(shared) as preparation:
         plan = preparation.plan(text)
-        title = f"run {plan.job.run_id}: {shorten_command(text)}"
-        secret_values = check_with_backend(plan, backend, reporter, title=title)
+        if options.fix:
+            plan = _fixed(plan, preparation)
+        plan, secret_values = check_plan(plan, backend.check)
+        if options.strict:
+            refuse_errors(plan)
+        title = f"run {plan.job.run_id}: {shorten_command(plan.job.command)}"
+        report_plan(plan, backend, reporter, secret_values, title=title)
         if interrupts is not None:
             interrupts.raise_if_recorded()
         remove_half_written()
@@ -185,6 +235,13 @@ def _start(
             raise
         reporter.warn(f"this run cannot be attached to from another process: {error}")
     return run
+
+
+def _fixed(plan: Plan, preparation: Preparation) -> Plan:
+    """Return the plan of a command with the overrides that remove findings, and findings about those without effect."""
+    fix = plan.fix
+    made = preparation.plan(fix.command) if fix.overrides else plan
+    return evolve(made, findings=(*made.findings, *fix.findings))
 
 
 def from_run(cls: type[Launcher], run_id: str) -> tuple[Launcher, str]:

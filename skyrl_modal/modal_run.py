@@ -18,7 +18,7 @@ from skyrl_modal.dataclass import replace
 from skyrl_modal.gitfiles.report import format_size
 from skyrl_modal.launcher import Launcher
 from skyrl_modal.prepare.command import normalize_command
-from skyrl_modal.prepare.staging import Preparation, check_with_backend
+from skyrl_modal.prepare.staging import Preparation, check_plan, report_plan
 from skyrl_modal.protocol.start_deadline import with_submission_time
 from skyrl_modal.run.foreground import report_end
 from skyrl_modal.run.handle import Run
@@ -80,8 +80,8 @@ class ModalRun:
         command = command_option(sys.argv)
         planned = _PLACEHOLDER_COMMAND if command is None else normalize_command(command)
         self._preparation = Preparation(launcher, self._backend.name)
-        self._plan = self._preparation.plan(planned)
-        secret_values = check_with_backend(self._plan, self._backend, self._reporter)
+        self._plan, secret_values = check_plan(self._preparation.plan(planned), self._backend.check)
+        report_plan(self._plan, self._backend, self._reporter, secret_values)
         with self._preparation, translated_client_errors():
             self._run_app = RunApp(self._preparation.take_snapshots(self._plan, secret_values, self._reporter))
             self._run_app.make_archives()
@@ -139,8 +139,7 @@ class ModalRun:
         Raises:
             SpecError: The command is invalid.
         """
-        plan = self._preparation.plan(command)
-        self._backend.check(plan.job, plan.spec)
+        plan, _ = check_plan(self._preparation.plan(command), self._backend.check)
         for warning in plan.warnings:
             if warning not in self._plan.warnings:
                 self._reporter.warn(warning)

@@ -11,14 +11,29 @@ from typing import TYPE_CHECKING, Any
 from skyrl_modal.errors import BackendUnavailable, SpecError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from importlib.metadata import EntryPoints
 
     from skyrl_modal.backends.base import Backend as Backend
     from skyrl_modal.backends.base import Execution as Execution
     from skyrl_modal.backends.base import StoredFile as StoredFile
     from skyrl_modal.backends.base import VolumeEntry as VolumeEntry
+    from skyrl_modal.protocol.job import Job
+    from skyrl_modal.spec.run_spec import RunSpec
 
-__all__ = ["Backend", "Execution", "StoredFile", "VolumeEntry", "check_backend", "get_backend", "installed_backends"]
+    #: A check of a run like ``Backend.check``: it returns warnings, or raises an error.
+    RunCheck = Callable[[Job, RunSpec], Sequence[str]]
+
+__all__ = [
+    "Backend",
+    "Execution",
+    "StoredFile",
+    "VolumeEntry",
+    "check_backend",
+    "get_backend",
+    "installed_backends",
+    "run_check",
+]
 
 #: A package adds a backend by an entry point in this group. It refers to a class or function without arguments that
 #: returns an object with the Backend protocol.
@@ -30,6 +45,9 @@ BUILT_IN_BACKENDS = {
     "modal": "skyrl_modal.backends.modal:ModalBackend",
     "local": "skyrl_modal.backends.local:LocalBackend",
 }
+
+#: The part of ``Backend.check`` that needs no client of another package, whose import takes longer than a plan.
+_CHECKS_OF_PLANS = {"modal": "skyrl_modal.backends.modal.run_checks:check_run"}
 
 
 def __getattr__(name: str) -> Any:
@@ -75,6 +93,25 @@ def installed_backends() -> list[str]:
     """
     others = sorted(_entry_points().names - set(BUILT_IN_BACKENDS))
     return [*BUILT_IN_BACKENDS, *others]
+
+
+def run_check(backend: str | Backend) -> RunCheck:
+    """Return the check of a run that a plan makes: that of the backend, without its client and its credentials.
+
+    Args:
+        backend: A name, or an object that implements ``Backend``.
+
+    Raises:
+        SpecError: No backend has this name.
+        BackendUnavailable: The backend cannot be imported or created.
+    """
+    if not isinstance(backend, str):
+        return backend.check
+    if backend not in _CHECKS_OF_PLANS:
+        return get_backend(backend).check
+    module, _, function = _CHECKS_OF_PLANS[backend].partition(":")
+    check: RunCheck = getattr(import_module(module), function)
+    return check
 
 
 def _entry_points() -> EntryPoints:

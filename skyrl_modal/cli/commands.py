@@ -55,6 +55,14 @@ def _to_command(arguments: Sequence[str]) -> str | list[str]:
     return arguments[0] if len(arguments) == 1 else list(arguments)
 
 
+def _start_options(command: click.Command) -> click.Command:
+    """Add the options of the commands that start runs."""
+    fix = click.Option(["--fix"], is_flag=True, help="Append the key=value arguments that remove findings.")
+    strict = click.Option(["--strict"], is_flag=True, help="Refuse a command with a finding that is an error.")
+    command.params = [fix, strict, *command.params]
+    return command
+
+
 class _CommandGroup(click.Group):
     """The commands. A reader that closes the output, as with ``| head``, ends them like any other program."""
 
@@ -73,14 +81,15 @@ def cli() -> None:
     """Run commands from a SkyRL checkout in Modal GPU containers, or on this machine at the same paths."""
 
 
+@_start_options
 @cli.command(cls=_LauncherCommand)
 @click.option("--quiet", "-q", is_flag=True, help="Suppress the launcher's own messages, except for errors.")
 @click.argument("command", nargs=-1, required=True)
-def run(quiet: bool, command: Sequence[str], **options: Any) -> None:
+def run(quiet: bool, strict: bool, fix: bool, command: Sequence[str], **options: Any) -> None:
     """Run COMMAND and exit with its exit code. A single argument is a shell string; several, after --, are quoted."""
     from skyrl_modal.protocol.state import FailureCause, RunState
 
-    result = _make_launcher(options).run(_to_command(command), quiet=quiet)
+    result = _make_launcher(options).run(_to_command(command), quiet=quiet, strict=strict, fix=fix)
     is_own = result.cause in (None, FailureCause.COMMAND_FAILED)
     if quiet and not is_own and result.state in (RunState.FAILED, RunState.LOST):
         # The exit code, such as 125, would not explain itself: the command has printed nothing about it.
@@ -104,11 +113,12 @@ def plan(check: bool, command: Sequence[str], **options: Any) -> None:
         sys.exit(1 if any(finding.severity is Severity.ERROR for finding in made.findings) else 0)
 
 
+@_start_options
 @cli.command(cls=_LauncherCommand)
 @click.argument("command", nargs=-1, required=True)
-def submit(command: Sequence[str], **options: Any) -> None:
+def submit(strict: bool, fix: bool, command: Sequence[str], **options: Any) -> None:
     """Start COMMAND and print the run's id. The run continues after this program exits."""
-    run = _make_launcher(options).submit(_to_command(command))
+    run = _make_launcher(options).submit(_to_command(command), strict=strict, fix=fix)
     try:
         print_line(run.id)
     except (StorageError, BrokenPipeError):

@@ -51,12 +51,7 @@ _VARIABLE_USE = re.compile(r"\$\{?([A-Za-z_]\w*)")
 
 
 def resolve_command(
-    job: Job,
-    spec: RunSpec,
-    selections: Sequence[Selection],
-    *,
-    appended: Sequence[str] = (),
-    cache: ResultCache = NO_CACHE,
+    job: Job, spec: RunSpec, selections: Sequence[Selection], *, cache: ResultCache = NO_CACHE
 ) -> Resolution:
     """Return the programs that a run's command starts.
 
@@ -64,7 +59,6 @@ def resolve_command(
         job: The run.
         spec: What the user declared.
         selections: The files of the job's mounts, in their order.
-        appended: Arguments to append to the command.
         cache: The user's cache.
     """
     mounts = mounted_files(job, selections)
@@ -79,7 +73,7 @@ def resolve_command(
         gpu_name=f"NVIDIA {requests[0].name}" if requests else "GPU",
         cache=cache,
     )
-    return resolve(job.command, run, appended=appended)
+    return resolve(job.command, run)
 
 
 def find_problems_of_starts(
@@ -96,12 +90,16 @@ def find_problems_of_starts(
     """
     if not resolution.entrypoints:
         return [], ()
-    checkout = next(
-        (selection for mount, selection in zip(job.mounts, selections, strict=True) if mount.is_checkout), None
-    )
-    schema = ConfigSchema() if checkout is None else ConfigSchema.read(checkout.root)
+    schema = schema_of_checkout(job, selections)
     facts = facts_of_run(job, spec, selections, state or CheckedState())
     return list(find_in_starts(resolution, facts, schema)), checkpoint_folders(resolution, facts, schema)
+
+
+def schema_of_checkout(job: Job, selections: Sequence[Selection]) -> ConfigSchema:
+    """Return the configuration of the mounted checkout; one without keys if none is mounted."""
+    mounts = zip(job.mounts, selections, strict=True)
+    checkout = next((selection for mount, selection in mounts if mount.is_checkout), None)
+    return ConfigSchema() if checkout is None else ConfigSchema.read(checkout.root)
 
 
 def without_absent_calls(findings: Iterable[Finding], resolution: Resolution) -> list[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from skyrl_modal.errors import BackendUnavailable
 from skyrl_modal.findings import Finding, Severity
 from skyrl_modal.mount import Selection
 from skyrl_modal.prepare.home_paths import find_home_paths
@@ -33,6 +34,16 @@ def find_problems(job: Job, selections: Sequence[Selection], texts: Sequence[tup
 def checkout_finding(warning: str) -> Finding:
     """Return the finding about a checkout whose state git could not read within its limits."""
     return Finding(code="commit-unknown", severity=Severity.WARNING, message=warning)
+
+
+def backend_finding(warning: str) -> Finding:
+    """Return the finding about a warning of the backend's check."""
+    return Finding(code="backend", severity=Severity.WARNING, message=warning)
+
+
+def unavailable_finding(error: BackendUnavailable) -> Finding:
+    """Return the finding about a backend that cannot execute any run now."""
+    return Finding(code="backend-unavailable", severity=Severity.ERROR, message=str(error))
 
 
 def find_short_grace(limits: Limits) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from skyrl_modal.views.text import format_rows
 
 if TYPE_CHECKING:
     from skyrl_modal.prepare.command_starts import CheckedState
+    from skyrl_modal.prepare.fix import Fix
 
 #: The backend that runs on this machine: without an image, and with the GPUs that the machine has.
 _LOCAL = "local"
@@ -52,6 +54,7 @@ class Plan:
         findings: Problems that were found.
         backend: The name of the backend.
         resolution: The Python programs that the command starts, with their arguments.
+        state: What the backend and earlier runs show; None if they were not asked.
     """
 
     job: Job
@@ -61,6 +64,24 @@ class Plan:
     findings: tuple[Finding, ...]
     backend: str
     resolution: Resolution = field(factory=Resolution)
+    state: CheckedState | None = field(default=None, eq=False, repr=False)
+
+    @cached_property
+    def fix(self) -> Fix:
+        """The overrides that remove findings, as far as they reach the trainer. It resolves the command again."""
+        from skyrl_modal.prepare.fix import find_fix  # imported here, since most commands need no fix
+
+        return find_fix(self, result_cache(), self.state)
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """The ``key=value`` arguments that remove findings, and that are proved to reach the trainer."""
+        return self.fix.overrides
+
+    @property
+    def fixed_command(self) -> str:
+        """The command with ``overrides``."""
+        return self.fix.command
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -214,6 +235,7 @@ class PlanBasis:
             findings=tuple(findings),
             backend=self._backend,
             resolution=resolution,
+            state=state,
         )
 
 

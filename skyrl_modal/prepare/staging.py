@@ -6,10 +6,16 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from attrs import evolve
+
 from skyrl_modal.backends import Backend
 from skyrl_modal.backends.base import PreparedRun
 from skyrl_modal.dataclass import replace
+from skyrl_modal.errors import SpecError
+from skyrl_modal.findings import Severity
 from skyrl_modal.mount import Snapshot, SnapshotStore
+from skyrl_modal.prepare.command import shorten_command
+from skyrl_modal.prepare.findings import backend_finding
 from skyrl_modal.prepare.plan import Plan, PlanBasis
 from skyrl_modal.prepare.ray_version import refuse_version_mismatch
 from skyrl_modal.prepare.secret_values import read_secret_values, secret_folders
@@ -19,20 +25,19 @@ from skyrl_modal.user_folders import cache_folder, create_user_folder
 from skyrl_modal.views.text import format_rows
 
 if TYPE_CHECKING:
+    from skyrl_modal.backends import RunCheck
     from skyrl_modal.prepare.command_starts import CheckedState
 
 
-def check_with_backend(plan: Plan, backend: Backend, reporter: Reporter, *, title: str = "") -> Mapping[str, str]:
-    """Check whether a backend can execute a planned run, and report the plan. Nothing has been copied or started yet.
+def check_plan(plan: Plan, check: RunCheck) -> tuple[Plan, Mapping[str, str]]:
+    """Check a plan before anything is copied or started. Plans and runs make the same checks.
 
     Args:
         plan: The plan.
-        backend: The backend.
-        reporter: Receives the description of the run and the warnings.
-        title: The first line of the description; empty for none.
+        check: The check of its backend.
 
     Returns:
-        The values of the run's secrets.
+        The plan with further findings, and the values of the run's secrets.
 
     Raises:
         BackendUnavailable: The backend cannot execute any run.
@@ -40,21 +45,47 @@ def check_with_backend(plan: Plan, backend: Backend, reporter: Reporter, *, titl
             have another version of Ray than its cluster.
     """
     refuse_version_mismatch(plan.job, plan.findings)
-    warnings = [*plan.warnings, *backend.check(plan.job, plan.spec)]
+    warnings = check(plan.job, plan.spec)
     spec = plan.spec
     folders = secret_folders(plan.checkout)
-    secret_values = read_secret_values(spec.secret_variables, folders, optional=spec.optional_variables)
+    values = read_secret_values(spec.secret_variables, folders, optional=spec.optional_variables)
+    return evolve(plan, findings=(*plan.findings, *map(backend_finding, warnings))), values
+
+
+def refuse_errors(plan: Plan) -> None:
+    """Refuse a plan with findings that are errors, for ``strict``.
+
+    Raises:
+        SpecError: It has one. The error names all of them.
+    """
+    errors = [f"[{finding.code}] {finding}" for finding in plan.findings if finding.severity is Severity.ERROR]
+    if errors:
+        remedy = "strict refuses a command with errors: " + "; ".join(errors)
+        raise SpecError("command", shorten_command(plan.job.command), remedy)
+
+
+def report_plan(
+    plan: Plan, backend: Backend, reporter: Reporter, secret_values: Mapping[str, str], *, title: str = ""
+) -> None:
+    """Report where a run executes, and the findings.
+
+    Args:
+        plan: A plan that was checked.
+        backend: Its backend.
+        reporter: Receives the messages.
+        secret_values: The values of the run's secrets.
+        title: The first line; empty for none.
+    """
     if title:
         reporter.info(title)
     rows = [*plan.mount_rows(), *backend.describe(plan.job, plan.spec)]
     if rows:
         reporter.info(format_rows(rows))
-    for warning in warnings:
+    for warning in plan.warnings:
         reporter.warn(warning)
-    for name in spec.optional_variables:
+    for name in plan.spec.optional_variables:
         if name not in secret_values:
             reporter.info(f"the optional secret {name} is left out: no such variable is defined")
-    return secret_values
 
 
 class Preparation:

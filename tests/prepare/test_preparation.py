@@ -40,7 +40,9 @@ def test_plans_are_those_of_single_commands(
 
     plans = [preparation.plan(command) for command in COMMANDS]
 
-    assert [comparable(plan) for plan in plans] == [comparable(launcher.plan(command)) for command in COMMANDS]
+    assert [comparable(plan) for plan in plans] == [
+        comparable(Preparation(launcher, backend).plan(command)) for command in COMMANDS
+    ]
     assert len({plan.job.run_id for plan in plans}) == len(COMMANDS)
     assert len({plan.findings for plan in plans}) > 3
     with pytest.raises(SpecError) as caught:

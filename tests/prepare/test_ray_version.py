@@ -10,6 +10,8 @@ import pytest
 
 from skyrl_modal import ImageSpec, Launcher, PipInstall, RaySpec, SpecError
 from skyrl_modal.findings import Severity
+from skyrl_modal.prepare.plan import Plan
+from skyrl_modal.prepare.staging import Preparation
 
 ERROR, WARNING = Severity.ERROR, Severity.WARNING
 
@@ -34,6 +36,11 @@ def make_launcher(checkout: Path, environment: Path, **fields: object) -> Launch
     return Launcher(**settings)  # type: ignore[arg-type]  # any field
 
 
+def unchecked_plan(launcher: Launcher, command: str) -> Plan:
+    """Return the plan of a command with its findings. ``Launcher.plan`` raises those that refuse a run."""
+    return Preparation(launcher, str(launcher.backend)).plan(command)
+
+
 @pytest.mark.parametrize(
     ("command", "severity"),
     [
@@ -53,7 +60,7 @@ def test_mismatch_is_found(checkout: Path, environment: Path, command: str, seve
     (checkout / "scripts/outer").chmod(0o755)
     (checkout / "scripts/other.sh").write_text("# uv run train.py\npython train.py\n")
 
-    plan = make_launcher(checkout, environment).plan(command)
+    plan = unchecked_plan(make_launcher(checkout, environment), command)
 
     [finding] = [item for item in plan.findings if item.code == "ray-version"]
     assert finding.severity is severity
@@ -65,7 +72,7 @@ def test_mismatch_is_found(checkout: Path, environment: Path, command: str, seve
 def test_error_refuses_the_start(checkout: Path, environment: Path, tmp_path: Path) -> None:
     """A command that calls ``uv run`` is refused before anything starts or is copied."""
     launcher = make_launcher(checkout, environment)
-    for start in (launcher.run, launcher.submit):
+    for start in (launcher.run, launcher.submit, launcher.plan):
         with pytest.raises(SpecError) as caught:
             start("uv run python train.py")
         assert (caught.value.field, caught.value.value) == ("ray", "2.60.0")
@@ -77,7 +84,7 @@ def test_suitable_version_is_no_finding(checkout: Path, environment: Path, requi
     """An installed Ray that the checkout permits is no finding."""
     (checkout / "pyproject.toml").write_text(f'[project]\ndependencies = ["{required}"]\n')
 
-    plan = make_launcher(checkout, environment).plan("uv run python train.py")
+    plan = unchecked_plan(make_launcher(checkout, environment), "uv run python train.py")
 
     assert [item.code for item in plan.findings] == []
 
@@ -114,7 +121,7 @@ def test_project_of_the_workdir_counts(
         (checkout / folder / "file").touch()
     (checkout / "sub/pyproject.toml").write_text(f'[project]\nname = "sub"\n{inner}\n')
 
-    plan = make_launcher(checkout, environment, workdir=workdir).plan("uv run python train.py")
+    plan = unchecked_plan(make_launcher(checkout, environment, workdir=workdir), "uv run python train.py")
 
     assert [item.severity for item in plan.findings] == ([ERROR] if is_error else [])
 
@@ -144,7 +151,7 @@ def test_mismatch_of_an_image(checkout: Path, image: ImageSpec, pinned: str, exp
     (checkout / "pyproject.toml").write_text(f'[project]\ndependencies = ["ray=={pinned}"]\n')
     launcher = Launcher(checkout=checkout, image=image)
     for command, severity in (("uv run x", expected), ("python x", WARNING if expected else None)):
-        findings = [item for item in launcher.plan(command).findings if item.code == "image-ray-version"]
+        findings = [item for item in unchecked_plan(launcher, command).findings if item.code == "image-ray-version"]
         assert [item.severity for item in findings] == ([] if severity is None else [severity])
 
 
@@ -161,7 +168,7 @@ def test_remedy_without_pip(checkout: Path, environment: Path) -> None:
     """In an environment that has no pip, as uv creates it, the command of the remedy uses uv."""
     (environment.parent / "lib/python3.12/site-packages/pip").rmdir()
 
-    [finding] = make_launcher(checkout, environment).plan("uv run x").findings
+    [finding] = unchecked_plan(make_launcher(checkout, environment), "uv run x").findings
 
     assert f'uv pip install --python {environment}/python "ray[default]==2.57.0"' in finding.remedy
 
@@ -170,7 +177,7 @@ def test_remedy_for_an_old_pin(checkout: Path, environment: Path) -> None:
     """No command is named that installs a Ray which the local backend would refuse."""
     (checkout / "pyproject.toml").write_text('[project]\ndependencies = ["ray==2.51.1"]\n')
 
-    [finding] = make_launcher(checkout, environment).plan("uv run x").findings
+    [finding] = unchecked_plan(make_launcher(checkout, environment), "uv run x").findings
 
     assert "pip install" not in finding.remedy
     assert "ray=None" in finding.remedy

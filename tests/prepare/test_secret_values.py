@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from skyrl_modal import ImageSpec, Launcher, MountSpec, RaySpec, SecretSpec, SpecError, VolumeSpec
 from skyrl_modal.findings import Severity
@@ -118,12 +119,14 @@ def test_a_short_value_in_a_field_is_a_warning() -> None:
 
 
 def test_plan_refuses_a_value(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plan is refused as its run would be, and is made without the values that are not defined."""
+    """A plan is refused as its run would be: a secret that is not defined, or the value of one in the command."""
     monkeypatch.setenv("KEY", VALUE)
     monkeypatch.delenv("ABSENT", raising=False)
-    launcher = Launcher(backend="local", checkout=checkout, secrets=["ABSENT", "KEY"])
+    launcher = Launcher(backend="local", checkout=checkout, secrets=["KEY"])
 
-    assert launcher.plan("echo $KEY").job.secret_names == ("ABSENT", "KEY")
+    assert launcher.plan("echo $KEY").job.secret_names == ("KEY",)
+    with pytest.raises(SpecError, match="ABSENT"):
+        evolve(launcher, secrets=["ABSENT"]).plan("true")
     with pytest.raises(SpecError, match="command='"):
         launcher.plan(["echo", VALUE])
 

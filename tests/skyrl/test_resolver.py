@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from skyrl_modal import Launcher, MountSpec
-from skyrl_modal.prepare.command_starts import resolve_command
 from skyrl_modal.skyrl.resolution import resolver
 from skyrl_modal.skyrl.resolution.records import EndOfExecution, EntrypointKind, Resolution, ResolutionMethod
 from tests.skyrl.checkout_files import SCRIPTS, create_checkout
@@ -92,19 +91,6 @@ def test_number_of_gpus_is_the_requested_one(skyrl_checkout: Path) -> None:
     assert start.overrides["trainer.placement.policy_num_gpus_per_node"] == "2"
     assert counted.overrides["placement.num_gpus_per_node"] == "2"
     assert counted.env["CUDA_VISIBLE_DEVICES"] == "0,1"
-
-
-def test_appended_arguments_show_what_they_reach(skyrl_checkout: Path) -> None:
-    """Arguments that are appended reach the trainer of a script that passes its own on, and no other."""
-    launcher = Launcher(checkout=skyrl_checkout, backend="modal", gpu="H100:4")
-
-    def overrides(script: str) -> dict[str, str]:
-        plan = launcher.plan(f"bash scripts/{script}")
-        appended = resolve_command(plan.job, plan.spec, plan.selections, appended=["trainer.epochs=9"])
-        return dict(appended.starts[-1].overrides)
-
-    assert overrides("simple.sh")["trainer.epochs"] == "9"
-    assert overrides("backslash.sh").get("trainer.epochs") is None
 
 
 def test_ignored_files_are_not_visible(skyrl_checkout: Path) -> None:

@@ -11,7 +11,7 @@ from skyrl_modal.backends.modal import checks, preflight, volumes
 from skyrl_modal.backends.modal.app import RunApp
 from skyrl_modal.backends.modal.errors import translated_client_errors
 from skyrl_modal.backends.modal.execution import ModalExecution
-from skyrl_modal.backends.modal.limits import check_cluster, check_timeout, total_time_limit
+from skyrl_modal.backends.modal.run_checks import check_run
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.spec.volume import VolumeSpec
@@ -44,16 +44,7 @@ class ModalBackend:
                 protected.
         """
         checks.check_token()
-        check_timeout(spec.timeout)
-        warnings = check_cluster(spec) if spec.nodes > 1 else []
-        checks.check_dashboard(job, spec.image)
-        limit = total_time_limit(job.limits)
-        if limit is not None:
-            warnings.append(
-                f"Modal stops a container after 24 h. If the run has not ended after {limit:.0f} s, it is stopped with "
-                "its grace period"
-            )
-        return warnings
+        return check_run(job, spec)
 
     def describe(self, job: Job, spec: RunSpec) -> Sequence[tuple[str, str]]:
         """Return label and value pairs that describe where the run executes."""

@@ -8,7 +8,6 @@ import itertools
 import json
 import posixpath
 import re
-import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -40,7 +39,7 @@ from skyrl_modal.skyrl.scripts import may_start_python, scripts_of_command
 #: A change of the sandbox or the stubs makes earlier recordings useless.
 _VERSION = 1
 #: What only a shell evaluates.
-_NEEDS_SHELL = re.compile(r"[$`*?\[{<>]|\b(?:for|while|until|if|case|function|eval|source)\b")
+_NEEDS_SHELL = re.compile(r"[$`*?\[{<>]|\b(?:for|while|until|if|case|function|eval|source)\b|sh\s+(?:-\w+\s+)*-\w*c\b")
 #: What a script that starts an entrypoint of SkyRL contains. A main of the user's own is found by its imports.
 _MENTIONS_SKYRL = re.compile(r"skyrl|trainer\.|train_data|main_\w+")
 _MAX_SOURCE_BYTES = 1 << 20
@@ -75,7 +74,7 @@ class ResolvedRun:
     cache: ResultCache = NO_CACHE
 
 
-def resolve(command: str, run: ResolvedRun, *, appended: Sequence[str] = ()) -> Resolution:
+def resolve(command: str, run: ResolvedRun) -> Resolution:
     """Return the Python programs that a command starts, with their arguments and environments.
 
     A command that runs a shell script is executed in a sandbox with programs that only record their arguments. If there
@@ -84,15 +83,12 @@ def resolve(command: str, run: ResolvedRun, *, appended: Sequence[str] = ()) -> 
     Args:
         command: A shell string.
         run: What it depends on.
-        appended: Arguments to append to the command, to see which programs they reach.
 
     Example:
         >>> run = ResolvedRun(workdir="/root/SkyRL", env={}, mounts=[])
         >>> [start.overrides for start in resolve("python -m skyrl.train.main_sft seed=1 seed=2", run).starts]
         [{'seed': '2'}]
     """
-    if appended:
-        command = f"{command.rstrip()} {shlex.join(appended)}"
     recording = _record(command, run)
     starts = [start for call in recording.calls if (start := _start_of(call, run, recording)) is not None]
     return Resolution(starts=tuple(starts), recording=recording)

@@ -56,17 +56,24 @@ def find_in_starts(resolution: Resolution, run: RunFacts, schema: ConfigSchema) 
         run: The run.
         schema: The configuration of the checkout.
     """
-    seen: set[Finding] = set()
+    yield from dict.fromkeys(finding for _, finding in find_by_start(resolution, run, schema))
+
+
+def find_by_start(resolution: Resolution, run: RunFacts, schema: ConfigSchema) -> Iterator[tuple[int, Finding]]:
+    """Yield the findings about each entrypoint, with the number of its start.
+
+    Args:
+        resolution: What the command starts.
+        run: The run.
+        schema: The configuration of the checkout.
+    """
     for number, start in enumerate(resolution.starts):
         if start not in resolution.entrypoints:
             continue
         values = StartValues(start, run, resolution.starts[:number], schema)
         for rule in RULES:
             for found in rule(values):
-                finding = _as_certain_as(found, start)
-                if finding not in seen:
-                    seen.add(finding)
-                    yield finding
+                yield number, _as_certain_as(found, start)
 
 
 def checkpoint_folders(resolution: Resolution, run: RunFacts, schema: ConfigSchema) -> tuple[str, ...]:

@@ -6,9 +6,9 @@ import modal.exception
 import pytest
 
 from skyrl_modal import ImageSpec, SpecError
-from skyrl_modal.backends.modal.checks import check_dashboard, ray_version_of_image
 from skyrl_modal.backends.modal.errors import is_cancellation
 from skyrl_modal.backends.modal.limits import container_timeout, total_time_limit
+from skyrl_modal.backends.modal.run_checks import check_dashboard, ray_version_of_image
 from skyrl_modal.protocol.job import Job, Limits, RayOptions
 from skyrl_modal.spec.image import DEFAULT_IMAGE, IMAGE_BY_RAY_VERSION
 
