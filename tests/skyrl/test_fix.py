@@ -120,8 +120,9 @@ def test_notes_are_not_fixed(launcher: Launcher) -> None:
     assert (plan.overrides, plan.fixed_command) == ((), command)
 
 
-def test_text_alone_is_no_proof(launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_alone_is_no_proof(launcher: Launcher, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without a sandbox it is not known what a script passes on, so the command of a script is unchanged."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # without recordings of other tests
     monkeypatch.setattr(resolver, "find_bubblewrap", list)
 
     plan = launcher.plan("bash scripts/simple.sh")
