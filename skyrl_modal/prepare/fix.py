@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
+from skyrl_modal.dataclass import replace
 from skyrl_modal.findings import Finding, Severity
 from skyrl_modal.prepare.command_starts import CheckedState, facts_of_run, resolve_command, schema_of_checkout
-from skyrl_modal.protocol.dataclass import replace
 from skyrl_modal.skyrl.resolution.insertion import insertion_points
 from skyrl_modal.skyrl.resolution.programs import python_program
 from skyrl_modal.skyrl.resolution.records import Call, Resolution, Start
