@@ -228,8 +228,8 @@ def _not_reached(starts: Sequence[Start], wanted: _Wanted, missing: Mapping[int,
             finding = Finding(
                 code="fix-without-effect",
                 severity=Severity.WARNING,
-                message=f"{shlex.join(arguments)} cannot be passed to {starts[number].program} with the command: a script "
-                "does not pass its arguments on, or several programs would get them",
+                message=f"{shlex.join(arguments)} cannot be passed to {starts[number].program} with the command: a "
+                "script does not pass its arguments on, or several programs would get them",
                 remedy="Change the script.",
             )
             found[finding] = None

@@ -72,7 +72,7 @@ def test_overrides_are_inserted_where_they_arrive(launcher: Launcher, before: st
     ],
 )
 def test_overrides_without_proof_are_reported(launcher: Launcher, script: str) -> None:
-    """Where an override does not arrive, or arrives elsewhere too, the command is unchanged, and a finding reports it."""
+    """Where an override does not arrive, or arrives elsewhere too, it is not used, and a finding reports it."""
     plan = launcher.plan(f"bash -c {shlex.quote(script)} own")
     fix = plan.fix
 
