@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.findings import Evidence
-from skyrl_modal.protocol.dataclass import dataclass
 from skyrl_modal.skyrl.failures.line_context import MAX_LINE
 from skyrl_modal.skyrl.failures.log_line import LogLine, parse_line
 from skyrl_modal.skyrl.failures.log_scan import ScannedLog

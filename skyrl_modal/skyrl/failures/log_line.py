@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import datetime
 
-from skyrl_modal.protocol.dataclass import dataclass
+from skyrl_modal.dataclass import dataclass
 
 #: Escape sequences of a terminal: colours, and titles.
 _ESCAPES = re.compile(r"\x1b(?:\[[0-9;:?]{0,24}[@-~]|\][^\x07\x1b]{0,200}(?:\x07|\x1b\\)?|[()][A-Z0-9])")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import cache
 
-from skyrl_modal.protocol.dataclass import dataclass
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.skyrl.failures.line_context import MAX_LINE, LineContext, line_at
 from skyrl_modal.skyrl.failures.log_line import LogLine, parse_line
 from skyrl_modal.skyrl.failures.quoted_text import QuotedText

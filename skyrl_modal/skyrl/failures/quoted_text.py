@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from skyrl_modal.protocol.dataclass import dataclass
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.skyrl.failures.line_context import line_at
 from skyrl_modal.skyrl.failures.log_line import parse_line
 

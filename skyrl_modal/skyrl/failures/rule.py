@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import IntEnum
 
-from skyrl_modal.protocol.dataclass import dataclass
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.protocol.state import FailureCause
 
 #: The name of the command's output, and of the launcher's own record, among the logs.
