@@ -18,10 +18,12 @@ GPU_RULES = (
         terms=(
             "CUDA out of memory",
             "CUDA error: out of memory",
+            "CUDA Error: out of memory",
             "RESOURCE_EXHAUSTED: Out of memory",
             "HIP out of memory",
         ),
-        pattern=r"(?:CUDA out of memory|CUDA error: out of memory|RESOURCE_EXHAUSTED: Out of memory|HIP out of memory)",
+        pattern=r"(?:CUDA out of memory|CUDA [Ee]rror: out of memory|RESOURCE_EXHAUSTED: Out of memory"
+        r"|HIP out of memory)",
         source="torch/c10/cuda/CUDACachingAllocator.cpp; SkyRL's troubleshooting page; SkyRL PR 2051",
         versions=f"{_TORCH}, JAX 0.5 to 0.8",
     ),
@@ -189,7 +191,8 @@ COMMUNICATION_RULES = (
             "network with scripts/multi_node_nccl_test.py."
         ),
         terms=("Watchdog caught collective operation timeout",),
-        pattern=r"(?:\[[^\]\n]{1,150}\] ){0,3}Watchdog caught collective operation timeout",
+        pattern=r"(?:\[[^\]\n]{1,150}\] ){0,3}(?:(?:NCCL|Process group) watchdog thread terminated with exception: )?"
+        r"(?:\[Rank \d+\] )?Watchdog caught collective operation timeout",
         weight=Weight.POSSIBLE_CONSEQUENCE,
         source="torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp; SkyRL issues 667 and 757",
         versions=_TORCH,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from datetime import datetime
 
 from skyrl_modal.dataclass import dataclass
@@ -13,8 +14,10 @@ _ESCAPES = re.compile(r"\x1b(?:\[[0-9;:?]{0,24}[@-~]|\][^\x07\x1b]{0,200}(?:\x07
 _PROCESS = re.compile(
     r"\((?:[^()]{0,150} )?pid=\d+(?:, ip=[0-9A-Fa-f.:]{2,45})?\) ?|\((?:raylet|gcs_server|autoscaler)[^()]{0,60}\) ?"
 )
-#: The rank, as torch prints it: ``[rank3]: ``.
-_RANK = re.compile(r"\[(?:default)?(?:rank)?\d+\]: ?")
+#: The rank, as torch prints it: ``[rank3]: ``, or a stage of vLLM; and what C++ prints about an exception.
+_RANK = re.compile(r"\[(?:default)?(?:rank)?\d+\]: ?|\[Stage-\d+\] | {2}what\(\): {1,2}")
+#: A progress bar of tqdm, after which another process has written to the same line.
+_PROGRESS_BAR = re.compile(r"[^\[]{0,250}\[\d+:\d[^\]]{0,60}(?:s/it|it/s)[^\]]{0,100}\](?= ?\S)")
 _TIME = r"(?P<time>\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?)"
 _LEVEL = r"(?P<level>TRACE|DEBUG|INFO|SUCCESS|NOTICE|WARNING|WARN|ERROR|CRITICAL|FATAL)"
 _HEADERS = tuple(
@@ -23,7 +26,7 @@ _HEADERS = tuple(
         rf"{_TIME} \| {_LEVEL} *\| [^|]{{1,200}}? - ",  # loguru
         rf"\[{_TIME} (?P<letter>[DIWEFC]) \d+ \d+\] (?:\([^()]{{1,40}}\) )?[\w./]{{1,100}}:\d+: ",  # C++ code of Ray
         rf"{_LEVEL} (?P<day>\d\d-\d\d \d\d:\d\d:\d\d)(?:\.\d+)? \[[^\]]{{1,150}}\] ",  # vLLM
-        r"\[(?P<letter>[IWEF])(?P<glog>\d{4} \d\d:\d\d:\d\d)\.\d+ [\w./]{1,100}:\d+\] ",  # torch
+        r"\[(?P<letter>[IWEF])(?:(?P<glog>\d{3,4} \d\d:\d\d:\d\d)\.\d+ )?[\w./]{1,100}:\d+\] ?",  # torch
         rf"{_TIME}\s+{_LEVEL} [\w./]{{1,100}}:\d+ -- ",  # Python code of Ray
         rf"{_TIME}(?: - [\w. ]{{1,100}})? - {_LEVEL} - ",  # logging
         rf"\[{_TIME}\]\s?\[{_LEVEL}\]\s?(?:\[[^\]]{{1,150}}\]\s?){{0,3}}",  # DeepSpeed, Megatron, Hydra
@@ -35,6 +38,7 @@ _HEADERS = tuple(
 )
 #: The border of a group of exceptions, and the mark before an error of uv.
 _GROUP_BORDER = re.compile(r" {0,40}\| | {0,2}\u00d7 ")
+_UNNAMED = (_RANK, _GROUP_BORDER, _PROGRESS_BAR)
 _LETTERS = {"D": "DEBUG", "I": "INFO", "W": "WARNING", "E": "ERROR", "F": "FATAL", "C": "CRITICAL"}
 _HARMLESS = frozenset(("TRACE", "DEBUG", "INFO", "SUCCESS", "NOTICE", "WARNING", "WARN"))
 _MAX_PREFIXES = 6
@@ -97,10 +101,10 @@ def parse_line(raw: bytes, year: int = 2000) -> LogLine:
     for _ in range(_MAX_PREFIXES):
         if (match := _PROCESS.match(rest)) is not None:
             process = process or match[0].strip()
-        elif (match := _RANK.match(rest)) is not None or (match := _GROUP_BORDER.match(rest)) is not None:
+        elif (match := _first_match(_UNNAMED, rest)) is not None:
             pass
         else:
-            match = next((found for header in _HEADERS if (found := header.match(rest)) is not None), None)
+            match = _first_match(_HEADERS, rest)
             if match is None:
                 break
             values = match.groupdict()
@@ -110,6 +114,10 @@ def parse_line(raw: bytes, year: int = 2000) -> LogLine:
     return LogLine(text, process, rest, level, time)
 
 
+def _first_match(patterns: Iterable[re.Pattern[str]], text: str) -> re.Match[str] | None:
+    return next((match for pattern in patterns if (match := pattern.match(text)) is not None), None)
+
+
 def _parse_time(values: dict[str, str | None], year: int) -> datetime | None:
     try:
         if text := values.get("time"):
@@ -117,7 +125,7 @@ def _parse_time(values: dict[str, str | None], year: int) -> datetime | None:
         if text := values.get("day"):
             return datetime.strptime(f"{year}-{text}", "%Y-%m-%d %H:%M:%S")
         if text := values.get("glog"):
-            return datetime.strptime(f"{year}{text}", "%Y%m%d %H:%M:%S")
+            return datetime.strptime(f"{year}{text.rjust(13, '0')}", "%Y%m%d %H:%M:%S")
     except ValueError:  # no such day or hour
         return None
     return None
