@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Any
 
@@ -16,11 +17,13 @@ from skyrl_modal.backends.modal.errors import (
     is_cancellation,
     is_connection_error,
     is_transient,
+    suppressed_client_errors,
 )
 from skyrl_modal.backends.modal.limits import container_timeout
 from skyrl_modal.backends.modal.retry import MAX_POLL_INTERVAL, POLL_INTERVAL, retry_transient
 from skyrl_modal.backends.modal.run_folder import VolumeRunFolder
 from skyrl_modal.dataclass import replace
+from skyrl_modal.errors import RecordError
 from skyrl_modal.protocol.codec import ProtocolError, decode
 from skyrl_modal.protocol.exit_codes import INTERRUPTED, KILLED, LAUNCHER_FAILED, TIMED_OUT
 from skyrl_modal.protocol.job import Job
@@ -43,6 +46,9 @@ REFUSED_RESULT_TIMEOUT = 10.0
 MAX_ERROR_TEXT = 2_000
 #: Seconds in which Modal confirms that a call was killed. After them it is left to end with its app.
 KILL_TIMEOUT = 4.0
+#: Seconds for writing the result of a killed call to its volume. Without it, other processes wait for a container that
+#: may still write one, as long as the grace period.
+WRITE_TIMEOUT = 4.0
 
 
 class FunctionFailed(Exception):
@@ -83,6 +89,7 @@ class ModalCall:
         self._is_cancelled = False
         self._was_running = is_new
         self._killed = asyncio.Event()
+        self._is_result_missing = False
 
     @property
     def job(self) -> Job:
@@ -198,7 +205,10 @@ class ModalCall:
             raise FunctionFailed(error) from error
 
     async def wait_or_kill(self) -> RunResultRecord:
-        """Like ``wait``. After a kill that Modal does not confirm, return a result that states it."""
+        """Like ``wait``. After a kill that Modal does not confirm, return a result that states it.
+
+        After one that it does confirm, and that left no result on the volume, write it there for other processes.
+        """
         result = asyncio.ensure_future(self.wait())
         killed = asyncio.ensure_future(self._killed.wait())
         try:
@@ -206,7 +216,10 @@ class ModalCall:
             if not result.done():
                 await asyncio.wait([result], timeout=KILL_TIMEOUT)
             if result.done():
-                return result.result()
+                record = result.result()
+                if self._is_result_missing:
+                    await self._folder.write_result(record, timeout=WRITE_TIMEOUT)
+                return record
             return RunResultRecord.without_record(
                 self._job,
                 state=RunState.CANCELLED,
@@ -219,6 +232,11 @@ class ModalCall:
             result.cancel()
             killed.cancel()
 
+    async def store_killed_result(self) -> None:
+        """Wait some seconds for the end of a call that this process has killed, and store its result if it has none."""
+        with suppressed_client_errors(), contextlib.suppress(RecordError, FunctionFailed):
+            await self.wait_or_kill()
+
     async def _read_stored_result(self, error: Exception) -> RunResultRecord:
         """Return the result on the volume, else one that is built from the error of the call.
 
@@ -226,6 +244,7 @@ class ModalCall:
         """
         record, has_started = await self._wait_for_stored_result()
         if record is None:
+            self._is_result_missing = self.is_killed and is_cancellation(error)
             return self._result_of_error(error, has_started=has_started)
         if record.stop_reason is StopReason.CONTAINER_ENDING and (self._is_cancelled or is_cancellation(error)):
             # Cancelled between a preemption and the start in the next container, or stopped with its app,

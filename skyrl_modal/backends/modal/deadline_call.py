@@ -8,17 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import time
 
-import modal
-
 from skyrl_modal.backends.modal.call import ModalCall
-from skyrl_modal.backends.modal.errors import TRANSIENT_ERRORS, suppressed_client_errors
+from skyrl_modal.backends.modal.errors import TRANSIENT_ERRORS
 from skyrl_modal.backends.modal.retry import MAX_POLL_INTERVAL
-from skyrl_modal.protocol.codec import to_json
 from skyrl_modal.protocol.result import RunResultRecord
-from skyrl_modal.protocol.run_folder import RESULT_FILE
 from skyrl_modal.protocol.start_deadline import start_deadline_result, submission_time
 from skyrl_modal.protocol.state import RunState
 
@@ -46,7 +41,7 @@ class DeadlineCall(ModalCall):
         if not self._is_late or record.state is not RunState.CANCELLED:
             return record
         record = start_deadline_result(self._job, record)
-        await self._write_result(record)
+        await self._folder.write_result(record, timeout=WRITE_TIMEOUT)
         return record
 
     async def is_late(self) -> bool:
@@ -84,14 +79,3 @@ class DeadlineCall(ModalCall):
         async for _ in self.logs.tail.aio(entries=1):
             return True
         return False
-
-    async def _write_result(self, record: RunResultRecord) -> None:
-        """Write the result to the volume, as far as that is possible: for Modal, the call was cancelled."""
-        if self._job.run_folder_volume is None:
-            return
-        volume, folder = self._job.run_folder_volume
-        with suppressed_client_errors():
-            async with asyncio.timeout(WRITE_TIMEOUT):
-                reference = modal.Volume.from_name(volume.name)
-                async with reference.batch_upload(force=True) as batch:
-                    batch.put_file(io.BytesIO(to_json(record).encode()), f"/{folder}/{RESULT_FILE}")

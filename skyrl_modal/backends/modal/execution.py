@@ -228,6 +228,8 @@ class ModalExecution:
         cancelling = self._submit(call.cancel(now=now, retry=is_owned))
         if not is_owned:
             wait_for_future(cancelling)
+            if now:
+                wait_for_future(self._submit(call.store_killed_result()))
 
     def _submitted_call(self) -> ModalCall | None:
         """Return the call; None if the run has not been submitted, or could not be."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import io
 import posixpath
 from collections.abc import AsyncIterator
 from typing import TypeVar
@@ -10,9 +12,10 @@ from typing import TypeVar
 import modal
 import modal.exception
 
+from skyrl_modal.backends.modal.errors import suppressed_client_errors
 from skyrl_modal.backends.modal.retry import retry_transient
 from skyrl_modal.errors import RecordError
-from skyrl_modal.protocol.codec import ProtocolError, from_json
+from skyrl_modal.protocol.codec import ProtocolError, from_json, to_json
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.result import RunResultRecord
 from skyrl_modal.protocol.run_folder import MAX_RECORD_BYTES, OUTPUT_FILE, RESULT_FILE, STATUS_FILE
@@ -53,6 +56,20 @@ class VolumeRunFolder:
             RecordError: It is damaged, or was written by a newer version.
         """
         return await self._read_record(RunResultRecord, RESULT_FILE)
+
+    async def write_result(self, record: RunResultRecord, *, timeout: float) -> None:
+        """Write result.json for a container that cannot do so any more, as far as Modal permits it.
+
+        Args:
+            record: The result.
+            timeout: Seconds after which the result is left unwritten.
+        """
+        if not self.volume:
+            return
+        with suppressed_client_errors():
+            async with asyncio.timeout(timeout):
+                async with modal.Volume.from_name(self.volume).batch_upload(force=True) as batch:
+                    batch.put_file(io.BytesIO(to_json(record).encode()), f"{self._path}/{RESULT_FILE}")
 
     async def has_result(self) -> bool:
         """Return whether there is a result.json, in whatever condition."""

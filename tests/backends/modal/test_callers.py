@@ -9,6 +9,7 @@ from pathlib import Path
 
 from skyrl_modal import Launcher, Run, RunState, VolumeSpec
 from skyrl_modal.backends.modal import ModalBackend
+from skyrl_modal.protocol.state import StopReason
 from tests.backends.modal.conftest import Script
 from tests.support.loopback import LoopbackModal
 
@@ -65,6 +66,24 @@ def test_second_ctrl_c_kills_whatever_the_grace_period(
     assert (code, out) == (77, "interrupted\n")
     assert "cancelled, exit code 137" in err
     server.wait_for_no_container(15)
+
+
+def test_killed_run_has_its_result_in_other_processes(
+    server: LoopbackModal, launcher: Make, script: Callable[..., Script]
+) -> None:
+    """A process that did not kill a run does not wait as long as the grace period for a result of its container."""
+    run = launcher(grace=500).submit("echo up; sleep 600")
+    assert next(iter(run.logs(follow=True))) == "up"
+
+    code, _, err = script(
+        "import sys\nfrom skyrl_modal import Run\nRun.attach(sys.argv[1]).cancel(now=True)", run.id
+    ).end()
+
+    assert code == 0, err
+    server.wait_for_no_container(15)
+    results = [each.wait(15) for each in (run, Run.attach(run.id))]
+    assert [(result.state, result.returncode) for result in results] == [(RunState.CANCELLED, 137)] * 2
+    assert {result.stop_reason for result in results} == {StopReason.KILL}
 
 
 def test_second_ctrl_c_kills_without_a_network(

@@ -154,7 +154,8 @@ class Scheduler(Service):
             self.kill_later(holder, self.plane.timeout_grace, "timeout")
 
     def cancel(self, entry: Input, *, terminate: bool = False) -> None:
-        if entry.state == "done" or entry.cancelled:
+        # A second cancellation can still terminate the container, which then does not wait for the end of its grace.
+        if entry.state == "done" or (entry.cancelled and not terminate):
             return
         entry.cancelled = True
         if entry.state != "running":
