@@ -6,7 +6,7 @@ import contextvars
 import threading
 from collections.abc import Callable, Collection
 
-from skyrl_modal.dataclass import dataclass
+from skyrl_modal.dataclass import dataclass, replace
 from skyrl_modal.errors import SkyRLModalError
 from skyrl_modal.event_queue import EventQueue
 from skyrl_modal.protocol.events import (
@@ -19,7 +19,7 @@ from skyrl_modal.protocol.events import (
     StateEvent,
 )
 from skyrl_modal.protocol.result import RunResultRecord
-from skyrl_modal.protocol.run_folder import OUTPUT_FILE
+from skyrl_modal.protocol.run_folder import OUTPUT_FILE, RESULT_FILE
 from skyrl_modal.protocol.state import FailureCause, RunState
 from skyrl_modal.reporting import NullReporter, Reporter
 from skyrl_modal.run.handle import Run
@@ -309,6 +309,8 @@ def _report_cause(result: RunResult, reporter: Reporter) -> None:
     if diagnosis.is_known:
         from skyrl_modal.views.diagnosis import format_diagnosis  # a run that succeeds does not need it
 
-        reporter.info(f"{format_diagnosis(diagnosis, max_evidence=_REPORTED_EVIDENCE)}\n{more}")
+        evidence = [line for line in diagnosis.evidence if line.file != RESULT_FILE]  # its detail was reported
+        shown = replace(diagnosis, evidence=tuple(evidence[:_REPORTED_EVIDENCE]))
+        reporter.info(f"{format_diagnosis(shown)}\n{more}")
     elif any(line.file != OUTPUT_FILE for line in diagnosis.evidence):
         reporter.info(f"The cause is not known, and logs other than the output have errors: {more}")

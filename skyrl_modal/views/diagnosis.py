@@ -15,12 +15,8 @@ if TYPE_CHECKING:
 _MAX_TEXT = 300
 
 
-def format_diagnosis(diagnosis: Diagnosis, *, max_evidence: int | None = None) -> str:
+def format_diagnosis(diagnosis: Diagnosis) -> str:
     """Return a diagnosis as lines of text. Control characters are escaped.
-
-    Args:
-        diagnosis: The diagnosis.
-        max_evidence: Number of lines of evidence at most; None for all.
 
     Example:
         >>> from skyrl_modal.findings import Diagnosis, Evidence
@@ -32,7 +28,7 @@ def format_diagnosis(diagnosis: Diagnosis, *, max_evidence: int | None = None) -
         remedy: Correct it.
     """
     lines = [f"cause: {escape_controls(diagnosis.cause)}"]
-    lines += [f"  {_format_evidence(evidence)}" for evidence in diagnosis.evidence[:max_evidence]]
+    lines += [f"  {_format_evidence(evidence)}" for evidence in diagnosis.evidence]
     if diagnosis.remedy:
         lines.append(f"remedy: {escape_controls(diagnosis.remedy)}")
     return "\n".join(lines)
