@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
-
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.errors import CheckoutNotFound, SpecError
 from skyrl_modal.gitfiles.files import read_regular_file
 from skyrl_modal.gitfiles.git_command import GitCommandError
@@ -25,7 +24,7 @@ MAX_PYPROJECT_BYTES = 4 << 20
 MAX_LOCK_BYTES = 16 << 20
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Checkout:
     """A folder that contains a SkyRL source tree.
 

@@ -2,8 +2,7 @@
 
 ``dataclasses`` imports ``inspect`` and compiles up to seven functions for each class, which would be the largest part
 of the start-up time of a supervisor. Here all classes share the same functions, and nothing is compiled.
-``frozen=True`` and ``slots=True`` are checked by mypy, for which these names are those of ``dataclasses``, and not at
-run time.
+For mypy these names are those of ``dataclasses``. ``slots=True`` has no effect at run time.
 
 The functions of ``dataclasses``, such as ``asdict`` and ``replace``, accept the instances: what they read of a class is
 created when it is first read.
@@ -97,6 +96,8 @@ else:
             cls.__match_args__ = tuple(name for name, item in declared.items() if not item.kw_only)
             cls.__init__, cls.__repr__, cls.__eq__, cls.__hash__ = _initialize, _represent, _is_equal, _hash_values
             cls.__dataclass_fields__, cls.__signature__ = _STANDARD_FIELDS, _SIGNATURE
+            if frozen:
+                cls.__setattr__ = cls.__delattr__ = _refuse_change
             return cls
 
         return decorate
@@ -127,6 +128,9 @@ else:
             raise TypeError(f"{cls.__name__}() has no argument {next(iter(values))!r}")
         if hasattr(cls, "__post_init__"):
             self.__post_init__()
+
+    def _refuse_change(self, name: str, *value: object) -> None:
+        raise AttributeError(f"{type(self).__name__} cannot be changed: {name!r}. Create a new one with replace()")
 
     def _values(record: object) -> tuple[object, ...]:
         return tuple([getattr(record, item.name) for item in record._record_fields])

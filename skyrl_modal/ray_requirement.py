@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.toml_tables import items, table
 
 #: A requirement of Ray (PEP 508): the version specifiers or the URL, then an optional marker.

@@ -84,3 +84,12 @@ def test_supervisor_does_not_import_inspect() -> None:
     loaded = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True).stdout
     unwanted = ("dataclasses", "inspect", "typing", "pathlib", "shutil", "socket")
     assert not [name for name in unwanted if f"'{name}'" in loaded]
+
+
+def test_frozen_records_cannot_be_changed() -> None:
+    """Assigning or deleting a field of a frozen record raises AttributeError, and the record keeps its values."""
+    with pytest.raises(AttributeError, match="command"):
+        JOB.command = "false"  # type: ignore[misc]  # the assignment that is refused
+    with pytest.raises(AttributeError, match="command"):
+        del JOB.command
+    assert JOB.command == "true"

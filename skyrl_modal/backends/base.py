@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from attrs import field, frozen
+from skyrl_modal.dataclass import dataclass, field
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Handle = Mapping[str, str | int]
 
 
-@frozen(kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedRun:
     """Everything that a backend needs to start a run.
 
@@ -39,7 +39,7 @@ class PreparedRun:
     secret_values: Mapping[str, str] = field(repr=False)
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class VolumeEntry:
     """One file or folder on a volume.
 
@@ -56,7 +56,7 @@ class VolumeEntry:
     mtime: float
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class StoredFile:
     """One file of a run's folder.
 
@@ -69,7 +69,7 @@ class StoredFile:
     size: int
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class CheckResult:
     """One check of ``skyrl-modal doctor``.
 

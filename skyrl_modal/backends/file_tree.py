@@ -8,21 +8,20 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from attrs import field, frozen
-
 from skyrl_modal.backends.contained_paths import PathOutside, path_below_alias, resolve_below
 from skyrl_modal.backends.transfer import STAGING_PREFIX, copy_file, special_kind, storage_errors
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.errors import StorageError
 
 #: Entries that a report names; further ones are counted.
 _REPORTED_ENTRIES = 10
 
 
-@frozen
 class SkippedEntries:
     """Entries that a transfer did not copy."""
 
-    _lines: list[str] = field(factory=list, init=False)
+    def __init__(self) -> None:
+        self._lines: list[str] = []
 
     def add(self, path: str, reason: str) -> None:
         """Add an entry. The path is relative to the folder that is copied."""
@@ -34,7 +33,7 @@ class SkippedEntries:
         return self._lines[:_REPORTED_ENTRIES] + ([f"{rest} more entries were not copied"] if rest > 0 else [])
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class LinkRules:
     """What happens to the symbolic links in a folder that is copied.
 

@@ -11,8 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from attrs import frozen
-
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.gitfiles.config_file import parse_config
 from skyrl_modal.gitfiles.files import UnsuitableFileError, read_regular_file
 from skyrl_modal.gitfiles.git_command import GitCommandError, run_git
@@ -27,7 +26,7 @@ _MAX_INCLUDE_DEPTH, _MAX_INCLUDED_FILES = 10, 100
 _SYSTEM_FILES = tuple(map(Path, ("/etc/gitconfig", "/opt/homebrew/etc/gitconfig", "/usr/local/etc/gitconfig")))
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class GitConfig:
     """The settings of git in one repository, or outside of any.
 

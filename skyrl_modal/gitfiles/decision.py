@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from enum import Enum, StrEnum
 from typing import NamedTuple
 
-from attrs import define, field, frozen
-
+from skyrl_modal.dataclass import dataclass, field
 from skyrl_modal.gitfiles.matcher import RuleStack
 from skyrl_modal.gitfiles.pattern import Rule
 from skyrl_modal.gitfiles.repository import Repository
@@ -52,8 +51,7 @@ class Exclusion(NamedTuple):
     by: RuleSource | None = None
 
 
-@frozen
-class Decision:
+class Decision(NamedTuple):
     """Whether a path is included, and why.
 
     Attributes:
@@ -108,8 +106,7 @@ class FolderContext(NamedTuple):
         return self.mode not in UNREPORTED_MODES or not self.path_in_root
 
 
-@frozen(eq=False)
-class IgnoredFiles:
+class IgnoredFiles(NamedTuple):
     """The files in one folder that git, or a rule for caches, excludes.
 
     Attributes:
@@ -143,7 +140,7 @@ def cache_reason(rule: Rule) -> str:
     return f"skip_caches: {os.fsdecode(rule.text)}, an untracked cache"
 
 
-@define
+@dataclass(slots=True)
 class WalkResult:
     """The result of a scan.
 
@@ -155,11 +152,11 @@ class WalkResult:
         worktrees: The top folders of the worktrees, the one of the root first.
     """
 
-    files: list[bytes] = field(factory=list)
-    excluded: list[tuple[bytes, str, RuleSource | None]] = field(factory=list)
-    ignored: list[IgnoredFiles] = field(factory=list)
-    warnings: list[str] = field(factory=list)
-    worktrees: list[FolderContext] = field(factory=list)
+    files: list[bytes] = field(default_factory=list)
+    excluded: list[tuple[bytes, str, RuleSource | None]] = field(default_factory=list)
+    ignored: list[IgnoredFiles] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    worktrees: list[FolderContext] = field(default_factory=list)
 
     def exclusions(self, only: bytes | None = None) -> tuple[Exclusion, ...]:
         """Return the excluded paths, sorted.

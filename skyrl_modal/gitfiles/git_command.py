@@ -30,7 +30,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from attrs import frozen
+from skyrl_modal.dataclass import dataclass
 
 if sys.platform == "linux":
     import resource
@@ -83,7 +83,7 @@ class GitCommandError(Exception):
     """git could not be run, or did not succeed. The message states why."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class GitResult:
     """The end of a git process.
 

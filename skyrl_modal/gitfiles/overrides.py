@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 
-from attrs import frozen
-
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.gitfiles.ignore_file import parse_ignore_file
 from skyrl_modal.gitfiles.matcher import RuleStack
 
@@ -13,7 +12,7 @@ from skyrl_modal.gitfiles.matcher import RuleStack
 EXCLUDE, INCLUDE = "exclude", "include"
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Overrides:
     """``exclude`` and ``include`` of one selection.
 

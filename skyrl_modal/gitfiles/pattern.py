@@ -17,8 +17,6 @@ from itertools import pairwise, product
 from math import prod
 from typing import NamedTuple
 
-from attrs import frozen
-
 from skyrl_modal.gitfiles.character_class import PatternNeverMatches, parse_bracket
 from skyrl_modal.gitfiles.pattern_regex import PatternRegex, shielded
 
@@ -45,8 +43,7 @@ class _TokenKind(Enum):
     SLASH = "/"
 
 
-@frozen
-class _Token:
+class _Token(NamedTuple):
     """One piece of a pattern."""
 
     kind: _TokenKind

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
+from typing import NamedTuple
 
-from attrs import field, frozen
-
+from skyrl_modal.dataclass import dataclass, field
 from skyrl_modal.gitfiles.files import read_regular_file
 from skyrl_modal.gitfiles.result_cache import ResultCache, has_settled
 
@@ -47,8 +47,7 @@ _FIRST_SUFFIXES = frozenset(
 _FACTS = attrgetter("st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
 
 
-@frozen
-class FoundSecret:
+class FoundSecret(NamedTuple):
     """A key or a token in a file. It does not contain the value.
 
     Attributes:
@@ -64,7 +63,7 @@ class FoundSecret:
     others: int = 0
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class SearchResult:
     """The result of a search.
 
@@ -73,7 +72,7 @@ class SearchResult:
         unsearched: The number of files that were not searched, because the time limit was reached.
     """
 
-    found: tuple[FoundSecret, ...] = field(repr=lambda found: f"<{len(found)} keys>")
+    found: tuple[FoundSecret, ...] = field(repr=False)
     unsearched: int = 0
 
 

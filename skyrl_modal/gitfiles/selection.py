@@ -22,7 +22,7 @@ from skyrl_modal.gitfiles.walk import TreeWalker
 from skyrl_modal.gitfiles.warnings import find_env_files, find_warnings
 
 
-@frozen
+@frozen(slots=False)  # with slots, attrs reads and compiles the source of each cached property
 class Selection:
     """The files of a folder that are included in a run, and the reasons why other files are excluded.
 

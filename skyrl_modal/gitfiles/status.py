@@ -12,8 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from attrs import frozen
-
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.gitfiles.config import attributes_file, list_config, system_file
 from skyrl_modal.gitfiles.files import MAX_SMALL_FILE_BYTES, find_unsuitable, read_regular_file
 from skyrl_modal.gitfiles.git_command import GitCommandError, GitProcess, filter_overrides, git_deadline
@@ -30,7 +29,7 @@ _MAX_SCANNED_ENTRIES = 200_000
 _STATUS = ("status", "--porcelain=v1", "-z", "--ignore-submodules=dirty", "--", ".")
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class WorktreeStatus:
     """The state of a worktree.
 

@@ -8,10 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attrs import field, frozen
-
 from skyrl_modal.checkout import Checkout, CheckoutInspection, find_checkout
-from skyrl_modal.dataclass import replace
+from skyrl_modal.dataclass import dataclass, field, replace
 from skyrl_modal.errors import SpecError, StorageError
 from skyrl_modal.findings import Finding, Severity
 from skyrl_modal.gitfiles.report import format_size
@@ -42,7 +40,7 @@ _LOCAL = "local"
 _MODAL = "modal"
 
 
-@frozen(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What would run, where, and with which files. ``str(plan)`` is a text for people.
 
@@ -63,8 +61,8 @@ class Plan:
     selections: tuple[Selection, ...]
     findings: tuple[Finding, ...]
     backend: str
-    resolution: Resolution = field(factory=Resolution)
-    state: CheckedState | None = field(default=None, eq=False, repr=False)
+    resolution: Resolution = field(default_factory=Resolution)
+    state: CheckedState | None = field(default=None, repr=False)
 
     @cached_property
     def fix(self) -> Fix:

@@ -6,8 +6,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from attrs import field, frozen
-
+from skyrl_modal.dataclass import dataclass, field
 from skyrl_modal.errors import CommandFailed, RunCancelled, RunLost, RunTimeout
 from skyrl_modal.protocol.result import RunResultRecord, UnsavedFolder
 from skyrl_modal.protocol.state import FailureCause, RunState, StopReason
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from skyrl_modal.findings import Diagnosis
 
 
-@frozen(kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
     """How a run ended.
 

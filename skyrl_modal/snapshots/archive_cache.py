@@ -17,8 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from attrs import frozen
-
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.snapshots.content_pool import UNFINISHED_PREFIX, removed_on_failure
 from skyrl_modal.snapshots.snapshot import SharedLock
 from skyrl_modal.user_folders import make_private_folder
@@ -33,7 +32,7 @@ MAX_PACK_BYTES = 2 << 30
 _FOLDERS = ("trees", "packs", "indexes", "sending")
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ArchiveCache:
     """Archives and packs of the snapshots of a store. Several processes may use it at the same time.
 

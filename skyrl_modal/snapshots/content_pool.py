@@ -12,9 +12,9 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
-from attrs import frozen
+from skyrl_modal.dataclass import dataclass
 
 if sys.platform == "linux":
     import fcntl
@@ -34,8 +34,7 @@ class FileNotCopied(Exception):
     """A file could not be copied. The message states why and the remedy."""
 
 
-@frozen
-class StoredContent:
+class StoredContent(NamedTuple):
     """A content that was read and stored.
 
     Attributes:
@@ -51,7 +50,7 @@ class StoredContent:
     unchanged_while_read: bool
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ContentPool:
     """A pool of contents.
 

@@ -19,8 +19,7 @@ from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 
-from attrs import frozen
-
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.gitfiles.digest import normalized_mode
 from skyrl_modal.snapshots.content_pool import UNFINISHED_PREFIX, removed_on_failure
 
@@ -59,7 +58,7 @@ def without_trusted_size(stamp: bytes) -> bytes:
     return _STAMP.pack(-1, *_STAMP.unpack(stamp)[1:])
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class FileStamps:
     """The files of the last snapshot of one folder.
 

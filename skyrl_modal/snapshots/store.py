@@ -13,6 +13,7 @@ from pathlib import Path
 
 from attrs import Attribute, field, frozen
 
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.errors import SnapshotError, SpecError
 from skyrl_modal.gitfiles.selection import Selection
 from skyrl_modal.snapshots.archive_cache import ArchiveCache
@@ -41,7 +42,7 @@ def _check_limit(_: object, attribute: Attribute[int], value: object) -> None:
         raise SpecError(attribute.name, value, "give a number of bytes, 0 or more")
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class RemovedSnapshots:
     """What ``SnapshotStore.remove_unused`` removed.
 

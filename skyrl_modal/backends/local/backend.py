@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attrs import frozen
-
 from skyrl_modal.backends.base import CheckResult, Handle, PreparedRun, VolumeEntry
 from skyrl_modal.backends.local.checks import check_ray, run_checks
 from skyrl_modal.backends.local.cleanup import start_cleanup
@@ -34,7 +32,7 @@ from skyrl_modal.backends.local.scratch import (
     scratch_root,
 )
 from skyrl_modal.backends.local.volumes import copy_from_volume, copy_to_volume, list_folder, volume_folder
-from skyrl_modal.dataclass import replace
+from skyrl_modal.dataclass import dataclass, replace
 from skyrl_modal.errors import BackendUnavailable, SpecError, StorageError
 from skyrl_modal.ports import MASTER_PORT, claim_port
 from skyrl_modal.protocol.job import Job
@@ -206,7 +204,7 @@ class LocalBackend:
         remove_state(run_id)
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class _RunStreams:
     """The streams of a run.
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from attrs import frozen
+from skyrl_modal.dataclass import dataclass
 
 #: Types of file systems (proc_pid_mountinfo(5)) whose files are on another machine, or are served by another program.
 #: Ray on them is slow, several machines may use the same folder, and some have neither sockets nor overlays.
@@ -32,7 +32,7 @@ _MOUNTS = "/proc/self/mountinfo"
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class FileSystem:
     """The file system of a folder.
 

@@ -19,8 +19,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attrs import field, frozen
-
 from skyrl_modal.backends.local.cleanup import wrapper_argv
 from skyrl_modal.backends.local.descriptors import DescriptorSet
 from skyrl_modal.backends.local.environment import search_path
@@ -29,7 +27,7 @@ from skyrl_modal.backends.local.run_lock import supervisor_stderr
 from skyrl_modal.backends.local.sandbox import Layer, LayerMode, Sandbox
 from skyrl_modal.backends.local.scratch import ScratchFolder
 from skyrl_modal.backends.local.volumes import volume_folder
-from skyrl_modal.dataclass import replace
+from skyrl_modal.dataclass import dataclass, field, replace
 from skyrl_modal.errors import BackendUnavailable, StorageError
 from skyrl_modal.protocol.codec import encode
 from skyrl_modal.protocol.job import Job
@@ -43,7 +41,7 @@ if TYPE_CHECKING:
 _STDERR_TAIL = 2000
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class RankStreams:
     """The descriptors that connect a rank to its caller.
 
@@ -61,7 +59,7 @@ class RankStreams:
     keep_open: Sequence[int] = ()
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class RankProcess:
     """A rank that was started.
 
@@ -120,7 +118,7 @@ class RankProcess:
         return bool(poller.poll(0))
 
 
-@frozen(kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RankStarter:
     """Starts the ranks of a run.
 

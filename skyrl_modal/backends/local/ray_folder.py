@@ -9,8 +9,6 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from attrs import frozen
-
 from skyrl_modal.backends.local.file_systems import (
     MAX_SOCKET_PATH,
     file_system_of,
@@ -18,6 +16,7 @@ from skyrl_modal.backends.local.file_systems import (
     socket_error,
 )
 from skyrl_modal.backends.local.sandbox import Sandbox
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.errors import BackendUnavailable
 
 #: The folder in the run's folder for temporary files, if its path is suitable.
@@ -30,7 +29,7 @@ _LONGEST_SOCKET = "/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_Task
 _RANDOM = "abcdefgh"
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class RayPlace:
     """Where the temporary folder of a run's Ray is created.
 

@@ -14,10 +14,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from attrs import field, frozen
-
 from skyrl_modal.backends.temporary_folders import locked_temporary_folder, remove_tree
 from skyrl_modal.bubblewrap import find_bubblewrap
+from skyrl_modal.dataclass import dataclass, field
 from skyrl_modal.errors import BackendUnavailable, StorageError
 from skyrl_modal.user_folders import create_user_folder
 
@@ -54,7 +53,7 @@ class LayerMode(enum.Enum):
     READ_ONLY = "read_only"
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Layer:
     """A folder of this machine that the run finds at a path of the container.
 
@@ -71,7 +70,7 @@ class Layer:
     scratch: Path | None = None
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Sandbox:
     """A bubblewrap that works on this machine.
 
@@ -162,7 +161,7 @@ def _needed_paths_below_tmp(env: Mapping[str, str]) -> list[str]:
     return needed
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class _ProbeFailure:
     """Why a candidate does not work.
 
@@ -175,7 +174,7 @@ class _ProbeFailure:
     is_temporary: bool
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class SandboxSearch:
     """The result of the search for a bubblewrap that works.
 

@@ -13,13 +13,12 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from attrs import frozen
-
 from skyrl_modal.backends.local.descriptors import DescriptorSet
 from skyrl_modal.backends.local.file_systems import file_system_of, local_disk_folders, make_own_folder, short_folders
 from skyrl_modal.backends.local.ray_folder import FOLDER_NAME, TEMPORARY_PREFIX, RayPlace, find_ray_place
 from skyrl_modal.backends.local.sandbox import Sandbox
 from skyrl_modal.backends.temporary_folders import abandoned_folder, lock_folder, remove_tree
+from skyrl_modal.dataclass import dataclass
 from skyrl_modal.user_folders import cache_folder, create_user_folder
 
 #: Link in a folder of a run. Its target is not a path, but this machine and the run.
@@ -28,7 +27,7 @@ _MARKER = "skyrl-modal-run"
 _REMOVAL_SECONDS = 2.0
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ScratchFolder:
     """The scratch folder of a rank.
 
