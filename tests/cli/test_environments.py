@@ -16,7 +16,7 @@ import attrs
 import pytest
 
 from skyrl_modal import Launcher, Run
-from skyrl_modal.cli import cli
+from skyrl_modal.cli.commands import cli
 from skyrl_modal.spec.run_spec import RunSpec
 from tests.support.loopback import LoopbackModal
 

@@ -18,7 +18,7 @@ import click
 import pytest
 
 import skyrl_modal
-from skyrl_modal.cli import cli
+from skyrl_modal.cli.commands import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
