@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import posixpath
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -210,10 +210,13 @@ def _start(
         KeyboardInterrupt: An interrupt was recorded before files were copied.
     """
     text, backend = normalize_command(command), backend_of(launcher)
-    with _prepare(launcher) if shared is None else nullcontext(shared) as preparation:
-        plan = preparation.plan(text)
+    with ExitStack() as stack:
+        if shared is None:
+            stack.enter_context(_prepare_check(backend))
+            shared = stack.enter_context(_prepare(launcher))
+        plan = shared.plan(text)
         if options.fix:
-            plan = _fixed(plan, preparation)
+            plan = _fixed(plan, shared)
         plan, secret_values = check_plan(plan, backend.check)
         if options.strict:
             refuse_errors(plan)
@@ -222,7 +225,7 @@ def _start(
         if interrupts is not None:
             interrupts.raise_if_recorded()
         remove_half_written()
-        prepared = preparation.take_snapshots(plan, secret_values, reporter)
+        prepared = shared.take_snapshots(plan, secret_values, reporter)
         execution = backend.start(prepared, owned=owned)
     if not owned:
         execution.wait_started()
@@ -242,6 +245,12 @@ def _fixed(plan: Plan, preparation: Preparation) -> Plan:
     fix = plan.fix
     made = preparation.plan(fix.command) if fix.overrides else plan
     return evolve(made, findings=(*made.findings, *fix.findings))
+
+
+def _prepare_check(backend: Backend) -> AbstractContextManager[object]:
+    """Return what starts the check of a backend, for a ``with`` statement."""
+    prepare: Callable[[], AbstractContextManager[object]] = getattr(backend, "prepare_check", nullcontext)
+    return prepare()
 
 
 def from_run(cls: type[Launcher], run_id: str) -> tuple[Launcher, str]:

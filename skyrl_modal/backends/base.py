@@ -173,6 +173,8 @@ class Backend(Protocol):
     * ``abandoned_folders() -> Iterator[Path]``: the folders on this machine that ``skyrl-modal clean`` removes.
     * ``forget(run_id: str) -> None``: removes what this machine keeps about a run that has ended, except its logs and
       results. ``skyrl-modal clean`` calls it after it has removed the record of the run.
+    * ``prepare_check() -> AbstractContextManager[object]``: starts, without waiting for it, what ``check`` needs from
+      other processes. It is entered before a plan is made, and left after the run was started, or could not be started.
     """
 
     @property

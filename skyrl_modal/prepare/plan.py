@@ -8,8 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attrs import field, frozen
+
 from skyrl_modal.checkout import Checkout, CheckoutInspection, find_checkout
-from skyrl_modal.dataclass import dataclass, field, replace
+from skyrl_modal.dataclass import replace
 from skyrl_modal.errors import SpecError, StorageError
 from skyrl_modal.findings import Finding, Severity
 from skyrl_modal.gitfiles.report import format_size
@@ -40,7 +42,7 @@ _LOCAL = "local"
 _MODAL = "modal"
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen(kw_only=True, slots=False)  # with slots, attrs reads and compiles the source of the cached property
 class Plan:
     """What would run, where, and with which files. ``str(plan)`` is a text for people.
 
@@ -61,8 +63,8 @@ class Plan:
     selections: tuple[Selection, ...]
     findings: tuple[Finding, ...]
     backend: str
-    resolution: Resolution = field(default_factory=Resolution)
-    state: CheckedState | None = field(default=None, repr=False)
+    resolution: Resolution = field(factory=Resolution)
+    state: CheckedState | None = field(default=None, eq=False, repr=False)
 
     @cached_property
     def fix(self) -> Fix:

@@ -24,7 +24,7 @@ from skyrl_modal.backends.local.rank_process import RankProcess, RankStarter, Ra
 from skyrl_modal.backends.local.ray_folder import find_ray_place
 from skyrl_modal.backends.local.run_folder import host_run_folder
 from skyrl_modal.backends.local.run_lock import lock_file, remove_state, start_slots_folder, state_folder
-from skyrl_modal.backends.local.sandbox import Sandbox, find_sandbox
+from skyrl_modal.backends.local.sandbox import Sandbox, find_sandbox, search_in_background
 from skyrl_modal.backends.local.scratch import (
     abandoned_folders,
     create_scratch_folder,
@@ -56,6 +56,14 @@ class LocalBackend:
     """
 
     name = "local"
+
+    @contextlib.contextmanager
+    def prepare_check(self) -> Iterator[None]:
+        """Search for a sandbox while the ``with`` block runs. ``check`` reports problems."""
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(StorageError):
+                stack.enter_context(search_in_background(create_user_folder(scratch_root())))
+            yield
 
     def check(self, job: Job, spec: RunSpec) -> Sequence[str]:
         """Check whether this machine can execute a run.

