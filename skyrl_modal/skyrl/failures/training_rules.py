@@ -116,10 +116,20 @@ DATA_RULES = (
             "absolute paths below the volume, and list them with skyrl-modal ls."
         ),
         terms=(".parquet", ".jsonl", ".json'"),
-        pattern=r"(?:Unable to find |\[Errno 2\] No such file or directory: |Couldn't find any data file at "
+        pattern=r"(?:(?<=FileNotFoundError: )|Unable to find |\[Errno 2\] No such file or directory: "
+        r"|Couldn't find any data file at "
         r"|No such file or directory: )" + _PATH.replace("?)['", r"?\.(?:parquet|jsonl?))['") + r"(?:\.|,|$| )",
         source="skyrl/train/dataset/dataset.py:41; datasets/data_files.py; pyarrow",
         versions=f"{_SKYRL}, datasets 2.16 to 4.4",
+    ),
+    FailureRule(
+        code="data-file-damaged",
+        cause="A data file is damaged or was not written completely.",
+        remedy="Run the dataset script again, and wait for its end before the training starts.",
+        terms=("Parquet magic bytes not found", "Could not open Parquet input source"),
+        pattern=r"(?:Could not open Parquet input source|Parquet magic bytes not found)",
+        source="pyarrow",
+        versions="pyarrow 16 to 26",
     ),
     FailureRule(
         code="dataset-not-found",
@@ -180,8 +190,9 @@ DATA_RULES = (
         code="hub-unreachable",
         cause="The Hugging Face hub cannot be reached, and the files are not in the cache.",
         remedy="Check the network and HF_ENDPOINT, or download the model to a volume first and set HF_HOME to it.",
-        terms=("couldn't connect to 'http", "LocalEntryNotFoundError", "OfflineModeIsEnabled"),
-        pattern=r"(?:We couldn't connect to 'http|(?<=LocalEntryNotFoundError: )|(?<=OfflineModeIsEnabled: ))",
+        terms=("couldn't connect to 'http", "LocalEntryNotFoundError", "OfflineModeIsEnabled", "Couldn't reach '"),
+        pattern=r"(?:We couldn't connect to 'http|(?<=LocalEntryNotFoundError: )|(?<=OfflineModeIsEnabled: )"
+        r"|Couldn't reach '[^'\n]{1,200}' on the Hub)",
         source="huggingface_hub/errors.py; transformers/utils/hub.py",
         versions="huggingface_hub 0.20 to 1.1, transformers 4.40 to 4.57",
     ),
@@ -237,15 +248,20 @@ CHECKPOINT_RULES = (
         remedy="Resume from an older folder global_step_N, or remove the damaged download from the cache (HF_HOME).",
         terms=(
             "PytorchStreamReader failed",
-            "Ran out of input",
             "Error while deserializing header",
-            "pickle data was truncated",
-            "invalid load key",
         ),
-        pattern=r"(?:PytorchStreamReader failed|Ran out of input|Error while deserializing header"
-        r"|pickle data was truncated|invalid load key)",
-        context=r"torch[./]load|torch/serialization|safetensors|load_checkpoint|pickle\.load|\.pt\b|ckpt|checkpoint",
+        pattern=r"(?:PytorchStreamReader failed|Error while deserializing header)",
         source="torch/serialization.py; safetensors",
         versions="torch 2.6 to 2.9, safetensors 0.4 to 0.7",
+    ),
+    FailureRule(
+        code="checkpoint-pickle-damaged",
+        cause="A pickled file of a checkpoint or model is damaged or was not written completely.",
+        remedy="Resume from an older folder global_step_N.",
+        terms=("Ran out of input", "pickle data was truncated", "invalid load key"),
+        pattern=r"(?:Ran out of input|pickle data was truncated|invalid load key)",
+        context=r"torch[./]load|torch/serialization|load_checkpoint|\.pt\b|ckpt|checkpoint",
+        source="Python's pickle; torch/serialization.py",
+        versions="torch 2.6 to 2.9",
     ),
 )
