@@ -99,14 +99,18 @@ def run(quiet: bool, strict: bool, fix: bool, command: Sequence[str], **options:
 
 @cli.command(cls=_LauncherCommand)
 @click.option("--check", is_flag=True, help="Ask the backend too, and exit with 1 if a finding is an error.")
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.argument("command", nargs=-1, required=True)
-def plan(check: bool, command: Sequence[str], **options: Any) -> None:
+def plan(check: bool, is_json: bool, command: Sequence[str], **options: Any) -> None:
     """Show where COMMAND would run and with which files. Nothing is started."""
     made = _make_launcher(options).plan(_to_command(command), check=check)
-    print_line(made)
-    for selection in made.selections:
-        print_line()
-        print_line(selection)
+    if is_json:
+        print_line(made.to_json())
+    else:
+        print_line(made)
+        for selection in made.selections:
+            print_line()
+            print_line(selection)
     if check:
         from skyrl_modal.findings import Severity
 

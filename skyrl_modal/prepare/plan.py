@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cached_property
@@ -23,6 +24,7 @@ from skyrl_modal.prepare.hidden_files import check_hidden_files
 from skyrl_modal.prepare.job_builder import build_job
 from skyrl_modal.prepare.ray_version import find_image_mismatch, find_version_mismatch
 from skyrl_modal.prepare.secret_values import find_repeated_values, read_secret_values, secret_folders
+from skyrl_modal.protocol.codec import encode
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.skyrl.resolution.records import Resolution
 from skyrl_modal.skyrl.scripts import may_start_python
@@ -31,6 +33,7 @@ from skyrl_modal.spec.mount import MountSpec
 from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.spec.stored import encode_spec
 from skyrl_modal.user_folders import cache_folder
+from skyrl_modal.views.findings import by_severity, finding_rows, findings_to_html
 from skyrl_modal.views.text import format_rows
 
 if TYPE_CHECKING:
@@ -85,8 +88,30 @@ class Plan:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """The findings other than notes, as text."""
-        return tuple(str(finding) for finding in self.findings if finding.severity is not Severity.NOTE)
+        """The findings other than notes, as text, the errors first."""
+        return tuple(map(str, self._shown_findings))
+
+    @property
+    def _shown_findings(self) -> list[Finding]:
+        return by_severity(finding for finding in self.findings if finding.severity is not Severity.NOTE)
+
+    def to_json(self) -> str:
+        """Return command, findings, overrides and starts as JSON. It resolves the command again for the overrides.
+
+        Example:
+            >>> from skyrl_modal import Launcher
+            >>> Launcher(backend="local", mounts=[], ray=None).plan("true").to_json().splitlines()[1].strip()
+            '"command": "true",'
+        """
+        values = {
+            "command": self.job.command,
+            "fixed_command": self.fixed_command,
+            "overrides": list(self.overrides),
+            "findings": [encode(finding) for finding in (*self.findings, *self.fix.findings)],
+            "starts": [encode(start) for start in self.resolution.starts],
+            "unresolved": self.resolution.unresolved,
+        }
+        return json.dumps(values, indent=2)
 
     @property
     def stored_spec(self) -> dict[str, Any]:
@@ -131,8 +156,13 @@ class Plan:
         return rows
 
     def __str__(self) -> str:
-        findings = [(str(item.severity), str(item)) for item in self.findings if item.severity is not Severity.NOTE]
-        return format_rows([*self.rows(), *findings])
+        return format_rows([*self.rows(), *finding_rows(self._shown_findings)])
+
+    def _repr_html_(self) -> str:
+        """Return the plan for a notebook."""
+        import html  # imported here, since only notebooks need it
+
+        return f"<pre>{html.escape(format_rows(self.rows()))}</pre>{findings_to_html(self._shown_findings)}"
 
 
 class PlanBasis:

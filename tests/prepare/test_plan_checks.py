@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -113,3 +114,18 @@ def test_strict_accepts_warnings(launcher: Launcher) -> None:
 
     assert strict.plan(command).warnings
     assert strict.run(command, strict=True, quiet=True).returncode == 7
+
+
+def test_forms_of_findings(launcher: Launcher) -> None:
+    """Text and JSON have all findings, the errors first in the text. HTML is escaped."""
+    command = f"{MAIN} trainer.ckpt_interval=10 trainer.ckpt_path='/tmp/<b>'"
+    plan = launcher.plan(command)
+
+    text, values, page = str(plan), json.loads(plan.to_json()), plan._repr_html_()
+
+    assert text.index("[wandb-key-missing]") < text.index("[ckpt-path]")
+    assert {"wandb-key-missing", "ckpt-path"} <= {finding["code"] for finding in values["findings"]}
+    assert values["fixed_command"] == plan.fixed_command != command
+    assert [start["kind"] for start in values["starts"]] == ["train"]
+    assert "&lt;b&gt;" in page
+    assert "<b>" not in page

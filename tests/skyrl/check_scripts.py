@@ -1,6 +1,8 @@
 """Resolve all scripts of a SkyRL checkout, and compare the findings with the labels of 30 of them.
 
-Usage: python -m tests.skyrl.check_scripts CHECKOUT [--details]
+Usage: python -m tests.skyrl.check_scripts CHECKOUT [--details] [--fix]
+
+With --fix, the overrides that remove findings are appended to each command, and it is resolved again.
 """
 
 from __future__ import annotations
@@ -10,18 +12,25 @@ import sys
 import time
 import tomllib
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from skyrl_modal import Launcher, VolumeSpec
+from attrs import evolve
+
+from skyrl_modal import Launcher, Plan, VolumeSpec
 from skyrl_modal.dataclass import replace
+from skyrl_modal.findings import Finding, Severity
+from skyrl_modal.gitfiles.result_cache import NO_CACHE
 from skyrl_modal.prepare.command_starts import find_problems_of_starts, resolve_command
+from skyrl_modal.prepare.fix import find_fix
+from skyrl_modal.prepare.staging import Preparation
 from skyrl_modal.skyrl.resolution.records import EntrypointKind
 
 LABELS = Path(__file__).with_name("labels.toml")
 
 
-def main(checkout: Path, *, details: bool) -> int:
+def main(checkout: Path, *, details: bool, fix: bool) -> int:
     """Print the counts, the times, and precision and recall. Return 1 if a labelled script differs."""
     labels = tomllib.loads(LABELS.read_text())
     declared = labels["launcher"]
@@ -35,7 +44,7 @@ def main(checkout: Path, *, details: bool) -> int:
         secrets=declared["secrets"],
         volumes=[VolumeSpec(mount_path=declared["volume"])],
     )
-    plan = launcher.plan("true")
+    plan = Preparation(launcher, launcher.backend).plan("true")
     scripts = sorted(name for name in plan.selections[0].files if name.endswith(".sh"))
     found: dict[str, tuple[list[str], list[str]]] = {}
     seconds: list[float] = []
@@ -54,9 +63,43 @@ def main(checkout: Path, *, details: bool) -> int:
             for finding in findings:
                 print(f"    {finding.severity:8} {finding.code}: {finding}")
     _print_counts(found)
+    if fix:
+        return _fix_all(plan, list(found), details=details)
     _print_times("seconds", seconds)
     _print_times("seconds of processor time", processor_seconds)
     return _compare(found, labels["scripts"])
+
+
+def _fix_all(plan: Plan, scripts: Sequence[str], *, details: bool) -> int:
+    """Resolve each script with its overrides. Return 1 if a finding whose override was appended is still there."""
+    before, after, reported, left = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+    changed = 0
+    for script in scripts:
+        job = replace(plan.job, command=f"bash {script}")
+        resolution = resolve_command(job, plan.spec, plan.selections)
+        found, _ = find_problems_of_starts(resolution, job, plan.spec, plan.selections)
+        made = find_fix(evolve(plan, job=job, resolution=resolution, findings=tuple(found)), NO_CACHE)
+        fixed_job = replace(job, command=made.command)
+        fixed = resolve_command(fixed_job, plan.spec, plan.selections)
+        remaining, _ = find_problems_of_starts(fixed, fixed_job, plan.spec, plan.selections)
+        changed += bool(made.overrides)
+        before.update({item.code for item in found if _is_fixable(item)})
+        after.update({item.code for item in remaining if _is_fixable(item)})
+        reported.update({item.code for item in found if _is_fixable(item) and made.findings})
+        still = {item.code for item in remaining if set(item.overrides) & set(made.overrides)}
+        new = {item.code for item in remaining} - {item.code for item in found}
+        left.update(still | new)
+        if details and (made.findings or still or new):
+            print(f"{script}: left {sorted(still)}, new {sorted(new)}, {[str(item) for item in made.findings]}")
+    print(f"{changed} commands with overrides")
+    for code, count in before.most_common():
+        print(f"  {count:4} {code} before, {after[code]} after; {reported[code]} in scripts with a report")
+    print(f"{left.total()} findings whose override was appended are still there, or are new")
+    return 1 if left else 0
+
+
+def _is_fixable(finding: Finding) -> bool:
+    return bool(finding.overrides) and finding.severity is not Severity.NOTE
 
 
 def _processor_seconds() -> float:
@@ -98,4 +141,4 @@ def _compare(found: dict[str, tuple[list[str], list[str]]], labels: dict[str, An
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), details="--details" in sys.argv[2:]))
+    sys.exit(main(Path(sys.argv[1]), details="--details" in sys.argv[2:], fix="--fix" in sys.argv[2:]))
