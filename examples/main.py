@@ -2,7 +2,8 @@
 
     modal run examples/main.py --command "uv run examples/train/gsm8k/gsm8k_dataset.py --output_dir /root/data/gsm8k"
     MODAL_GPU=A100:4 MODAL_APP_NAME=me_skyrl_app \
-        modal run examples/main.py --command "bash examples/train/gsm8k/run_gsm8k_modal.sh"
+        modal run examples/main.py --command "bash examples/train/gsm8k/run_gsm8k_modal.sh \\
+            trainer.ckpt_path=/root/data/ckpts/gsm8k trainer.resume_mode=latest"
 
 The checkout is searched in $SKYRL_REPO_ROOT, then from the working directory and from this file upwards. In the
 container it is mounted at /root/SkyRL, and the volume skyrl-data at /root/data. Ray runs when the command starts. The

@@ -116,7 +116,10 @@ def _place(trial: _Trial, wanted: _Wanted) -> dict[int, dict[str, str]]:
     """Return the overrides for each position that reaches starts, where all of them that are reached need the same."""
     insertions: dict[int, dict[str, str]] = {}
     open_starts = set(wanted)
-    for point in insertion_points(trial.plan.job.command)[:_MAX_PARTS]:
+    points = insertion_points(trial.plan.job.command)[:_MAX_PARTS]
+    if len(points) == len(wanted) == 1:
+        return {points[0]: dict(next(iter(wanted.values())))}  # the verification shows what it reaches
+    for point in points:
         if not open_starts:
             break
         probed = trial.resolve({point: [_PROBE]})
@@ -190,7 +193,7 @@ def _useless(
     keys = {key for key, _ in pairs}
     if not _has_same_form(trial.plan.resolution, after, keys):
         return keys
-    useless: set[str] = set()
+    useless = {key for key, value in pairs if not any(start.overrides.get(key) == value for start in after.starts)}
     for number, (old, new) in enumerate(zip(trial.plan.resolution.starts, after.starts, strict=True)):
         for key in keys:
             value = new.overrides.get(key)

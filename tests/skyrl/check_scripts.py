@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import resource
 import sys
+import tempfile
 import time
 import tomllib
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,15 @@ from attrs import evolve
 from skyrl_modal import Launcher, Plan, VolumeSpec
 from skyrl_modal.dataclass import replace
 from skyrl_modal.findings import Finding, Severity
-from skyrl_modal.gitfiles.result_cache import NO_CACHE
+from skyrl_modal.gitfiles.result_cache import ResultCache
 from skyrl_modal.prepare.command_starts import find_problems_of_starts, resolve_command
-from skyrl_modal.prepare.fix import find_fix
+from skyrl_modal.prepare.fix import Fix, find_fix
 from skyrl_modal.prepare.staging import Preparation
-from skyrl_modal.skyrl.resolution.records import EntrypointKind
+from skyrl_modal.protocol.job import Job
+from skyrl_modal.skyrl.resolution.records import EntrypointKind, Resolution
 
+#: Scripts that are resolved at the same time. A resolution mostly waits for its processes.
+_FIX_THREADS = 3
 LABELS = Path(__file__).with_name("labels.toml")
 
 
@@ -44,8 +49,10 @@ def main(checkout: Path, *, details: bool, fix: bool) -> int:
         secrets=declared["secrets"],
         volumes=[VolumeSpec(mount_path=declared["volume"])],
     )
-    plan = Preparation(launcher, launcher.backend).plan("true")
+    plan = Preparation(launcher, declared["backend"]).plan("true")
     scripts = sorted(name for name in plan.selections[0].files if name.endswith(".sh"))
+    if fix:
+        return _fix_all(plan, scripts, details=details)
     found: dict[str, tuple[list[str], list[str]]] = {}
     seconds: list[float] = []
     processor_seconds: list[float] = []
@@ -63,8 +70,6 @@ def main(checkout: Path, *, details: bool, fix: bool) -> int:
             for finding in findings:
                 print(f"    {finding.severity:8} {finding.code}: {finding}")
     _print_counts(found)
-    if fix:
-        return _fix_all(plan, list(found), details=details)
     _print_times("seconds", seconds)
     _print_times("seconds of processor time", processor_seconds)
     return _compare(found, labels["scripts"])
@@ -74,28 +79,40 @@ def _fix_all(plan: Plan, scripts: Sequence[str], *, details: bool) -> int:
     """Resolve each script with its overrides. Return 1 if a finding whose override was appended is still there."""
     before, after, reported, left = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     changed = 0
-    for script in scripts:
-        job = replace(plan.job, command=f"bash {script}")
-        resolution = resolve_command(job, plan.spec, plan.selections)
-        found, _ = find_problems_of_starts(resolution, job, plan.spec, plan.selections)
-        made = find_fix(evolve(plan, job=job, resolution=resolution, findings=tuple(found)), NO_CACHE)
-        fixed_job = replace(job, command=made.command)
-        fixed = resolve_command(fixed_job, plan.spec, plan.selections)
-        remaining, _ = find_problems_of_starts(fixed, fixed_job, plan.spec, plan.selections)
-        changed += bool(made.overrides)
-        before.update({item.code for item in found if _is_fixable(item)})
-        after.update({item.code for item in remaining if _is_fixable(item)})
-        reported.update({item.code for item in found if _is_fixable(item) and made.findings})
-        still = {item.code for item in remaining if set(item.overrides) & set(made.overrides)}
-        new = {item.code for item in remaining} - {item.code for item in found}
-        left.update(still | new)
-        if details and (made.findings or still or new):
-            print(f"{script}: left {sorted(still)}, new {sorted(new)}, {[str(item) for item in made.findings]}")
-    print(f"{changed} commands with overrides")
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(_FIX_THREADS) as pool:
+        cache = ResultCache(Path(folder))
+        for script, (found, made, remaining) in zip(
+            scripts, pool.map(lambda script: _fix(plan, script, cache), scripts), strict=True
+        ):
+            changed += bool(made.overrides)
+            before.update({item.code for item in found if _is_fixable(item)})
+            after.update({item.code for item in remaining if _is_fixable(item)})
+            reported.update({item.code for item in found if _is_fixable(item) and made.findings})
+            still = {item.code for item in remaining if set(item.overrides) & set(made.overrides)}
+            new = {item.code for item in remaining} - {item.code for item in found}
+            left.update(still | new)
+            if details or still or new:
+                print(
+                    f"{script}: {made.overrides}, left {sorted(still)}, new {sorted(new)}", *made.findings, sep="\n    "
+                )
+    print(f"{len(scripts)} scripts, {changed} commands with overrides")
     for code, count in before.most_common():
         print(f"  {count:4} {code} before, {after[code]} after; {reported[code]} in scripts with a report")
     print(f"{left.total()} findings whose override was appended are still there, or are new")
     return 1 if left else 0
+
+
+def _fix(plan: Plan, script: str, cache: ResultCache) -> tuple[list[Finding], Fix, list[Finding]]:
+    """Return the findings about a script, its fix, and the findings about the fixed command."""
+
+    def find(job: Job) -> tuple[Resolution, list[Finding]]:
+        resolution = resolve_command(job, plan.spec, plan.selections, cache=cache)
+        return resolution, find_problems_of_starts(resolution, job, plan.spec, plan.selections)[0]
+
+    job = replace(plan.job, command=f"bash {script}")
+    resolution, found = find(job)
+    made = find_fix(evolve(plan, job=job, resolution=resolution, findings=tuple(found)), cache)
+    return found, made, find(replace(job, command=made.command))[1]
 
 
 def _is_fixable(finding: Finding) -> bool:
