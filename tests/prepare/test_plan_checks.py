@@ -100,11 +100,13 @@ def test_strict_refuses_errors(launcher: Launcher) -> None:
         lambda: asyncio.run(strict.asubmit(MAIN, strict=True)),
     ]
 
+    before = [record.job.run_id for record in RunIndex().newest_first()]  # of other tests
+
     for call in calls:
         field, value, remedy = error_of(call)
         assert (field, value) == ("command", MAIN)
         assert "[wandb-key-missing]" in remedy
-    assert all(record.job.command not in ("true", MAIN) for record in RunIndex().newest_first())
+    assert [record.job.run_id for record in RunIndex().newest_first()] == before
 
 
 def test_strict_accepts_warnings(launcher: Launcher) -> None:
