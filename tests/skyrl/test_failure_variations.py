@@ -44,7 +44,7 @@ def _with_output(case: Case, content: bytes) -> Case:
     return replace(case, logs=((0, 1, OUTPUT_LOG, content),))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(case=st.sampled_from(SINGLE), noise=NOISE, after=NOISE)
 def test_lines_before_and_after(case: Case, noise: list[bytes], after: list[bytes]) -> None:
     """Lines before and after an error change nothing."""
@@ -52,7 +52,7 @@ def test_lines_before_and_after(case: Case, noise: list[bytes], after: list[byte
     assert _with_output(case, content).diagnose().code == case.code
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(case=st.sampled_from(PLAIN), pid=st.integers(1, 4194304), colour=st.booleans(), noise=NOISE)
 def test_prefixes_of_ray(case: Case, pid: int, colour: bool, noise: list[bytes]) -> None:
     """An error is found behind the prefix of a process, in colours, with lines of other processes in between."""
@@ -65,7 +65,7 @@ def test_prefixes_of_ray(case: Case, pid: int, colour: bool, noise: list[bytes])
     assert _with_output(case, b"\n".join(lines)).diagnose().code == case.code
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(case=st.sampled_from(SINGLE), digit=st.integers(1, 9))
 def test_other_numbers(case: Case, digit: int) -> None:
     """Process ids and sizes do not matter."""
@@ -73,7 +73,7 @@ def test_other_numbers(case: Case, digit: int) -> None:
     assert _with_output(case, content).diagnose().code == case.code
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(case=st.sampled_from([*SINGLE, *OTHER]), size=st.integers(1, 4000))
 def test_chunks_end_anywhere(case: Case, size: int) -> None:
     """The result does not depend on where the pieces of a log end."""
@@ -82,7 +82,7 @@ def test_chunks_end_anywhere(case: Case, size: int) -> None:
     assert _diagnose(*chunks, returncode=case.returncode) == _with_output(case, content).diagnose()
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(text=st.binary(max_size=3000), term=st.sampled_from([term for rule in RULES for term in rule.terms]))
 def test_any_bytes(text: bytes, term: str) -> None:
     """Any content has a diagnosis, whose texts have no line ends."""
