@@ -46,9 +46,8 @@ REFUSED_RESULT_TIMEOUT = 10.0
 MAX_ERROR_TEXT = 2_000
 #: Seconds in which Modal confirms that a call was killed. After them it is left to end with its app.
 KILL_TIMEOUT = 4.0
-#: Seconds for writing the result of a killed call to its volume. Without it, other processes wait for a container that
-#: may still write one, as long as the grace period.
-WRITE_TIMEOUT = 4.0
+#: Seconds for writing the result of a call that left none to its volume, for other processes.
+WRITE_TIMEOUT = 10.0
 
 
 class FunctionFailed(Exception):
@@ -154,11 +153,24 @@ class ModalCall:
     async def wait(self) -> RunResultRecord:
         """Wait for the result: the call's value, else what the supervisor wrote to the volume.
 
+        If the run left no result, write it to the volume: other processes would wait for it again.
+
         Raises:
             RecordError: The result on the volume is damaged, or was written by a newer version.
             modal.exception.Error: Modal refuses the token; or all work of the account, and it is not known whether the
                 run has ended before.
         """
+        record = await self._wait_for_end()
+        await self._store(record)
+        return record
+
+    async def _store(self, record: RunResultRecord) -> None:
+        if self._is_result_missing:
+            self._is_result_missing = False
+            await self._folder.write_result(record, timeout=KILL_TIMEOUT if self.is_killed else WRITE_TIMEOUT)
+
+    async def _wait_for_end(self) -> RunResultRecord:
+        """Like ``wait``, without writing the result."""
         try:
             while True:
                 record = await retry_transient(self._poll_result)
@@ -205,11 +217,8 @@ class ModalCall:
             raise FunctionFailed(error) from error
 
     async def wait_or_kill(self) -> RunResultRecord:
-        """Like ``wait``. After a kill that Modal does not confirm, return a result that states it.
-
-        After one that it does confirm, and that left no result on the volume, write it there for other processes.
-        """
-        result = asyncio.ensure_future(self.wait())
+        """Like ``wait``. After a kill that Modal does not confirm, return a result that states it."""
+        result = asyncio.ensure_future(self._wait_for_end())
         killed = asyncio.ensure_future(self._killed.wait())
         try:
             await asyncio.wait([result, killed], return_when=asyncio.FIRST_COMPLETED)
@@ -217,8 +226,7 @@ class ModalCall:
                 await asyncio.wait([result], timeout=KILL_TIMEOUT)
             if result.done():
                 record = result.result()
-                if self._is_result_missing:
-                    await self._folder.write_result(record, timeout=WRITE_TIMEOUT)
+                await self._store(record)
                 return record
             return RunResultRecord.without_record(
                 self._job,
@@ -243,8 +251,9 @@ class ModalCall:
         For Modal a call may have ended while its container still saves and commits.
         """
         record, has_started = await self._wait_for_stored_result()
+        # A call whose result is not available any more is neither: its volume may be a new one of the same name.
+        self._is_result_missing = record is None and (has_started or is_cancellation(error))
         if record is None:
-            self._is_result_missing = self.is_killed and is_cancellation(error)
             return self._result_of_error(error, has_started=has_started)
         if record.stop_reason is StopReason.CONTAINER_ENDING and (self._is_cancelled or is_cancellation(error)):
             # Cancelled between a preemption and the start in the next container, or stopped with its app,

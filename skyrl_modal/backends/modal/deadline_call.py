@@ -20,8 +20,6 @@ from skyrl_modal.protocol.state import RunState
 #: Seconds between two looks at the clock at most. The clock of an event loop does not count the time in which the
 #: machine is suspended.
 MAX_SLEEP = 30.0
-#: Seconds for writing the result to the run's volume, for readers in other processes.
-WRITE_TIMEOUT = 10.0
 
 
 class DeadlineCall(ModalCall):
@@ -29,20 +27,19 @@ class DeadlineCall(ModalCall):
 
     _is_late = False
 
-    async def wait(self) -> RunResultRecord:
-        """Like ``ModalCall.wait``; while it waits, apply the deadline."""
+    async def _wait_for_end(self) -> RunResultRecord:
+        """Like ``ModalCall``; while it waits, apply the deadline."""
         if self._job.limits.start_deadline is None:
-            return await super().wait()
+            return await super()._wait_for_end()
         enforcing = asyncio.ensure_future(self._enforce(self._job.limits.start_deadline))
         try:
-            record = await super().wait()
+            record = await super()._wait_for_end()
         finally:
             enforcing.cancel()
         if not self._is_late or record.state is not RunState.CANCELLED:
             return record
-        record = start_deadline_result(self._job, record)
-        await self._folder.write_result(record, timeout=WRITE_TIMEOUT)
-        return record
+        self._is_result_missing = True
+        return start_deadline_result(self._job, record)
 
     async def is_late(self) -> bool:
         """Return whether the deadline has passed without a container. Then ``wait`` cancels the call."""

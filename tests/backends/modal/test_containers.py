@@ -40,7 +40,7 @@ def test_dead_container_is_not_run_again(server: LoopbackModal, launcher: Make, 
 
 
 def test_modals_reason_for_a_loss_is_reported(make_server: Callable[..., LoopbackModal], launcher: Make) -> None:
-    """If Modal gives up a run whose containers died, its message is in the result."""
+    """If Modal gives up a run whose containers died, its message is in the result, which is waited for only once."""
     server = make_server(crashes_allowed=0)
     output = ActingOutput("up", server.kill)
 
@@ -49,6 +49,8 @@ def test_modals_reason_for_a_loss_is_reported(make_server: Callable[..., Loopbac
     assert (result.state, result.cause, result.returncode) == (RunState.LOST, FailureCause.CONTAINER_DIED, 125)
     assert "Modal reported: Container terminated unexpectedly with exit code 137." in result.detail
     assert output.getvalue() == b"up\n"
+    later = Run.attach(result.run_id).wait(8)  # the grace period and 10 s, if the container could still write a result
+    assert (later.state, later.cause, later.detail) == (result.state, result.cause, result.detail)
 
 
 def test_dead_container_counts_as_an_attempt(server: LoopbackModal, launcher: Make, volume: VolumeSpec) -> None:
