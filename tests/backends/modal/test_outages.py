@@ -147,10 +147,11 @@ def test_failure_cause_is_reported_without_logs(
 
     assert (result.state, result.returncode) == (RunState.FAILED, 125)
     assert result.cause is FailureCause.VOLUME_COMMIT_FAILED
-    messages = capfd.readouterr().err
-    assert messages.count(f"skyrl-modal | {result.detail.splitlines()[0]}\n") == 1
-    *_, end = messages.splitlines()
-    assert end.startswith("skyrl-modal | failed, exit code 125 ")
+    messages = capfd.readouterr().err.splitlines()
+    detail = f"skyrl-modal | {result.detail.splitlines()[0]}"
+    [end] = [number for number, text in enumerate(messages) if text.startswith("skyrl-modal | failed, exit code 125 ")]
+    assert messages.count(detail) == 1
+    assert messages.index(detail) < end
 
 
 def test_log_entries_cut_between_characters(
