@@ -11,9 +11,7 @@ from skyrl_modal import Launcher, Plan, Run, VolumeSpec
 from skyrl_modal.skyrl.resolution import resolver
 from skyrl_modal.skyrl.resolution.insertion import insertion_points
 
-PATHS = (
-    "trainer.ckpt_path=/root/data/ckpts/sums trainer.resume_mode=latest trainer.export_path=/root/data/exports/default"
-)
+PATHS = "trainer.ckpt_path=/root/data/ckpts/sums trainer.resume_mode=latest trainer.export_path=/root/data/exports/sums"
 TRAINER = "python -m skyrl.train.entrypoints.main_base trainer.logger=console"
 
 
@@ -161,3 +159,15 @@ def test_run_executes_the_fixed_command(skyrl_checkout: Path) -> None:
 def test_ends_of_the_parts_of_a_command(command: str, ends: list[str]) -> None:
     """Arguments can follow each part of a command, except for those that start no program."""
     assert [command[:point] for point in insertion_points(command)] == ends
+
+
+def test_default_folders_are_not_shared(launcher: Launcher) -> None:
+    """Commands with SkyRL's default folders and other arguments receive folders of their own, the same each time."""
+
+    def folder(epochs: int) -> str:
+        overrides = launcher.plan(f"{TRAINER} trainer.epochs={epochs}").overrides
+        [text] = [item for item in overrides if item.startswith("trainer.ckpt_path=")]
+        return text
+
+    assert folder(1).startswith("trainer.ckpt_path=/root/data/ckpts/main_base-")
+    assert folder(1) == folder(1) != folder(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
 from collections.abc import Iterator
 
@@ -16,6 +17,8 @@ _DATA_ENDINGS = (".parquet", ".json", ".jsonl")
 #: Options with which scripts that prepare data receive the folder to write to.
 _OUTPUT_FLAGS = ("output_dir", "output-dir", "local_dir", "local-dir", "output", "output_path", "save_dir", "out_dir")
 _DATABASE_PREFIX = "sqlite:///"
+#: The last parts of default paths, which name no experiment.
+_DEFAULT_NAMES = frozenset({"", ".", "ckpts", "checkpoints", "exports", "hf_exports", "skyrl_checkpoints"})
 
 
 def writes_checkpoints(values: StartValues) -> bool | None:
@@ -203,7 +206,7 @@ def _prepares(start: Start, path: str, home: str) -> bool:
 
 def _lost(values: StartValues, code: str, action: str, folder: str, option: str, name: str) -> Finding:
     kept = values.run.kept_folder
-    target = f"{kept}/{name}/{_last_part(folder, name)}"
+    target = f"{kept}/{name}/{_experiment_name(values, folder)}"
     return Finding(
         code=code,
         severity=Severity.WARNING,
@@ -214,7 +217,20 @@ def _lost(values: StartValues, code: str, action: str, folder: str, option: str,
     )
 
 
-def _last_part(folder: str, name: str) -> str:
-    """Return the part of a folder's path that names the experiment."""
-    last = posixpath.basename(posixpath.normpath(folder)) or name
-    return "default" if last == name else last
+def _experiment_name(values: StartValues, folder: str) -> str:
+    """Return a folder name for the files of an experiment, which no other experiment uses.
+
+    It is the last part of the declared path, of the path of the checkpoints, the declared name of the run or project,
+    or the name of the program with a digest of its arguments, in this order. With a name that is the same for all
+    experiments, a run would continue from the checkpoint of another one.
+    """
+    overrides = values.start.overrides
+    declared = [folder, checkpoint_folder(values) or ""]
+    declared += [overrides.get(f"{values.prefix}{key}", "") for key in ("run_name", "project_name")]
+    for text in declared:
+        name = posixpath.basename(posixpath.normpath(text))
+        if name not in _DEFAULT_NAMES and "${" not in text:  # a reference of OmegaConf
+            return name
+    program = posixpath.basename(values.start.program.removesuffix(".py")).rpartition(".")[2]
+    arguments = repr((sorted(overrides.items()), sorted(values.start.flags.items())))
+    return f"{program}-{hashlib.sha256(arguments.encode()).hexdigest()[:8]}"
