@@ -34,7 +34,7 @@ def test_each_rank_has_the_files(server: LoopbackModal, launcher: Make, checkout
     result = cluster.run(CHECK, output=output, quiet=True)
 
     assert (result.state, output.getvalue()) == (RunState.SUCCEEDED, b"print('training')\n")
-    folder = server.volume(cluster.volumes[0].name) / ".skyrl_modal" / "runs" / result.run_id / "ray"
+    folder = server.volume(cluster.volumes[0].name) / ".skyrl_modal" / "runs" / result.run_id / "logs"
     logs = {path.parent.name: path.read_text() for path in folder.glob("*/supervisor.log")}
     assert len(logs) == 2
     assert all("unpacked" in text for text in logs.values())
