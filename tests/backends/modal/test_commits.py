@@ -85,5 +85,5 @@ def test_ranks_commit_in_turns(make_server: Callable[..., LoopbackModal], checko
     begins = [call.time for call in server.calls("VolumeCommit") if not has_returned(server, call)]
     together = max(sum(begin <= other < begin + server.mode.commit_seconds for other in begins) for begin in begins)
     assert 2 <= together <= 5
-    logs = server.volume(volume.name) / ".skyrl_modal" / "runs" / result.run_id / "ray"
+    logs = server.volume(volume.name) / ".skyrl_modal" / "runs" / result.run_id / "logs"
     assert sorted(path.name for path in logs.iterdir()) == [str(rank) for rank in range(8)]
