@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import skyrl_modal
 from skyrl_modal.dataclass import replace
 from skyrl_modal.protocol.events import MessageEvent, MessageLevel
 from skyrl_modal.protocol.job import Job, Limits, Mount
@@ -81,7 +84,10 @@ def test_tokens_are_not_shown() -> None:
 def test_supervisor_does_not_import_inspect() -> None:
     """A supervisor starts without ``dataclasses``, ``inspect`` and ``typing``, which would be a third of its start."""
     code = "import sys, skyrl_modal.container.process_entrypoint; print(sorted(sys.modules))"
-    loaded = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True).stdout
+    env = {**os.environ, "PYTHONPATH": str(Path(skyrl_modal.__file__).parent.parent)}
+    loaded = subprocess.run(
+        [sys.executable, "-S", "-c", code], env=env, capture_output=True, text=True, check=True
+    ).stdout
     unwanted = ("dataclasses", "inspect", "typing", "pathlib", "shutil", "socket")
     assert not [name for name in unwanted if f"'{name}'" in loaded]
 

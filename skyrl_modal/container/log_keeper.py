@@ -21,7 +21,7 @@ from skyrl_modal.container.log_follower import LogFollower
 from skyrl_modal.container.log_sources import LogSearch
 from skyrl_modal.container.machine_logs import KernelMessages, gpu_report, memory_counters
 from skyrl_modal.container.masking import SecretMask
-from skyrl_modal.protocol.kept_logs import GPU_LOG, KERNEL_LOG, MEMORY_LOG
+from skyrl_modal.protocol.kept_logs import GPU_LOG, KERNEL_LOG, KILLED_KEY, MEMORY_LOG
 from skyrl_modal.protocol.rank_config import RankConfig
 from skyrl_modal.protocol.run_folder import SUPERVISOR_LOG, open_regular_file
 
@@ -80,8 +80,14 @@ class LogKeeper:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log-keeper", daemon=True)
 
-    def begin(self, attempt: int) -> Path:
-        """Keep what is written from now on in the folder of another attempt, which is returned."""
+    def begin(self, attempt: int, *, was_killed: bool = False) -> Path:
+        """Keep what is written from now on in the folder of another attempt, which is returned.
+
+        Args:
+            attempt: The number of the attempt.
+            was_killed: Whether the attempt has already ended by SIGKILL: its counters of the memory at its start are
+                not known.
+        """
         with self._lock:
             if self._start is None or attempt != self._attempt:
                 if self._start is not None:
@@ -93,7 +99,7 @@ class LogKeeper:
                 except OSError as error:
                     self._start = KeptLogFolder(self._folder / str(attempt), self._limits)
                     self._note(f"the folder for logs cannot be created: {error}")
-                self._record_memory()
+                self._record_memory(**({KILLED_KEY: True} if was_killed else {}))
             if self._thread.ident is None:
                 self._thread.start()
             return self._start.path
@@ -159,7 +165,7 @@ class LogKeeper:
 
     # -- what the machine reports ------------------------------------------------------------------------------------
 
-    def _record_memory(self, *, is_end: bool = False) -> None:
+    def _record_memory(self, *, is_end: bool = False, **facts: bool) -> None:
         """Append the counters of the memory if there are news: at the beginning, after a change, and at the end."""
         values, known = memory_counters(), self._memory
         if known is not None:
@@ -168,7 +174,7 @@ class LogKeeper:
                 return
         if values:
             self._memory = values
-            record = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **values}
+            record = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **facts, **values}
             self._append(MEMORY_LOG, json.dumps(record) + "\n")
 
     def _append(self, name: str, text: str) -> None:

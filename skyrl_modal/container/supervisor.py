@@ -281,7 +281,7 @@ class Supervisor:
             if timer.ident is not None:
                 timer.join()
         if outcome.state is not RunState.SUCCEEDED and self._may_have_logs(outcome):
-            keeper = self._keep_logs(self._attempts)
+            keeper = self._keep_logs(self._attempts, was_killed=outcome.returncode == KILLED)
             if outcome.state in _FAILED_STATES:
                 keeper.record_failure()
         return outcome
@@ -291,14 +291,14 @@ class Supervisor:
         gpus = self._job.gpus_per_node or self._config.gpus
         return self._keeper is not None or bool(gpus) or outcome.returncode == KILLED or has_log_folders()
 
-    def _keep_logs(self, attempt: int) -> LogKeeper:
+    def _keep_logs(self, attempt: int, *, was_killed: bool = False) -> LogKeeper:
         """Keep the logs of an attempt from now on. What keeps them is created, and loaded, at the first call."""
         if self._keeper is None:
             from skyrl_modal.container.log_keeper import LogKeeper
 
             folder, commit = self._folder.rank_logs(0), self._services.commit_logs
             self._keeper = LogKeeper(folder, self._config, self._secrets, note=self._log, commit=commit)
-        self._keeper.begin(attempt)
+        self._keeper.begin(attempt, was_killed=was_killed)
         return self._keeper
 
     # -- processes ---------------------------------------------------------------------------------------------------

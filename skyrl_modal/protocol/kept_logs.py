@@ -20,6 +20,8 @@ RAY_START_LOG = f"{RAY_LOGS}/start.log"
 #: Counters of the memory's control group, as lines of JSON; kernel messages about GPUs and memory; ``nvidia-smi``.
 MEMORY_LOG = f"{MACHINE_LOGS}/memory.jsonl"
 KERNEL_LOG = f"{MACHINE_LOGS}/kernel.log"
+#: In the first line of the counters: the command was killed before they were read.
+KILLED_KEY = "was_killed"
 GPU_LOG = f"{MACHINE_LOGS}/nvidia-smi.txt"
 
 # The patterns are compiled when they are needed: every run imports this module.

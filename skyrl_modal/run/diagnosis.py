@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from skyrl_modal.errors import BackendUnavailable, RecordError, RunNotFound, SkyRLModalError, StorageError
-from skyrl_modal.protocol.kept_logs import GPU_LOG, MEMORY_LOG, RAY_LOGS, is_state_file, without_state_dumps
+from skyrl_modal.protocol.kept_logs import GPU_LOG, KILLED_KEY, MEMORY_LOG, RAY_LOGS, is_state_file, without_state_dumps
 from skyrl_modal.protocol.state import RunState
 from skyrl_modal.run.kept_logs import KeptLog, list_kept_logs
 from skyrl_modal.run.output_reader import OutputReader
@@ -115,7 +115,8 @@ def _read_kept(log: KeptLog) -> Iterator[bytes]:
 def only_new_kills(content: bytes) -> bytes:
     r"""Return the lines with counters of memory after which a process had been killed since the first line.
 
-    The counters are those of a control group, which may be older than the run. Other lines become empty.
+    The counters are those of a control group, which may be older than the run. Other lines become empty. If the command
+    was killed before the first line was written, that line counts too.
 
     Example:
         >>> only_new_kills(b'{"oom_kill": 3}\n{"oom_kill": 3}\n{"oom_kill": 4}\n')
@@ -125,9 +126,11 @@ def only_new_kills(content: bytes) -> bytes:
     lines = []
     for line in content.split(b"\n"):
         try:
-            kills = json.loads(line)["oom_kill"]
-            first = kills if first is None else first
+            record = json.loads(line)
+            kills = record["oom_kill"]
+            if first is None:
+                first = 0 if record.get(KILLED_KEY) is True else kills
             lines.append(line if kills > first else b"")
-        except (ValueError, KeyError, TypeError, RecursionError):  # another program has written it
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # another program has written it
             lines.append(b"")
     return b"\n".join(lines)

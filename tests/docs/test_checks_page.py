@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import re
 import tomllib
+from pathlib import Path
 
+from skyrl_modal.skyrl import rules
 from tests.docs.test_docs import ROOT
 
-RULES = ROOT / "skyrl_modal/skyrl/rules"
+RULES = Path(rules.__path__[0])
 
 
 def test_codes_are_documented() -> None:

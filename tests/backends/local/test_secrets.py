@@ -127,7 +127,7 @@ def test_logs_of_ray_contain_no_value(
     files = kept_files(launcher, result.run_id)
     assert not [path for path, content in files.items() if VALUE.encode() in content]
     for rank in range(nodes):
-        logs = [content for path, content in files.items() if f"/ray/{rank}/worker-" in path]
+        logs = [content for path, content in files.items() if f"logs/{rank}/" in path and "/ray/worker-" in path]
         assert any(b"printed ********" in content for content in logs)
         assert any(b"written ********{'key': '********'}" in content for content in logs)
 
