@@ -372,7 +372,7 @@ def _report_failed_rank(error: FunctionError, config: RankConfig) -> None:
     address = (config.addresses[0], config.port)
     with contextlib.suppress(OSError):
         connection = connect_to_rank_zero(
-            address, hello, timeout=RELEASE_RANKS_TIMEOUT, put=lambda event: None, cancelled=threading.Event()
+            address, hello, timeout=RELEASE_RANKS_TIMEOUT, put=lambda event: None, is_cancelled=lambda: False
         )
         if connection is not None:
             connection.send(RankFailed(error.cause, error.summary))

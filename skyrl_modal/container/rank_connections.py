@@ -225,7 +225,7 @@ def connect_to_rank_zero(
     *,
     timeout: float,
     put: Callable[[HeadEvent], None],
-    cancelled: threading.Event,
+    is_cancelled: Callable[[], bool],
 ) -> Connection | None:
     """Connect to rank 0, which may not listen yet.
 
@@ -234,7 +234,8 @@ def connect_to_rank_zero(
         hello: The first message.
         timeout: Seconds.
         put: Receives the events of the connection, from a thread.
-        cancelled: Ends the attempts when it is set.
+        is_cancelled: Returns whether to end the attempts. A signal handler may change it: the lock of an event could be
+            held by the thread that the handler interrupts.
 
     Returns:
         The connection; None if the attempts were cancelled.
@@ -251,7 +252,8 @@ def connect_to_rank_zero(
         except OSError:
             if time.monotonic() >= deadline:
                 raise
-            if cancelled.wait(_CONNECT_INTERVAL):
+            time.sleep(_CONNECT_INTERVAL)
+            if is_cancelled():
                 return None
     connected.settimeout(None)
     connection = Connection(connected)

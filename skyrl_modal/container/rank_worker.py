@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import threading
 import time
 from collections.abc import Callable
 
@@ -89,7 +88,7 @@ class RankWorker:
         self._node: RayNode | None = None
         self._starts = 0
         self._head: Connection | None = None
-        self._is_stopping = threading.Event()
+        self._is_stopping = False
 
     # -- called from other threads and signal handlers ---------------------------------------------------------------
 
@@ -98,7 +97,7 @@ class RankWorker:
 
         It waits for rank 0, whose command may still use this node, unless the reason is ``StopReason.KILL``.
         """
-        self._is_stopping.set()
+        self._is_stopping = True
         self._events.put(StopRequested(reason))
 
     def child_exited(self) -> None:
@@ -145,7 +144,7 @@ class RankWorker:
         if self._head is None:
             return
         self._send(CommitRequest())
-        timeout = ENDING_TURN_TIMEOUT if self._is_stopping.is_set() else COMMIT_TURN_TIMEOUT
+        timeout = ENDING_TURN_TIMEOUT if self._is_stopping else COMMIT_TURN_TIMEOUT
         with contextlib.suppress(queue.Empty):
             self._events.wait_for(
                 lambda event: event in (HeadMessageReceived(CommitTurn()), HeadDisconnected()),
@@ -169,7 +168,7 @@ class RankWorker:
         hello = Hello(config.tokens.ranks, config.rank, config.gpus)
         try:
             self._head = connect_to_rank_zero(
-                address, hello, timeout=timeout, put=self._events.put, cancelled=self._is_stopping
+                address, hello, timeout=timeout, put=self._events.put, is_cancelled=lambda: self._is_stopping
             )
         except OSError as error:
             text = f"{config.rank_label(0)} could not be reached within {timeout:g} s: {error}"

@@ -6,7 +6,6 @@ import json
 import os
 import queue
 import socket
-import threading
 import time
 from collections.abc import Iterator
 
@@ -47,7 +46,7 @@ class Server:
         """Connect as a rank; return the connection and the events that rank 0 causes."""
         events: EventQueue[HeadEvent] = EventQueue()
         connection = connect_to_rank_zero(
-            self.address, Hello(token, rank, 2), timeout=TIMEOUT, put=events.put, cancelled=threading.Event()
+            self.address, Hello(token, rank, 2), timeout=TIMEOUT, put=events.put, is_cancelled=lambda: False
         )
         assert connection is not None
         return connection, events
@@ -150,11 +149,9 @@ def test_connecting_can_be_cancelled() -> None:
     """The attempts end when they are cancelled."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = listener.getsockname()
-    cancelled = threading.Event()
-    cancelled.set()
 
     connection = connect_to_rank_zero(
-        address, Hello(TOKEN, 1), timeout=TIMEOUT, put=lambda event: None, cancelled=cancelled
+        address, Hello(TOKEN, 1), timeout=TIMEOUT, put=lambda event: None, is_cancelled=lambda: True
     )
 
     assert connection is None
@@ -166,9 +163,7 @@ def test_rank_zero_cannot_be_reached() -> None:
         address = listener.getsockname()
 
     with pytest.raises(ConnectionRefusedError):
-        connect_to_rank_zero(
-            address, Hello(TOKEN, 1), timeout=0.05, put=lambda event: None, cancelled=threading.Event()
-        )
+        connect_to_rank_zero(address, Hello(TOKEN, 1), timeout=0.05, put=lambda event: None, is_cancelled=lambda: False)
 
 
 def test_ranks_commit_in_turns() -> None:
@@ -184,8 +179,8 @@ def test_ranks_commit_in_turns() -> None:
             if event == HeadMessageReceived(CommitTurn()):
                 granted.put(rank)
 
-        address, hello, cancelled = listener.getsockname(), Hello(TOKEN, rank), threading.Event()
-        connection = connect_to_rank_zero(address, hello, timeout=TIMEOUT, put=put, cancelled=cancelled)
+        address, hello = listener.getsockname(), Hello(TOKEN, rank)
+        connection = connect_to_rank_zero(address, hello, timeout=TIMEOUT, put=put, is_cancelled=lambda: False)
         assert connection is not None
         return connection
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -75,7 +74,7 @@ def join(tmp_path: Path) -> Iterator[Callable[..., tuple[Rank0, Connection]]]:
                 Hello(TOKENS.ranks, 1),
                 timeout=TIMEOUT,
                 put=lambda event: None,
-                cancelled=threading.Event(),
+                is_cancelled=lambda: False,
             )
             assert connection is not None
             stack.callback(rank0.cluster.end, is_failed=False)
