@@ -68,7 +68,8 @@ def _rows(result: Result) -> Iterator[str]:
     others = [name for name in result.series if name not in (SUBJECT, result.baseline)]
     for name in [SUBJECT, *others]:
         title = result.title if name == SUBJECT else f"... {name}"
-        yield "| " + " | ".join([title, *_cells(result, name)]) + " |"
+        cells = [cell.replace("|", "\\|") for cell in (title, *_cells(result, name))]
+        yield "| " + " | ".join(cells) + " |"
 
 
 def _cells(result: Result, name: str) -> list[str]:
