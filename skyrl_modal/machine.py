@@ -159,3 +159,13 @@ def enlarge_pipe(descriptor: int, size: int) -> None:
     if command is not None:
         with contextlib.suppress(OSError):
             fcntl.fcntl(descriptor, command, size)
+
+
+def tree_size(folder: str | os.PathLike[str]) -> int:
+    """Return the size of the files below a folder in bytes. Files that are removed meanwhile are omitted."""
+    total = 0
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(parent, name)).st_size
+    return total

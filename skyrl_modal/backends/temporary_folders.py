@@ -148,13 +148,3 @@ def _remove_folder_or_link(name: str, parent: int) -> None:
             os.rmdir(name, dir_fd=parent)
         except NotADirectoryError:
             os.unlink(name, dir_fd=parent)
-
-
-def tree_size(folder: Path) -> int:
-    """Return the size of the files below a folder in bytes. Files that are removed meanwhile are omitted."""
-    total = 0
-    for parent, _, files in os.walk(folder):
-        for name in files:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(parent, name)).st_size
-    return total

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from skyrl_modal.container.bounded_log import BoundedLog
 from skyrl_modal.container.log_selection import LogLimits, has_errors
 from skyrl_modal.container.masked_logs import make_private_folder
 from skyrl_modal.dataclass import dataclass
+from skyrl_modal.machine import tree_size
 from skyrl_modal.protocol.kept_logs import parse_start_folder, start_folder_name
 
 #: Seconds without a change after which a log without errors is removed for another one.
@@ -105,19 +105,10 @@ def open_start_folder(rank_logs: Path, attempt: int, limits: KeptLogLimits) -> K
     remaining = limits.earlier_bytes
     for start in reversed(starts):
         folder = rank_logs / start_folder_name(*start)
-        remaining -= _size(folder)
+        remaining -= tree_size(folder)
         if remaining < 0:
             import shutil  # imported here, since few runs have so many logs
 
             shutil.rmtree(folder, ignore_errors=True)  # a link is not followed
     number = max((start for of, start in starts if of == attempt), default=0) + 1
     return KeptLogFolder(rank_logs / start_folder_name(attempt, number), limits)
-
-
-def _size(folder: Path) -> int:
-    size = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):
-                size += os.lstat(os.path.join(parent, name)).st_size
-    return size

@@ -99,7 +99,7 @@ class LogKeeper:
                 except OSError as error:
                     self._start = KeptLogFolder(self._folder / str(attempt), self._limits)
                     self._note(f"the folder for logs cannot be created: {error}")
-                self._record_memory(**({KILLED_KEY: True} if was_killed else {}))
+                self._record_memory(was_killed=was_killed)
             if self._thread.ident is None:
                 self._thread.start()
             return self._start.path
@@ -165,7 +165,7 @@ class LogKeeper:
 
     # -- what the machine reports ------------------------------------------------------------------------------------
 
-    def _record_memory(self, *, is_end: bool = False, **facts: bool) -> None:
+    def _record_memory(self, *, is_end: bool = False, was_killed: bool = False) -> None:
         """Append the counters of the memory if there are news: at the beginning, after a change, and at the end."""
         values, known = memory_counters(), self._memory
         if known is not None:
@@ -174,7 +174,9 @@ class LogKeeper:
                 return
         if values:
             self._memory = values
-            record = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **facts, **values}
+            record = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **values}
+            if was_killed:
+                record[KILLED_KEY] = True
             self._append(MEMORY_LOG, json.dumps(record) + "\n")
 
     def _append(self, name: str, text: str) -> None:

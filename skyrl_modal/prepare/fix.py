@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from attrs import field, frozen
+from attrs import frozen
 
 from skyrl_modal.dataclass import replace
 from skyrl_modal.findings import Finding, Severity
@@ -52,24 +52,22 @@ class Fix:
     findings: tuple[Finding, ...] = ()
 
 
-@frozen
 class _Trial:
     """A plan whose command is resolved with further arguments."""
 
-    plan: Plan
-    cache: ResultCache
-    state: CheckedState
-    before: Sequence[tuple[int, Finding]] = field(default=())
+    def __init__(self, plan: Plan, cache: ResultCache, state: CheckedState) -> None:
+        self.plan, self._cache = plan, cache
+        # Neither depends on the arguments.
+        self._facts = facts_of_run(plan.job, plan.spec, plan.selections, state)
+        self._schema = schema_of_checkout(plan.job, plan.selections)
 
     def resolve(self, insertions: Mapping[int, _Pairs]) -> Resolution:
         job = replace(self.plan.job, command=_with_arguments(self.plan.job.command, insertions))
-        return resolve_command(job, self.plan.spec, self.plan.selections, cache=self.cache)
+        return resolve_command(job, self.plan.spec, self.plan.selections, cache=self._cache)
 
     def find(self, resolution: Resolution) -> list[tuple[int, Finding]]:
         """Return the findings about each start, without notes."""
-        plan = self.plan
-        facts = facts_of_run(plan.job, plan.spec, plan.selections, self.state)
-        found = find_by_start(resolution, facts, schema_of_checkout(plan.job, plan.selections))
+        found = find_by_start(resolution, self._facts, self._schema)
         return [(number, finding) for number, finding in found if finding.severity is not Severity.NOTE]
 
 

@@ -36,18 +36,24 @@ def wait_for_log(run: Run, pattern: str, text: bytes) -> KeptLog:
     pytest.fail(f"{text!r} was not kept within {TIMEOUT:g} s")
 
 
-def test_logs_survive_a_killed_supervisor(launcher: MakeLauncher) -> None:
-    """What was written some seconds before the supervisor is killed is kept, also while the run is active."""
-    command = "mkdir /tmp/skyrl-logs; echo EngineDeadError > /tmp/skyrl-logs/infra-1.log; sleep 600"
-    run = launcher().submit(command)
+def kill_supervisor_after_log(run: Run, pattern: str, text: bytes) -> None:
+    """Kill the supervisor of a run when a kept log contains a text, and wait until the run is lost."""
     try:
-        wait_for_log(run, "skyrl-logs/*", b"EngineDeadError\n")
+        wait_for_log(run, pattern, text)
         pid = run._execution.handle["pid"]
         assert isinstance(pid, int)
         os.kill(pid, signal.SIGKILL)
         assert run.wait(TIMEOUT).state is RunState.LOST
     finally:
         run.cancel(now=True)
+
+
+def test_logs_survive_a_killed_supervisor(launcher: MakeLauncher) -> None:
+    """What was written some seconds before the supervisor is killed is kept, also while the run is active."""
+    command = "mkdir /tmp/skyrl-logs; echo EngineDeadError > /tmp/skyrl-logs/infra-1.log; sleep 600"
+    run = launcher().submit(command)
+
+    kill_supervisor_after_log(run, "skyrl-logs/*", b"EngineDeadError\n")
 
     [log] = run.kept_logs(pattern="skyrl-logs/*")
     assert (log.attempt, log.read()) == (1, b"EngineDeadError\n")
@@ -60,14 +66,8 @@ def test_worker_logs_survive_a_killed_supervisor(launcher: MakeLauncher) -> None
     """What a task of Ray prints is kept while it runs, with the logs of Ray's own programs."""
     task = "import ray; ray.init(); ray.get(ray.remote(lambda: print('of a task', flush=True)).remote())"
     run = launcher(ray=RaySpec(num_cpus=1)).submit(f'python -c "{task}"; sleep 600')
-    try:
-        wait_for_log(run, "ray/worker-*.out", b"of a task")
-        pid = run._execution.handle["pid"]
-        assert isinstance(pid, int)
-        os.kill(pid, signal.SIGKILL)
-        assert run.wait(TIMEOUT).state is RunState.LOST
-    finally:
-        run.cancel(now=True)
+
+    kill_supervisor_after_log(run, "ray/worker-*.out", b"of a task")
 
     names = {log.name for log in run.kept_logs(attempt=1)}
     assert {"ray/start.log", "ray/raylet.out", "ray/gcs_server.out"} <= names
