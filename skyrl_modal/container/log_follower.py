@@ -11,7 +11,7 @@ from skyrl_modal.container.log_sources import FileId, FoundLog, LogSearch
 from skyrl_modal.container.masking import Masker, SecretMask
 from skyrl_modal.dataclass import dataclass
 
-#: Bytes of a file, and of all files together, that are read at once. What was written before them is left out.
+#: Bytes of a file, and of all files together, that are read in one look. What was written before them is left out.
 MAX_FILE_BYTES, MAX_ROUND_BYTES = 8 << 20, 64 << 20
 #: Bytes that are read of a file in any case.
 _MIN_FILE_BYTES = 64 << 10

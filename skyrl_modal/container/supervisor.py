@@ -287,7 +287,7 @@ class Supervisor:
         return outcome
 
     def _may_have_logs(self, outcome: Outcome) -> bool:
-        """Return whether an attempt has left something to keep. One that fails at once has usually not."""
+        """Return whether an attempt has left something to keep. One that fails immediately has usually not."""
         gpus = self._job.gpus_per_node or self._config.gpus
         return self._keeper is not None or bool(gpus) or outcome.returncode == KILLED or has_log_folders()
 

@@ -91,9 +91,9 @@ def find_fix(plan: Plan, cache: ResultCache, state: CheckedState | None = None) 
         for override in finding.overrides:
             key, _, value = override.partition("=")
             wanted.setdefault(number, {}).setdefault(key, value)
-    insertions = _verified(trial, before, wanted, _place(trial, wanted))
+    insertions, starts = _verified(trial, before, wanted, _place(trial, wanted))
     pairs = dict.fromkeys(pair for point in sorted(insertions) for pair in insertions[point])
-    reached = _reached(trial, wanted, insertions)
+    reached = _reached(starts, wanted) if insertions else {}
     missing = {number: {key for key in keys if key not in reached.get(number, ())} for number, keys in wanted.items()}
     return Fix(
         command=_with_arguments(command, insertions),
@@ -166,18 +166,22 @@ def _own_arguments(call: Call, keys: set[str]) -> list[str]:
 
 def _verified(
     trial: _Trial, before: Sequence[tuple[int, Finding]], wanted: _Wanted, insertions: Mapping[int, Mapping[str, str]]
-) -> dict[int, list[tuple[str, str]]]:
-    """Return the insertions without what does not reach a start, does not remove a finding, or causes one."""
+) -> tuple[dict[int, list[tuple[str, str]]], Sequence[Start]]:
+    """Return the insertions without what does not reach a start, does not remove a finding, or causes one.
+
+    The second value are the starts of the command with these insertions.
+    """
     kept = {point: list(pairs.items()) for point, pairs in insertions.items() if pairs}
     for _ in range(_MAX_ROUNDS):
         if not kept:
             break
-        useless = _useless(trial, before, wanted, trial.resolve(kept), {pair for p in kept.values() for pair in p})
+        after = trial.resolve(kept)
+        useless = _useless(trial, before, wanted, after, {pair for pairs in kept.values() for pair in pairs})
         if not useless:
-            return kept
+            return kept, after.starts
         kept = {point: [pair for pair in pairs if pair[0] not in useless] for point, pairs in kept.items()}
         kept = {point: pairs for point, pairs in kept.items() if pairs}
-    return {}
+    return {}, ()
 
 
 def _useless(
@@ -208,13 +212,8 @@ def _useless(
     return useless
 
 
-def _reached(
-    trial: _Trial, wanted: _Wanted, insertions: Mapping[int, Sequence[tuple[str, str]]]
-) -> dict[int, set[str]]:
+def _reached(starts: Sequence[Start], wanted: _Wanted) -> dict[int, set[str]]:
     """Return the keys whose values each start has."""
-    if not insertions:
-        return {}
-    starts = trial.resolve(insertions).starts
     return {
         number: {key for key, value in keys.items() if starts[number].overrides.get(key) == value}
         for number, keys in wanted.items()

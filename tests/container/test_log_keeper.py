@@ -78,7 +78,7 @@ def kept(folder: Path) -> dict[str, bytes]:
 
 
 def test_logs_are_kept_as_they_grow(make: Make, ray: Path, skyrl: Path, tmp_path: Path) -> None:
-    """What is appended is kept at once and masked, also a value that is written in two parts, without the end."""
+    """What is appended is kept immediately and masked, also a value that is written in two parts, without the end."""
     keeper = make()
     keeper.begin(1)
     (ray / "worker-1.err").write_text("key=s3cret-")
@@ -169,7 +169,7 @@ def test_files_that_are_replaced(make: Make, ray: Path, tmp_path: Path) -> None:
     """A rotated log is kept once, a replaced and a shortened one from their beginning, and a removed one remains."""
     log = ray / "dashboard.log"
     log.write_text("first file\n")
-    (ray / "gone.log").write_text("it was here\n")
+    (ray / "removed.log").write_text("it was here\n")
     (ray / "short.log").write_text("a long line\n")
     keeper = make()
     keeper.begin(1)
@@ -178,15 +178,15 @@ def test_files_that_are_replaced(make: Make, ray: Path, tmp_path: Path) -> None:
     with (ray / "dashboard.log.1").open("a") as file:
         file.write("its end\n")
     log.write_text("second file\n")
-    (ray / "gone.log").unlink()
+    (ray / "removed.log").unlink()
     (ray / "short.log").write_text("new\n")
     keeper.close()
 
     found = kept(tmp_path / "kept")
-    assert sorted(found) == ["1/ray/dashboard.log", "1/ray/gone.log", "1/ray/short.log"]
+    assert sorted(found) == ["1/ray/dashboard.log", "1/ray/removed.log", "1/ray/short.log"]
     lines = found["1/ray/dashboard.log"].splitlines()
     assert sorted(lines) == [b"first file", b"its end", b"second file"]
-    assert found["1/ray/gone.log"] == b"it was here\n"
+    assert found["1/ray/removed.log"] == b"it was here\n"
     assert found["1/ray/short.log"] == b"a long line\n==> the file was written from its beginning again <==\nnew\n"
 
 

@@ -159,7 +159,7 @@ class ModalRunStart:
             await stack.enter_async_context(app.run(detach=not self.owned or self._lease is not None))
             if self._lease is not None:
                 stack.push_async_callback(_stop_app, app)
-                stack.callback(renewing.cancel)  # at once: the container of a run that has ended has removed the entry
+                stack.callback(renewing.cancel)  # now: the container of a run that has ended has removed the entry
             self.url = await app.get_dashboard_url.aio()
             job = with_submission_time(job)
             self._app.job = replace(self._app.job, submitted_at=job.submitted_at)

@@ -108,7 +108,7 @@ def find_unshared_adapters(values: StartValues) -> Iterator[Finding]:
             severity=Severity.WARNING,
             message=f"{values.start.program} exchanges LoRA adapters through {folder}, which {values.run.nodes} nodes "
             "do not share",
-            remedy="Use a folder that all nodes see at once, or one node.",
+            remedy="Use a folder that all nodes share, or one node.",
         )
 
 
