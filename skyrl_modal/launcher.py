@@ -46,6 +46,11 @@ class Launcher(RunSpec):
         timeout: Limit of each attempt: seconds, a ``timedelta``, or text such as ``"90m"`` or ``"24h"``. Stored as
             seconds.
         retries: Number of further attempts after a failure or a timeout.
+        resume: ``"auto"`` to continue each attempt from the newest complete checkpoint; None to start the command as it
+            is. An attempt that reached a new step is then repeated without using a retry.
+        budget: Limit in US dollars for all attempts together; None for no limit.
+        stall: Time without output and without a new step after which an attempt is ended, with the same values as
+            ``timeout``; None for no limit.
         start_deadline: Time from the submission in which the command has to start, with the same values as ``timeout``;
             None for no limit. It includes the wait for a container and the start of Ray.
         lease: How long a ``run`` may continue on Modal without a connection to this process, with the same values as

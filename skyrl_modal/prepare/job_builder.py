@@ -69,6 +69,8 @@ def build_job(
             grace=spec.grace,
             retries=spec.retries,
             start_deadline=spec.start_deadline,
+            stall=spec.stall,
+            budget=spec.budget,
             retry_exit_codes=None if spec.should_retry is None else tuple(spec.should_retry),
         ),
         lease=spec.lease,

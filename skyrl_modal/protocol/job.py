@@ -81,6 +81,8 @@ class Limits:
         retries: Number of further attempts.
         retry_exit_codes: Exit codes after which a further attempt is made; None for any.
         start_deadline: Seconds from the submission in which the command has to start; None for no limit.
+        stall: Seconds without output and without a new step after which an attempt is ended; None for no limit.
+        budget: US dollars for all attempts together; None for no limit.
         ending_grace: Like ``grace``, at most this if the platform ends the container, which it then kills; None for no
             limit.
     """
@@ -92,6 +94,8 @@ class Limits:
     retry_exit_codes: tuple[int, ...] | None = None
     ending_grace: float | None = None
     start_deadline: float | None = None
+    stall: float | None = None
+    budget: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -145,6 +145,24 @@ def at_least(minimum: float, maximum: float = math.inf) -> Validator:
     return check
 
 
+def above_zero(instance: object, attribute: Attribute[Any], value: object) -> None:
+    """Validate that a value is None, or a finite number above 0."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise SpecError(attribute.name, value, "pass a number above 0, or None")
+
+
+def one_of(*names: str) -> Validator:
+    """Return a validator that accepts None, or one of some strings."""
+
+    def check(instance: object, attribute: Attribute[Any], value: object) -> None:
+        if value is not None and value not in names:
+            raise SpecError(attribute.name, value, f"pass {' or '.join(map(repr, names))}, or None")
+
+    return check
+
+
 def check_whole_number(name: str, value: Any, minimum: int, maximum: int | None = None) -> None:
     """Validate that a value is a whole number in a range.
 

@@ -15,12 +15,14 @@ from skyrl_modal.spec.container_paths import RECORDS_FOLDER, find_nested
 from skyrl_modal.spec.duration import parse_duration
 from skyrl_modal.spec.fields import (
     OPTION_HELP,
+    above_zero,
     at_least,
     check_name,
     check_optional_name,
     check_tags,
     instance_of,
     is_below,
+    one_of,
     to_env,
     to_specs,
     to_strings,
@@ -55,6 +57,10 @@ def _to_lease(value: float | str | timedelta) -> float:
 
 def _to_start_deadline(value: float | str | timedelta | None) -> float | None:
     return None if value is None else parse_duration(value, name="start_deadline")
+
+
+def _to_stall(value: float | str | timedelta | None) -> float | None:
+    return None if value is None else parse_duration(value, name="stall")
 
 
 def _to_secrets(value: str | SecretSpec | Sequence[str | SecretSpec]) -> Sequence[str | SecretSpec]:
@@ -127,6 +133,23 @@ class RunSpec:
         default=0,
         validator=whole_number(0, 10),
         metadata=_option("Further attempts after a failure or a timeout. Default: 0."),
+    )
+    resume: str | None = field(
+        default=None,
+        validator=one_of("auto"),
+        metadata=_option(
+            "auto: continue each attempt from the newest complete checkpoint. Default: as the command does."
+        ),
+    )
+    budget: float | None = field(
+        default=None,
+        validator=above_zero,
+        metadata=_option("Limit in US dollars for all attempts together. Default: no limit."),
+    )
+    stall: float | None = field(
+        default=None,
+        converter=_to_stall,
+        metadata=_option("End an attempt without output and without a new step for this time. Default: no limit."),
     )
     start_deadline: float | None = field(
         default=None,

@@ -77,6 +77,9 @@ launcher = Launcher(
     backend="local",
     grace=30,
     start_deadline=timedelta(hours=1),
+    resume="auto",
+    budget=12.5,
+    stall="20m",
 )
 
 Launcher(should_retry=lambda code: code > 128)
