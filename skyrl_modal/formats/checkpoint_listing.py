@@ -1,0 +1,132 @@
+"""Listings of checkpoint folders: what a reader of checkpoints needs of a file system or a volume.
+
+What is listed can be hostile: links, named pipes, deep trees and names of any kind. Links are not followed, nothing is
+opened that is not a regular file, and depth and number of entries are limited.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from enum import StrEnum
+
+from skyrl_modal.dataclass import dataclass
+
+TYPE_CHECKING = False  # the same as in typing, whose import takes time
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Protocol
+else:
+    Protocol = object
+
+#: Entries of one checkpoint folder that are examined, and folders inside of folders.
+MAX_ENTRIES = 200_000
+MAX_DEPTH = 6
+_READ_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
+class EntryKind(StrEnum):
+    """What an entry is."""
+
+    FILE = "file"
+    FOLDER = "folder"
+    LINK = "link"
+    #: A named pipe, a socket or a device.
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry below a checkpoint folder.
+
+    Attributes:
+        path: Its path, relative to the checkpoint folder, with ``/``.
+        kind: What it is.
+        size: Bytes of a file; 0 for anything else.
+    """
+
+    path: str
+    kind: EntryKind
+    size: int = 0
+
+
+class Listing(Protocol):
+    """A checkpoint folder."""
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield all entries below the folder, with ``MAX_ENTRIES`` at most; none if there is no folder.
+
+        Raises:
+            OSError: The folder exists, and cannot be listed.
+        """
+
+    def read(self, path: str, offset: int, size: int) -> bytes | None:
+        """Return a part of a regular file; None if parts of such a file are not read here.
+
+        Raises:
+            OSError: It cannot be read, or is not a regular file.
+        """
+
+
+class FolderListing:
+    """A checkpoint folder on a file system of this machine.
+
+    Args:
+        folder: The folder. It may be a symbolic link itself.
+        prefix: Only entries whose name begins with it are examined further inside.
+    """
+
+    def __init__(self, folder: str, prefix: str = "global_step_") -> None:
+        self._folder = folder
+        self._prefix = prefix
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield the entries of the folder, and all below folders whose name begins with the prefix."""
+        count = 0
+        pending = [("", 0)]
+        while pending:
+            inside, depth = pending.pop()
+            try:
+                found = list(self._scan(inside))
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # there is none, or it was removed meanwhile
+            for entry in found:
+                count += 1
+                if count > MAX_ENTRIES:
+                    return
+                yield entry
+                is_examined = depth > 0 or entry.path.startswith(self._prefix)
+                if entry.kind is EntryKind.FOLDER and is_examined and depth < MAX_DEPTH:
+                    pending.append((entry.path, depth + 1))
+
+    def _scan(self, inside: str) -> Iterator[Entry]:
+        with os.scandir(os.path.join(self._folder, inside) if inside else self._folder) as listing:
+            for number, item in enumerate(listing):
+                if number >= MAX_ENTRIES:
+                    return
+                try:
+                    status = item.stat(follow_symlinks=False)
+                except OSError:
+                    continue  # it was removed meanwhile
+                path = f"{inside}/{item.name}" if inside else item.name
+                kind = _kind(status.st_mode)
+                yield Entry(path, kind, status.st_size if kind is EntryKind.FILE else 0)
+
+    def read(self, path: str, offset: int, size: int) -> bytes | None:
+        """Return a part of a regular file, without following a link."""
+        descriptor = os.open(os.path.join(self._folder, path), _READ_FLAGS)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(f"{path} is not a regular file")
+            return os.pread(descriptor, size, offset)
+        finally:
+            os.close(descriptor)
+
+
+def _kind(mode: int) -> EntryKind:
+    if stat.S_ISREG(mode):
+        return EntryKind.FILE
+    if stat.S_ISDIR(mode):
+        return EntryKind.FOLDER
+    return EntryKind.LINK if stat.S_ISLNK(mode) else EntryKind.OTHER
