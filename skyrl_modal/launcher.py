@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from attrs import field, frozen
-
 from skyrl_modal.backends import check_backend
+from skyrl_modal.declaration import field, frozen
 from skyrl_modal.errors import translate_system_errors
 from skyrl_modal.spec.fields import OPTION_HELP
 from skyrl_modal.spec.run_spec import RunSpec
@@ -20,9 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from attrs import Attribute
-
     from skyrl_modal.backends import Backend, VolumeEntry
+    from skyrl_modal.declaration import Attribute
     from skyrl_modal.prepare.plan import Plan
     from skyrl_modal.run.handle import Run
     from skyrl_modal.run.output_sink import OutputTarget

@@ -12,9 +12,8 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attrs import evolve, fields, frozen
-
 from skyrl_modal.backends import Backend, VolumeEntry, get_backend, run_check
+from skyrl_modal.declaration import evolve, fields, frozen
 from skyrl_modal.errors import BackendUnavailable, PathNotFound, SkyRLModalError, SpecError, translate_system_errors
 from skyrl_modal.prepare.command import normalize_command, shorten_command
 from skyrl_modal.prepare.findings import unavailable_finding

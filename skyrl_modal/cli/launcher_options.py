@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-import attrs
 import click
 
+from skyrl_modal.declaration import fields
 from skyrl_modal.launcher import Launcher
 from skyrl_modal.spec.fields import OPTION_HELP
 from skyrl_modal.spec.mount import MountSpec
@@ -30,7 +30,7 @@ def _parse_pairs(values: Sequence[str], option: str) -> dict[str, str]:
 
 def _field_option(field: str, flag: str | None = None, **settings: Any) -> click.Option:
     """Return the option for a field of Launcher, with the help text of the field."""
-    text = getattr(attrs.fields(Launcher), field).metadata[OPTION_HELP]
+    text = getattr(fields(Launcher), field).metadata[OPTION_HELP]
     return click.Option([flag or f"--{field.replace('_', '-')}", field], help=text, **settings)
 
 

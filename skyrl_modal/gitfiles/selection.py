@@ -9,8 +9,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
-from attrs import field, frozen
-
+from skyrl_modal.declaration import field, frozen
 from skyrl_modal.errors import SpecError
 from skyrl_modal.gitfiles.decision import Decision, Exclusion, FolderMode, WalkResult
 from skyrl_modal.gitfiles.digest import file_digest, tree_digest

@@ -6,14 +6,14 @@ import posixpath
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from attrs import asdict
-
 from skyrl_modal.checkout import Checkout
+from skyrl_modal.declaration import fields
 from skyrl_modal.mount import Selection
 from skyrl_modal.protocol.job import CheckoutFacts, Job, Limits, Mount, RayOptions, Volume, WorkerLossPolicy
 from skyrl_modal.protocol.run_id import new_run_id
 from skyrl_modal.spec.ray import RaySpec
 from skyrl_modal.spec.run_spec import RunSpec
+from skyrl_modal.spec.volume import VolumeSpec
 
 
 def build_job(
@@ -59,7 +59,7 @@ def build_job(
             )
             for mount, selection in zip(spec.mounts, selections, strict=True)
         ),
-        volumes=tuple(Volume(**asdict(volume)) for volume in spec.volumes),
+        volumes=tuple(map(_volume, spec.volumes)),
         image=image,
         nodes=spec.nodes,
         gpus_per_node=None if counts_gpus else _requested_gpus(spec),
@@ -98,3 +98,7 @@ def _ray_options(spec: RaySpec) -> RayOptions:
 
 def _checkout_facts(checkout: Checkout) -> CheckoutFacts:
     return CheckoutFacts(commit=checkout.commit, changed_files=checkout.changed_files, ray_version=checkout.ray_version)
+
+
+def _volume(spec: VolumeSpec) -> Volume:
+    return Volume(**{item.name: getattr(spec, item.name) for item in fields(VolumeSpec)})

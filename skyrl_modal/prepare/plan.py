@@ -9,10 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attrs import field, frozen
-
 from skyrl_modal.checkout import Checkout, CheckoutInspection, find_checkout
 from skyrl_modal.dataclass import replace
+from skyrl_modal.declaration import field, frozen
 from skyrl_modal.errors import SpecError, StorageError
 from skyrl_modal.findings import Finding, Severity
 from skyrl_modal.gitfiles.report import format_size

@@ -6,11 +6,10 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from attrs import evolve
-
 from skyrl_modal.backends import Backend
 from skyrl_modal.backends.base import PreparedRun
 from skyrl_modal.dataclass import replace
+from skyrl_modal.declaration import evolve
 from skyrl_modal.errors import SpecError
 from skyrl_modal.findings import Severity
 from skyrl_modal.mount import Snapshot, SnapshotStore

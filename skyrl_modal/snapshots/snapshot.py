@@ -7,8 +7,7 @@ import weakref
 from pathlib import Path
 from types import TracebackType
 
-from attrs import evolve, field, frozen
-
+from skyrl_modal.declaration import evolve, field, frozen
 from skyrl_modal.errors import SnapshotError
 from skyrl_modal.gitfiles.digest import file_digest
 from skyrl_modal.snapshots.file_stamps import FileStamps

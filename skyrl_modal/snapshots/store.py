@@ -11,9 +11,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from attrs import Attribute, field, frozen
-
 from skyrl_modal.dataclass import dataclass
+from skyrl_modal.declaration import Attribute, field, frozen
 from skyrl_modal.errors import SnapshotError, SpecError
 from skyrl_modal.gitfiles.selection import Selection
 from skyrl_modal.snapshots.archive_cache import ArchiveCache

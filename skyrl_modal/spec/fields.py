@@ -13,7 +13,7 @@ from skyrl_modal.errors import SpecError
 from skyrl_modal.spec.variables import check_value
 
 if TYPE_CHECKING:
-    from attrs import Attribute
+    from skyrl_modal.declaration import Attribute
 
 #: The key of a field's metadata that holds the help text of its command line option.
 OPTION_HELP = "option_help"

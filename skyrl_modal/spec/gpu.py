@@ -6,8 +6,7 @@ import re
 import warnings
 from collections.abc import Sequence
 
-from attrs import frozen
-
+from skyrl_modal.declaration import frozen
 from skyrl_modal.errors import SpecError
 
 #: GPU names that Modal documents (https://modal.com/docs/guide/gpu), or that its users have recorded. Modal adds types

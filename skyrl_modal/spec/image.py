@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from attrs import Attribute, field, frozen
-
+from skyrl_modal.declaration import Attribute, field, frozen
 from skyrl_modal.errors import SpecError
 from skyrl_modal.spec.fields import check_strings, check_unicode, to_env, to_strings
 

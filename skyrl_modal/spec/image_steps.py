@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from attrs import Attribute, field, fields, frozen
-
+from skyrl_modal.declaration import Attribute, field, fields, frozen
 from skyrl_modal.errors import SpecError
 from skyrl_modal.spec.fields import check_strings, check_unicode, container_path, to_env, to_strings
 

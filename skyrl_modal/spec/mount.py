@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from attrs import field, frozen
-
+from skyrl_modal.declaration import field, frozen
 from skyrl_modal.errors import SpecError
 from skyrl_modal.spec.container_paths import mount_point
 from skyrl_modal.spec.fields import check_strings, to_strings

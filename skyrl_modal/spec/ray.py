@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import timedelta
 
-from attrs import Attribute, field, frozen
-
+from skyrl_modal.declaration import Attribute, field, frozen
 from skyrl_modal.errors import SpecError
 from skyrl_modal.spec.duration import parse_duration
 from skyrl_modal.spec.fields import at_least, to_env

@@ -8,8 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from attrs import Attribute, field, frozen
-
+from skyrl_modal.declaration import Attribute, field, frozen
 from skyrl_modal.errors import SpecError
 from skyrl_modal.spec.container_paths import RECORDS_FOLDER, find_nested
 from skyrl_modal.spec.duration import parse_duration

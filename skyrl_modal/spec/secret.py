@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attrs import Attribute, field, frozen
-
+from skyrl_modal.declaration import Attribute, field, frozen
 from skyrl_modal.errors import SpecError
 from skyrl_modal.spec.fields import check_name, check_strings, to_strings
 

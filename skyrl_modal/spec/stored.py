@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import attrs
-
+from skyrl_modal.declaration import evolve, fields, has
 from skyrl_modal.spec.image import ImageSpec
 from skyrl_modal.spec.mount import MountSpec
 from skyrl_modal.spec.ray import RaySpec
@@ -23,7 +22,7 @@ def encode_spec(spec: RunSpec, *, checkout: Path | None) -> dict[str, Any]:
         spec: The spec. Fields that a subclass adds are left out.
         checkout: The checkout that was found for it; None to store the spec's own.
     """
-    data = {field.name: _encode(getattr(spec, field.name)) for field in attrs.fields(RunSpec)}
+    data = {item.name: _encode(getattr(spec, item.name)) for item in fields(RunSpec)}
     return data if checkout is None else {**data, "checkout": str(checkout)}
 
 
@@ -31,9 +30,9 @@ def _encode(value: Any) -> Any:
     if isinstance(value, ImageSpec) and value.steps:
         from skyrl_modal.spec.image_steps import encode_step  # imported here, since most images have no steps
 
-        return {**_encode(attrs.evolve(value, steps=())), "steps": [encode_step(step) for step in value.steps]}
-    if attrs.has(type(value)):
-        return {field.name: _encode(getattr(value, field.name)) for field in attrs.fields(type(value))}
+        return {**_encode(evolve(value, steps=())), "steps": [encode_step(step) for step in value.steps]}
+    if has(type(value)):
+        return {field.name: _encode(getattr(value, field.name)) for field in fields(type(value))}
     if isinstance(value, Mapping):
         return {key: _encode(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -69,4 +68,4 @@ def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the items that are fields of a class."""
     if not isinstance(data, Mapping):
         raise TypeError(f"expected the fields of {cls.__name__}, found {type(data).__name__}")
-    return {field.name: data[field.name] for field in attrs.fields(cls) if field.name in data}
+    return {field.name: data[field.name] for field in fields(cls) if field.name in data}

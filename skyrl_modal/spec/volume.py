@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from attrs import Attribute, field, frozen
-
+from skyrl_modal.declaration import Attribute, field, frozen
 from skyrl_modal.errors import SpecError
 from skyrl_modal.spec.container_paths import mount_point
 from skyrl_modal.spec.fields import check_name
