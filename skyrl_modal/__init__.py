@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from skyrl_modal.errors import RunTimeout as RunTimeout
     from skyrl_modal.errors import SkyRLModalError as SkyRLModalError
     from skyrl_modal.errors import SpecError as SpecError
+    from skyrl_modal.formats.metrics_writer import log_metrics as log_metrics
     from skyrl_modal.launcher import Launcher as Launcher
     from skyrl_modal.prepare.plan import Plan as Plan
     from skyrl_modal.protocol.state import RunState as RunState
@@ -71,6 +72,7 @@ _MODULE_OF_NAME = {
     "SpecError": "errors",
     "UvSync": "spec.image_steps",
     "VolumeSpec": "spec.volume",
+    "log_metrics": "formats.metrics_writer",
     "runs": "run.handle",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 
 from skyrl_modal.machine import RayInstallation, append_to_path, complete_path, visible_gpu_count
@@ -25,6 +26,8 @@ UV_DEFAULTS = {
 }
 #: Programs of SkyRL's images, such as uv. They are installed for the user ray, while a container on Modal runs as root.
 IMAGE_PROGRAMS = "/home/ray/.local/bin"
+#: The folder with the hook that each Python process of the run loads: see ``skyrl_modal/formats/hook/``.
+HOOK_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "formats", "hook")
 #: Ray's settings of token authentication, of Ray 2.52 and later.
 _RAY_AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
@@ -43,8 +46,12 @@ def run_environment(job: Job, config: RankConfig) -> dict[str, str]:
     if config.has_modal_runtime and "PYTHONPATH" not in job.env and "PYTHONPATH" in env:
         kept = remove_runtime_folders(env.pop("PYTHONPATH"))
         env |= {"PYTHONPATH": kept} if kept else {}
+    env["PYTHONPATH"] = with_hook(env.get("PYTHONPATH"))
     gpus = gpus_per_node(job, config)
     env.update(
+        SKYRL_MODAL_RUN_FOLDER=job.run_folder,
+        # Attempts with the same number are ordered by it: one that a preemption interrupts is started again.
+        SKYRL_MODAL_STARTED_AT=f"{time.time():.3f}",
         SKYRL_RUN_ID=job.run_id,
         NUM_NODES=str(job.nodes),
         NUM_GPUS=str(visible_gpu_count(env) if gpus is None else gpus),
@@ -59,6 +66,21 @@ def run_environment(job: Job, config: RankConfig) -> dict[str, str]:
     if job.ray is not None:
         env.pop("RAY_ADDRESS", None)  # the address of a Ray of the caller, which the run must not use
     return env
+
+
+def with_hook(python_path: str | None) -> str:
+    """Return a PYTHONPATH that begins with the folder of the hook.
+
+    An empty value has no entries, while an empty entry beside others would be the current folder.
+
+    Example:
+        >>> with_hook("/opt/mine") == f"{HOOK_FOLDER}:/opt/mine"
+        True
+        >>> with_hook("") == HOOK_FOLDER
+        True
+    """
+    entries = python_path.split(os.pathsep) if python_path else []
+    return os.pathsep.join([HOOK_FOLDER, *(entry for entry in entries if entry != HOOK_FOLDER)])
 
 
 def claim_master_port(config: RankConfig) -> tuple[int, socket.socket | None]:
@@ -81,6 +103,7 @@ def replaced_variables(job: Job, env: Mapping[str, str]) -> list[str]:
         env: The result of ``run_environment``.
     """
     names = {"SKYRL_RUN_ID", "SKYRL_ATTEMPT", "NUM_NODES", "NUM_GPUS", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"}
+    names |= {"SKYRL_MODAL_RUN_FOLDER", "SKYRL_MODAL_STARTED_AT"}
     names |= {"SKYRL_DATA", "SKYRL_REPO_ROOT"} - {"SKYRL_REPO_ROOT" if job.repo_root is None else ""}
     if job.ray is not None:
         names |= {"RAY_ADDRESS", *_RAY_AUTH_VARIABLES}
@@ -131,7 +154,9 @@ def ray_environment(env: Mapping[str, str], options: RayOptions, config: RankCon
     No variable that the command's environment contains is replaced by a default.
     """
     offline = {"UV_OFFLINE": "1"} if config.has_no_internet else {}
-    return {**UV_DEFAULTS, **offline, **_spill_folder(config), **env, **options.env}
+    python_path = with_hook(options.env.get("PYTHONPATH", env.get("PYTHONPATH")))
+    own = {**options.env, "PYTHONPATH": python_path}
+    return {**UV_DEFAULTS, **offline, **_spill_folder(config), **env, **own}
 
 
 def ray_session_folder(config: RankConfig) -> Path:

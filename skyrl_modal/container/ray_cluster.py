@@ -58,6 +58,8 @@ if TYPE_CHECKING:
 
 #: Number of times that a lost Ray node is started again in one attempt, with ``on_worker_loss="wait"``.
 MAX_NODE_RESTARTS = 3
+#: Variables that rank 0 sets for all ranks.
+_CLUSTER_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "SKYRL_ATTEMPT", "SKYRL_MODAL_STARTED_AT")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +189,7 @@ class RayCluster:
             RunStopped: The run was asked to stop.
         """
         self._attempt = attempt
+        self.env["SKYRL_ATTEMPT"] = str(attempt)  # also for Ray's processes
         timeout = start_timeout(self._job)
         deadline = time.monotonic() + timeout
         with contextlib.ExitStack() as slots:
@@ -231,7 +234,7 @@ class RayCluster:
 
     def _start_worker(self, rank: int) -> None:
         if self._server is not None and self._node is not None:
-            env = {name: self.env[name] for name in ("MASTER_ADDR", "MASTER_PORT")}
+            env = {name: self.env[name] for name in _CLUSTER_VARIABLES}
             self._server.send(rank, StartRay(self._node.address, env, self._attempt))
             self._started_ranks.add(rank)
             if not self._cluster.nodes:

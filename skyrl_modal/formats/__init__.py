@@ -1,1 +1,1 @@
-"""SkyRL's file formats, read with the standard library only, by the caller and in the container."""
+"""SkyRL's file formats, and the hook that is loaded into a run's Python processes. Standard library only."""

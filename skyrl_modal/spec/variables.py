@@ -26,6 +26,8 @@ _RAY = "the run sets it to that of its own Ray. Pass ray=None to use another Ray
 _ALWAYS_SET = {
     "SKYRL_RUN_ID": "the run sets it to its id. Use another name",
     "SKYRL_ATTEMPT": "the run sets it to the number of the attempt. Use another name",
+    "SKYRL_MODAL_RUN_FOLDER": "the run sets it to the folder of its records. Use another name",
+    "SKYRL_MODAL_STARTED_AT": "the run sets it to the time of its start. Use another name",
     "NUM_GPUS": _GPUS,
     "NUM_NODES": "the run sets it to the number of nodes. Pass nodes=",
     "NODE_RANK": _SELF,

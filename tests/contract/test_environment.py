@@ -38,16 +38,17 @@ def test_variables_of_ray_without_ray(launcher: MakeLauncher, monkeypatch: pytes
 
 
 def test_declared_lists_of_folders_are_kept(launcher: MakeLauncher) -> None:
-    """The caller's PATH is kept after the folders that the run needs. Other lists of folders are the caller's."""
+    """The caller's PATH and PYTHONPATH are kept after what the run needs. LD_LIBRARY_PATH is the caller's."""
     names = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
     values = {"PATH": "/opt/a/bin:/usr/bin:/bin", "PYTHONPATH": "/opt/a:/opt/b", "LD_LIBRARY_PATH": "/opt/a/lib"}
 
     text = output_of(launcher, "command -v python3; " + "; ".join(f'echo "${name}"' for name in names), env=values)
 
-    python, path, *others = text.splitlines()
+    python, path, python_path, libraries = text.splitlines()
     assert "/opt/a/bin:/usr/bin:/bin" in path
     assert path.startswith(str(Path(python).parent))
-    assert others == ["/opt/a:/opt/b", "/opt/a/lib"]
+    assert python_path.partition(":")[2] == "/opt/a:/opt/b"
+    assert libraries == "/opt/a/lib"
 
 
 def test_variable_of_the_run_starts_nothing(launcher: MakeLauncher) -> None:

@@ -19,6 +19,8 @@ from skyrl_modal.spec.variables import MAX_ENVIRONMENT_BYTES, MAX_VARIABLE_BYTES
 ALWAYS_SET = (
     "SKYRL_RUN_ID",
     "SKYRL_ATTEMPT",
+    "SKYRL_MODAL_RUN_FOLDER",
+    "SKYRL_MODAL_STARTED_AT",
     "NUM_GPUS",
     "NUM_NODES",
     "NODE_RANK",

@@ -34,7 +34,7 @@ UV_ENVIRONMENT = "/opt/skyrl-venv"
 _PACKAGE = "skyrl_modal"
 #: What the container imports of this package: the import contract "inside the container".
 _CONTAINER_PARTS = frozenset(
-    {"__init__.py", "container", "dataclass.py", "event_queue.py", "machine.py", "ports.py", "protocol"}
+    {"__init__.py", "container", "dataclass.py", "event_queue.py", "formats", "machine.py", "ports.py", "protocol"}
 )
 #: Size of a pyproject.toml.
 _MAX_PYPROJECT_BYTES = 4 << 20

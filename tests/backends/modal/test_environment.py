@@ -37,7 +37,7 @@ def test_runtime_is_not_inherited(make_server: Any, checkout: Any, volume: Any, 
 
     variables, path, folders, found = output_of(launcher, command)
 
-    assert variables == f"unset {home}"
+    assert variables == f"/root/skyrl_modal/formats/hook {home}"
     assert path.split(":")[-1] == PROGRAMS
     assert (folders, found) == ("[]", "not found")
 
@@ -51,7 +51,7 @@ def test_variables_of_the_image(server: LoopbackModal, launcher: Make) -> None:
         'echo "$PYTHONPATH $MINE $OTHER $MODAL_REGION"; echo "$PATH"',
     )
 
-    assert lines[0] == "/opt/mine image env us-east-1"
+    assert lines[0] == "/root/skyrl_modal/formats/hook:/opt/mine image env us-east-1"
     assert lines[1].endswith(f":/usr/bin:/bin:{PROGRAMS}")
 
 
