@@ -141,6 +141,7 @@ def facts_of_run(job: Job, spec: RunSpec, selections: Sequence[Selection], state
         gpus=gpus_of_node(job, spec, needs_count=True),
         nodes=job.nodes,
         may_restart=not is_local or job.limits.retries > 0,
+        resumes=spec.resume is not None,
         timeout=job.limits.attempt_timeout,
         image=job.image,
         has_uv=shutil.which("uv") is not None if is_local else None,

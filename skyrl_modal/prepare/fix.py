@@ -16,6 +16,7 @@ from attrs import frozen
 from skyrl_modal.dataclass import replace
 from skyrl_modal.findings import Finding, Severity
 from skyrl_modal.prepare.command_starts import CheckedState, facts_of_run, resolve_command, schema_of_checkout
+from skyrl_modal.protocol.resume import insert_arguments
 from skyrl_modal.skyrl.resolution.insertion import insertion_points
 from skyrl_modal.skyrl.resolution.programs import python_program
 from skyrl_modal.skyrl.resolution.records import Call, Resolution, Start
@@ -62,7 +63,7 @@ class _Trial:
         self._schema = schema_of_checkout(plan.job, plan.selections)
 
     def resolve(self, insertions: Mapping[int, _Pairs]) -> Resolution:
-        job = replace(self.plan.job, command=_with_arguments(self.plan.job.command, insertions))
+        job = replace(self.plan.job, command=insert_arguments(self.plan.job.command, insertions))
         return resolve_command(job, self.plan.spec, self.plan.selections, cache=self._cache)
 
     def find(self, resolution: Resolution) -> list[tuple[int, Finding]]:
@@ -96,18 +97,44 @@ def find_fix(plan: Plan, cache: ResultCache, state: CheckedState | None = None) 
     reached = _reached(starts, wanted) if insertions else {}
     missing = {number: {key for key in keys if key not in reached.get(number, ())} for number, keys in wanted.items()}
     return Fix(
-        command=_with_arguments(command, insertions),
+        command=insert_arguments(command, insertions),
         overrides=tuple(f"{key}={value}" for key, value in pairs),
         findings=tuple(_not_reached(plan.resolution.starts, wanted, missing)),
     )
 
 
-def _with_arguments(command: str, insertions: Mapping[int, _Pairs]) -> str:
-    """Return a command with arguments at some of its positions."""
-    for point in sorted(insertions, reverse=True):
-        arguments = shlex.join(f"{key}={value}" for key, value in insertions[point])
-        command = f"{command[:point]} {arguments}{command[point:]}" if arguments else command
-    return command
+def positions_of_starts(plan: Plan, cache: ResultCache, wanted: _Wanted) -> dict[int, int]:
+    """Return the positions in a command at which arguments reach starts, as far as that is proved.
+
+    Args:
+        plan: The plan.
+        cache: The user's cache of results.
+        wanted: The arguments by the number of a start. A position that reaches several starts must have the same ones
+            for all of them.
+
+    Returns:
+        The positions by the number of a start. Starts that no position reaches are left out.
+    """
+    trial = _Trial(plan, cache, CheckedState())
+    points = insertion_points(plan.job.command)[:_MAX_PARTS]
+    positions: dict[int, int] = {}
+    if len(points) == len(plan.resolution.starts) == len(wanted) == 1:
+        positions = dict.fromkeys(wanted, points[0])
+    else:
+        for point in points:
+            reached = _reached_starts(plan.resolution, trial.resolve({point: [_PROBE]}))
+            # Other programs must not receive them: they may refuse them.
+            if reached and reached <= set(wanted) and len({tuple(wanted[number].items()) for number in reached}) == 1:
+                positions |= {number: positions.get(number, point) for number in reached}
+    insertions = {point: list(wanted[number].items()) for number, point in positions.items()}
+    if not insertions:
+        return {}
+    after = trial.resolve(insertions)
+    keys = {key for pairs in insertions.values() for key, _ in pairs}
+    if not _has_same_form(plan.resolution, after, keys):
+        return {}
+    reached_keys = _reached(after.starts, wanted)
+    return {number: point for number, point in positions.items() if reached_keys[number] == set(wanted[number])}
 
 
 def _place(trial: _Trial, wanted: _Wanted) -> dict[int, dict[str, str]]:

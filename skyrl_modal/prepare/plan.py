@@ -256,7 +256,7 @@ class PlanBasis:
             found, folders = find_problems_of_starts(resolution, job, spec, selections, state)
             findings = [*without_absent_calls(findings, resolution), *found]
             job = replace(job, checkpoint_folders=folders)
-        return Plan(
+        plan = Plan(
             job=job,
             spec=spec,
             checkout=checkout,
@@ -266,6 +266,11 @@ class PlanBasis:
             resolution=resolution,
             state=state,
         )
+        if spec.resume is None:
+            return plan
+        from skyrl_modal.prepare.resume import with_resume  # imported here, since most runs do not need it
+
+        return with_resume(plan, self._cache)
 
 
 def result_cache() -> ResultCache:

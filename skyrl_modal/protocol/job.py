@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from skyrl_modal.dataclass import dataclass, field
 from skyrl_modal.protocol.codec import TolerantStrEnum
+from skyrl_modal.protocol.resume import ResumeRecord
 
 SCHEMA_VERSION = 2
 
@@ -139,6 +140,7 @@ class Job:
             owner, or if the backend detects in another way that the owner has exited.
         checkout: The checkout's state; None if none is mounted.
         checkpoint_folders: Folders on volumes that the command writes checkpoints to, as far as is known.
+        resume: How attempts continue from the newest complete checkpoint; None if the command is started as it is.
         created_at: When the job was created: ISO 8601, UTC.
         submitted_at: When the backend was asked to execute it, by the caller's clock: ISO 8601, UTC. None for a backend
             that starts it immediately.
@@ -173,6 +175,7 @@ class Job:
     checkout: CheckoutFacts | None = None
     submitted_at: str | None = None
     checkpoint_folders: tuple[str, ...] = ()
+    resume: ResumeRecord | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property

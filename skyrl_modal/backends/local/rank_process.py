@@ -15,7 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,7 @@ from skyrl_modal.errors import BackendUnavailable, StorageError
 from skyrl_modal.protocol.codec import encode
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.rank_config import RankConfig
+from skyrl_modal.protocol.resume import ResumeRecord
 from skyrl_modal.user_folders import create_user_folder
 
 if TYPE_CHECKING:
@@ -262,4 +263,11 @@ def with_host_paths(job: Job, layers: Sequence[Layer]) -> Job:
         repo_root=None if job.repo_root is None else host_path(job.repo_root),
         data_root=None if job.data_root is None else host_path(job.data_root),
         run_folder=host_path(job.run_folder),
+        checkpoint_folders=tuple(map(host_path, job.checkpoint_folders)),
+        resume=None if job.resume is None else _with_host_folders(job.resume, host_path),
     )
+
+
+def _with_host_folders(resume: ResumeRecord, host_path: Callable[[str], str]) -> ResumeRecord:
+    targets = tuple(replace(target, folder=host_path(target.folder)) for target in resume.targets)
+    return replace(resume, targets=targets)

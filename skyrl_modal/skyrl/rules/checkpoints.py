@@ -23,7 +23,12 @@ def resumes(values: StartValues) -> bool | None:
 
 def find_resume_off(values: StartValues) -> Iterator[Finding]:
     """Yield a finding if checkpoints are written, but a restart does not continue from them."""
-    if not values.run.may_restart or not writes_checkpoints(values) or resumes(values) is not False:
+    if (
+        not values.run.may_restart
+        or values.run.resumes
+        or not writes_checkpoints(values)
+        or resumes(values) is not False
+    ):
         return
     override = "resume_from=latest" if values.start.kind is EntrypointKind.SFT else "trainer.resume_mode=latest"
     yield Finding(
@@ -105,7 +110,7 @@ def find_existing_checkpoints(values: StartValues) -> Iterator[Finding]:
             remedy=f"Pass another {values.prefix}ckpt_path, or stop the other run first.",
         )
     if values.run.path_exists(folder):
-        continues = resumes(values)
+        continues = values.run.resumes or resumes(values)
         yield Finding(
             code="ckpt-exists",
             severity=Severity.WARNING if continues is False else Severity.NOTE,

@@ -34,6 +34,7 @@ class RunFacts:
         gpus: The number of GPUs of each node; None if it is not known.
         nodes: The number of nodes.
         may_restart: Whether the command may be started again after a failure or a preemption.
+        resumes: Whether each attempt continues from the newest complete checkpoint, whatever the command itself does.
         timeout: Seconds of an attempt.
         image: The base image; empty if there is none.
         has_uv: Whether uv is installed where the command runs; None if it is not known.
@@ -53,6 +54,7 @@ class RunFacts:
     gpus: int | None = None
     nodes: int = 1
     may_restart: bool = True
+    resumes: bool = False
     timeout: float = 3600.0
     image: str = ""
     has_uv: bool | None = None
