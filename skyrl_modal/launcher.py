@@ -46,7 +46,10 @@ class Launcher(RunSpec):
         retries: Number of further attempts after a failure or a timeout.
         resume: ``"auto"`` to continue each attempt from the newest complete checkpoint; None to start the command as it
             is. An attempt that reached a new step is then repeated without using a retry.
-        budget: Limit in US dollars for all attempts together; None for no limit.
+        budget: Limit in US dollars for all attempts together; None for no limit. At the limit, the run is stopped with
+            its grace period.
+        rate: What one node costs in US dollars per hour, for a machine of your own or a negotiated price; None for
+            Modal's rates. A local run costs nothing without it.
         stall: Time without output and without a new step after which an attempt is ended, with the same values as
             ``timeout``; None for no limit.
         start_deadline: Time from the submission in which the command has to start, with the same values as ``timeout``;

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skyrl_modal.backends import Backend, VolumeEntry, get_backend, run_check
+from skyrl_modal.backends import Backend, VolumeEntry, get_backend, rates_of_plan, rates_of_run, run_check
 from skyrl_modal.declaration import evolve, fields, frozen
 from skyrl_modal.errors import BackendUnavailable, PathNotFound, SkyRLModalError, SpecError, translate_system_errors
 from skyrl_modal.prepare.command import normalize_command, shorten_command
@@ -34,6 +34,7 @@ from skyrl_modal.user_folders import local_path
 from skyrl_modal.views.text import StderrReporter
 
 if TYPE_CHECKING:
+    from skyrl_modal.backends import FindRates
     from skyrl_modal.findings import Finding
     from skyrl_modal.launcher import Launcher
     from skyrl_modal.protocol.job import Job
@@ -135,7 +136,8 @@ def map_commands(
     labels = list(names) if names is not None else texts
     if len(labels) != len(texts):
         raise SpecError("names", labels, f"pass one name for each command ({len(texts)})")
-    backend = backend_of(launcher).name
+    used = backend_of(launcher)
+    backend = used.name
     if max_parallel is None:
         max_parallel = 2 if backend == "local" else 50
     check_whole_number("max_parallel", max_parallel, minimum=1)
@@ -143,7 +145,7 @@ def map_commands(
         return []
     from skyrl_modal.run.batch import Batch  # imported here, since one run does not need it
 
-    with _prepare(launcher) as preparation:
+    with _prepare(launcher, rates_of_run(used)) as preparation:
         first = preparation.plan(texts[0])  # raises errors in the launcher's fields before anything starts
         if options.strict:
             for plan in (first, *map(preparation.plan, texts[1:])):
@@ -164,7 +166,8 @@ def _live_table(labels: Sequence[str]) -> LiveRunTable:
 
 def plan(launcher: Launcher, command: str | Sequence[str], *, check: bool) -> Plan:
     """Return what a run would do."""
-    text, preparation = normalize_command(command), _prepare(launcher)
+    text = normalize_command(command)
+    preparation = _prepare(launcher, _find_rates(launcher, check=check))
     unavailable: list[Finding] = []
 
     def check_run(job: Job, spec: RunSpec) -> Sequence[str]:
@@ -186,10 +189,21 @@ def plan(launcher: Launcher, command: str | Sequence[str], *, check: bool) -> Pl
     return evolve(checked, findings=(*checked.findings, *unavailable))
 
 
+def _find_rates(launcher: Launcher, *, check: bool) -> FindRates | None:
+    """Return what finds the rate for a plan: with a request only if the backend is to be asked."""
+    if not check:
+        return rates_of_plan(launcher.backend)
+    try:
+        return rates_of_run(backend_of(launcher))
+    except BackendUnavailable:  # reported by the check
+        return rates_of_plan(launcher.backend)
+
+
 @translate_system_errors()
-def _prepare(launcher: Launcher) -> Preparation:
+def _prepare(launcher: Launcher, find_rates: FindRates | None) -> Preparation:
     """Prepare runs, as far as they do not depend on their commands."""
-    return Preparation(launcher, launcher.backend if isinstance(launcher.backend, str) else launcher.backend.name)
+    backend = launcher.backend if isinstance(launcher.backend, str) else launcher.backend.name
+    return Preparation(launcher, backend, find_rates)
 
 
 @translate_system_errors()
@@ -212,7 +226,7 @@ def _start(
     with ExitStack() as stack:
         if shared is None:
             stack.enter_context(_prepare_check(backend))
-            shared = stack.enter_context(_prepare(launcher))
+            shared = stack.enter_context(_prepare(launcher, rates_of_run(backend)))
         plan = shared.plan(text)
         if options.fix:
             plan = _fixed(plan, shared)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from skyrl_modal.backends.base import Backend as Backend
     from skyrl_modal.backends.base import Execution as Execution
+    from skyrl_modal.backends.base import NodeRates as NodeRates
     from skyrl_modal.backends.base import StoredFile as StoredFile
     from skyrl_modal.backends.base import VolumeEntry as VolumeEntry
     from skyrl_modal.protocol.job import Job
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     #: A check of a run like ``Backend.check``: it returns warnings, or raises an error.
     RunCheck = Callable[[Job, RunSpec], Sequence[str]]
+    #: Returns what one node of a run costs; None if the backend does not know it.
+    FindRates = Callable[[RunSpec], NodeRates | None]
 
 __all__ = [
     "Backend",
@@ -32,6 +35,8 @@ __all__ = [
     "check_backend",
     "get_backend",
     "installed_backends",
+    "rates_of_plan",
+    "rates_of_run",
     "run_check",
 ]
 
@@ -48,6 +53,8 @@ BUILT_IN_BACKENDS = {
 
 #: The part of ``Backend.check`` that needs no client of another package, whose import takes longer than a plan.
 _CHECKS_OF_PLANS = {"modal": "skyrl_modal.backends.modal.run_checks:check_run"}
+#: Rates of runs as they are known without a request.
+_RATES_OF_PLANS = {"modal": "skyrl_modal.backends.modal.rates:stored_node_rates"}
 
 
 def __getattr__(name: str) -> Any:
@@ -112,6 +119,21 @@ def run_check(backend: str | Backend) -> RunCheck:
     module, _, function = _CHECKS_OF_PLANS[backend].partition(":")
     check: RunCheck = getattr(import_module(module), function)
     return check
+
+
+def rates_of_plan(backend: str | Backend) -> FindRates | None:
+    """Return what finds the rate of a run without a request; None if the backend has no rates without one."""
+    if not isinstance(backend, str) or backend not in _RATES_OF_PLANS:
+        return None
+    module, _, function = _RATES_OF_PLANS[backend].partition(":")
+    find: FindRates = getattr(import_module(module), function)
+    return find
+
+
+def rates_of_run(backend: Backend) -> FindRates | None:
+    """Return what finds the rate of a run, with a request if needed; None if the backend has no rates."""
+    find: FindRates | None = getattr(backend, "node_rates", None)
+    return find
 
 
 def _entry_points() -> EntryPoints:

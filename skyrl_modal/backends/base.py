@@ -70,6 +70,40 @@ class StoredFile:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuChoice:
+    """What one node of a run costs with one of the requested GPU types.
+
+    Attributes:
+        gpu: The request, such as ``"H100:8"``; empty without GPUs.
+        per_hour: US dollars per hour of one node, with its CPU cores and memory; None if no rate is known.
+    """
+
+    gpu: str
+    per_hour: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRates:
+    """What one node of a run costs.
+
+    Attributes:
+        choices: One for each requested GPU type, in the order of preference; one for a run without GPUs.
+        source: Where the rates are from, with their date.
+        notes: What the rates do not include.
+    """
+
+    choices: tuple[GpuChoice, ...]
+    source: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def per_hour(self) -> float | None:
+        """US dollars per hour of one node: the highest of the choices; None if one of them is not known."""
+        known = [choice.per_hour for choice in self.choices if choice.per_hour is not None]
+        return max(known) if len(known) == len(self.choices) else None
+
+
+@dataclass(frozen=True, slots=True)
 class CheckResult:
     """One check of ``skyrl-modal doctor``.
 
@@ -173,6 +207,8 @@ class Backend(Protocol):
     * ``abandoned_folders() -> Iterator[Path]``: the folders on this machine that ``skyrl-modal clean`` removes.
     * ``forget(run_id: str) -> None``: removes what this machine keeps about a run that has ended, except its logs and
       results. ``skyrl-modal clean`` calls it after it has removed the record of the run.
+    * ``node_rates(spec: RunSpec) -> NodeRates | None``: what one node of a run costs. It is called for runs, and for
+      plans with ``check``, unless the run declares its rate. Without it, a run costs nothing unless it declares one.
     * ``prepare_check() -> AbstractContextManager[object]``: starts, without waiting for it, what ``check`` needs from
       other processes. It is entered before a plan is made, and left after the run was started, or could not be started.
     """

@@ -45,6 +45,7 @@ def launcher_options() -> Sequence[click.Option]:
         _field_option("retries", type=int),
         _field_option("resume"),
         _field_option("budget", type=float),
+        _field_option("rate", type=float),
         _field_option("stall"),
         _field_option("start_deadline"),
         _field_option("lease"),

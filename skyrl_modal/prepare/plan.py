@@ -36,7 +36,9 @@ from skyrl_modal.views.findings import by_severity, finding_rows, findings_to_ht
 from skyrl_modal.views.text import format_rows
 
 if TYPE_CHECKING:
+    from skyrl_modal.backends import FindRates, NodeRates
     from skyrl_modal.prepare.command_starts import CheckedState
+    from skyrl_modal.prepare.cost import PlanCost
     from skyrl_modal.prepare.fix import Fix
 
 #: The backend that runs on this machine: without an image, and with the GPUs that the machine has.
@@ -57,6 +59,7 @@ class Plan:
         backend: The name of the backend.
         resolution: The Python programs that the command starts, with their arguments.
         state: What the backend and earlier runs show; None if they were not asked.
+        rates: What one node costs; None if the run costs nothing.
     """
 
     job: Job
@@ -67,6 +70,7 @@ class Plan:
     backend: str
     resolution: Resolution = field(factory=Resolution)
     state: CheckedState | None = field(default=None, eq=False, repr=False)
+    rates: NodeRates | None = None
 
     @cached_property
     def fix(self) -> Fix:
@@ -94,6 +98,13 @@ class Plan:
     def _shown_findings(self) -> list[Finding]:
         return by_severity(finding for finding in self.findings if finding.severity is not Severity.NOTE)
 
+    @cached_property
+    def cost(self) -> PlanCost:
+        """What the run costs, as far as it is known before it starts."""
+        from skyrl_modal.prepare.cost import plan_cost  # imported here, since a local run costs nothing
+
+        return plan_cost(self.job, self.spec, self.rates)
+
     def to_json(self) -> str:
         """Return command, findings, overrides and starts as JSON. It resolves the command again for the overrides.
 
@@ -109,6 +120,7 @@ class Plan:
             "findings": [encode(finding) for finding in (*self.findings, *self.fix.findings)],
             "starts": [encode(start) for start in self.resolution.starts],
             "unresolved": self.resolution.unresolved,
+            "cost": encode(self.cost),
         }
         return json.dumps(values, indent=2)
 
@@ -134,9 +146,19 @@ class Plan:
         rows += [("volume", f"{v.mount_path} is {v.name}{' (read only)' if v.read_only else ''}") for v in job.volumes]
         limits = job.limits
         rows.append(("timeout", f"{limits.attempt_timeout:,.10g} s, {limits.retries} retries"))
+        rows += self.cost_rows()
         if limits.start_deadline is not None:
             rows.append(("start", f"within {limits.start_deadline:,.10g} s of the submission"))
         return rows
+
+    def cost_rows(self) -> list[tuple[str, str]]:
+        """Return the cost as label and value pairs; none for a run that costs nothing."""
+        if self.rates is None:
+            return []
+        from skyrl_modal.views.money import format_money  # imported here, since a local run costs nothing
+
+        budget = self.job.limits.budget
+        return [("cost", str(self.cost)), *([] if budget is None else [("budget", format_money(budget))])]
 
     def _start_rows(self) -> list[tuple[str, str]]:
         starts = [("starts", f"{start.program} ({start.kind})") for start in self.resolution.entrypoints]
@@ -173,6 +195,7 @@ class PlanBasis:
     Args:
         spec: What the user declared.
         backend: The name of the backend.
+        find_rates: Returns what one node of the run costs; None if the backend has no rates.
 
     Raises:
         SpecError: The folder of a mount does not exist, or a file of the checkout cannot be read.
@@ -182,8 +205,9 @@ class PlanBasis:
         selections: The files of the mounts, in their order.
     """
 
-    def __init__(self, spec: RunSpec, backend: str) -> None:
+    def __init__(self, spec: RunSpec, backend: str, find_rates: FindRates | None = None) -> None:
         self._spec, self._backend, self._cache = spec, backend, result_cache()
+        self._find_rates = find_rates
         has_checkout = any(mount.local_path is None for mount in spec.mounts)
         with ExitStack() as started:
             inspection = None
@@ -256,6 +280,14 @@ class PlanBasis:
             found, folders = find_problems_of_starts(resolution, job, spec, selections, state)
             findings = [*without_absent_calls(findings, resolution), *found]
             job = replace(job, checkpoint_folders=folders)
+        rates = None
+        if self._find_rates is not None or spec.rate is not None or spec.budget is not None:
+            # Imported here, since a local run costs nothing.
+            from skyrl_modal.prepare.cost import find_budget_problems, find_rates, node_rate, plan_cost
+
+            rates = find_rates(spec, self._find_rates)
+            job = replace(job, rate=node_rate(rates))
+            findings += find_budget_problems(spec.budget, plan_cost(job, spec, rates))
         plan = Plan(
             job=job,
             spec=spec,
@@ -265,6 +297,7 @@ class PlanBasis:
             backend=self._backend,
             resolution=resolution,
             state=state,
+            rates=rates,
         )
         if spec.resume is None:
             return plan

@@ -24,7 +24,7 @@ from skyrl_modal.user_folders import cache_folder, create_user_folder
 from skyrl_modal.views.text import format_rows
 
 if TYPE_CHECKING:
-    from skyrl_modal.backends import RunCheck
+    from skyrl_modal.backends import FindRates, RunCheck
     from skyrl_modal.prepare.command_starts import CheckedState
 
 
@@ -77,7 +77,7 @@ def report_plan(
     """
     if title:
         reporter.info(title)
-    rows = [*plan.mount_rows(), *backend.describe(plan.job, plan.spec)]
+    rows = [*plan.mount_rows(), *backend.describe(plan.job, plan.spec), *plan.cost_rows()]
     if rows:
         reporter.info(format_rows(rows))
     for warning in plan.warnings:
@@ -96,14 +96,15 @@ class Preparation:
     Args:
         spec: What the user declared.
         backend: The backend's name.
+        find_rates: Returns what one node of a run costs; None if the backend has no rates.
 
     Raises:
         SpecError: The folder of a mount does not exist, or a file of the checkout cannot be read.
         CheckoutNotFound: A mount is the checkout, and there is none.
     """
 
-    def __init__(self, spec: RunSpec, backend: str) -> None:
-        self._basis = PlanBasis(spec, backend)
+    def __init__(self, spec: RunSpec, backend: str, find_rates: FindRates | None = None) -> None:
+        self._basis = PlanBasis(spec, backend, find_rates)
         self._lock = threading.Lock()
         self._snapshots: list[Snapshot] = []
 

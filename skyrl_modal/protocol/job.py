@@ -100,6 +100,24 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRate:
+    """What one node of a run costs.
+
+    Attributes:
+        per_hour: US dollars per hour. Of several GPU types in order of preference, it is the highest rate.
+        source: Where the rate is from, with its date.
+    """
+
+    per_hour: float
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a negative rate."""
+        if self.per_hour < 0:
+            raise ValueError(f"a rate is not negative: {self.per_hour!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckoutFacts:
     """The state of the checkout when the run was started.
 
@@ -142,6 +160,7 @@ class Job:
         checkpoint_folders: Folders on volumes that the command writes checkpoints to, as far as is known.
         resume: How attempts continue from the newest complete checkpoint; None if the command is started as it is.
         created_at: When the job was created: ISO 8601, UTC.
+        rate: What one node costs; None if that is not known, or if the run costs nothing.
         submitted_at: When the backend was asked to execute it, by the caller's clock: ISO 8601, UTC. None for a backend
             that starts it immediately.
         schema_version: Version of this record's schema.
@@ -173,6 +192,7 @@ class Job:
     limits: Limits = Limits()
     lease: float | None = None
     checkout: CheckoutFacts | None = None
+    rate: NodeRate | None = None
     submitted_at: str | None = None
     checkpoint_folders: tuple[str, ...] = ()
     resume: ResumeRecord | None = None

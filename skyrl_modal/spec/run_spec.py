@@ -39,6 +39,8 @@ from skyrl_modal.spec.volume import VolumeSpec
 #: Largest numbers of CPUs, and MiB of memory, that Modal's protocol can express: uint32, the first in thousandths.
 MAX_CPU = (2**32 - 1) // 1000
 MAX_MEMORY = 2**32 - 1
+#: US dollars per hour and node above which a rate is a mistake: more than a host with eight GPUs costs anywhere.
+MAX_RATE = 100_000
 
 
 # mypy's plugin for attrs accepts named functions only as converters.
@@ -144,6 +146,11 @@ class RunSpec:
         default=None,
         validator=above_zero,
         metadata=_option("Limit in US dollars for all attempts together. Default: no limit."),
+    )
+    rate: float | None = field(
+        default=None,
+        validator=at_least(0, MAX_RATE),
+        metadata=_option("US dollars per hour and node. Default: Modal's rates; a local run costs nothing."),
     )
     stall: float | None = field(
         default=None,

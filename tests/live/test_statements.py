@@ -19,6 +19,7 @@ from typing import Any
 import modal
 import pytest
 
+from skyrl_modal.backends.modal.rates import normalized_rates
 from tests.live.conftest import JOBS
 from tests.support.loopback.test_as_recorded import SCRIPT
 from tests.support.loopback.test_faults import CLIENT
@@ -188,6 +189,15 @@ def test_unknown_gpu(running: Any, record: Record) -> None:
     with pytest.raises(modal.exception.Error) as raised, running("double", gpu="NO-SUCH-GPU"):
         pass
     record("refusal of an unknown GPU", repr(raised.value)[:300])
+
+
+def test_names_of_rates(account: str, record: Record) -> None:
+    """The rates of the workspace have the names that are known. The values are not printed: they may be negotiated."""
+    names = sorted(modal.Workspace.from_context().billing.rates())
+    record("names of the workspace's rates", names)
+    known = normalized_rates(dict.fromkeys(names, 1))
+    record("rates that are recognized", sorted(known))
+    assert {"CPU", "memory", "H100"} <= set(known)
 
 
 def test_driver_of_an_l4(running: Any, record: Record) -> None:

@@ -254,6 +254,7 @@ def test_stored_spec_is_restored(checkout: Path, tmp_path: Path) -> None:
         start_deadline="30m",
         resume="auto",
         budget=300,
+        rate=31.6,
         stall="20m",
         lease="20m",
     )

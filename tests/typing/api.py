@@ -79,6 +79,7 @@ launcher = Launcher(
     start_deadline=timedelta(hours=1),
     resume="auto",
     budget=12.5,
+    rate=31.6,
     stall="20m",
 )
 

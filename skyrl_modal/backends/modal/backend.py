@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from skyrl_modal.backends.base import CheckResult, Handle, PreparedRun, VolumeEntry
+from skyrl_modal.backends.base import CheckResult, Handle, NodeRates, PreparedRun, VolumeEntry
 from skyrl_modal.backends.modal import checks, preflight, volumes
 from skyrl_modal.backends.modal.app import RunApp
 from skyrl_modal.backends.modal.errors import translated_client_errors
 from skyrl_modal.backends.modal.execution import ModalExecution
+from skyrl_modal.backends.modal.rate_request import RateRequest
+from skyrl_modal.backends.modal.rates import node_rates
 from skyrl_modal.backends.modal.run_checks import check_run
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.spec.run_spec import RunSpec
@@ -31,6 +34,22 @@ class ModalBackend:
     """
 
     name = "modal"
+
+    def __init__(self) -> None:
+        self._rate_request: RateRequest | None = None
+
+    @contextlib.contextmanager
+    def prepare_check(self) -> Iterator[None]:
+        """Request the workspace's rates, unless they are stored, while the ``with`` block runs."""
+        self._rate_request = RateRequest()
+        yield
+
+    def node_rates(self, spec: RunSpec) -> NodeRates:
+        """Return what one node of a run costs, by the rates of the workspace, else by a table of public rates.
+
+        It waits ``rate_request.REQUEST_TIMEOUT`` seconds at most for the rates.
+        """
+        return node_rates(spec, (self._rate_request or RateRequest()).result())
 
     def check(self, job: Job, spec: RunSpec) -> Sequence[str]:
         """Check whether a run can be started on Modal. No request is sent.

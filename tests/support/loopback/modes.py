@@ -43,6 +43,8 @@ class Mode:
         driver_failures: For each function, the number of its first containers whose GPU driver does not initialize.
         volume_links: Whether the mount path of a volume is a symbolic link to /__modal/volumes/ID.
         log_retention: Seconds after which a log that is replayed from its beginning lacks an entry; None: never.
+        rates: What the request for the workspace's rates gets: "named" (recorded names), "odd" (other names),
+            "refused", or "silent" (no reply).
         spend_limit: "exceeded" refuses new work; "disabled" refuses nearly everything; empty: no limit.
     """
 
@@ -65,6 +67,7 @@ class Mode:
     driver_failures: int = 0
     volume_links: bool = True
     log_retention: float | None = None
+    rates: str = attrs.field(default="named", validator=attrs.validators.in_(("named", "odd", "refused", "silent")))
     spend_limit: str = attrs.field(default="", validator=attrs.validators.in_(("", "exceeded", "disabled")))
 
     @classmethod

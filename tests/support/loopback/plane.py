@@ -14,6 +14,7 @@ from grpclib.protocol import H2Protocol
 from grpclib.server import Server
 
 from .apps import Apps
+from .billing import Billing
 from .blobs import Blobs
 from .calls import Calls
 from .cluster import Clusters
@@ -91,9 +92,9 @@ class ControlPlane:
             Worker(self),
             Clusters(self),
         )
-        self.tunnels, self.dicts = Tunnels(self), Dicts(self)
+        self.tunnels, self.dicts, self.billing = Tunnels(self), Dicts(self), Billing(self)
         services = [self.apps, self.blobs, self.calls, self.images, self.functions, self.logs, self.mounts]
-        services += [self.secrets, self.dicts, self.volumes, self.worker, self.clusters, self.tunnels]
+        services += [self.secrets, self.dicts, self.volumes, self.worker, self.clusters, self.tunnels, self.billing]
         self.router = Router(self, services)
         self.config = grpclib.config.Configuration(
             http2_connection_window_size=FLOW_CONTROL_WINDOW, http2_stream_window_size=FLOW_CONTROL_WINDOW

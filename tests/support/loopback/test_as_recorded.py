@@ -461,3 +461,11 @@ def test_clusters_that_are_refused(
             return
     with pytest.raises(error), clustered("rank_waits", size, gpu=gpu):
         pass
+
+
+def test_rates_have_the_recorded_names(loopback: LoopbackModal) -> None:
+    """The rates of the workspace have the names that users have recorded, without those that Modal has removed."""
+    rates = modal.Workspace.from_context().billing.rates()
+
+    assert {"gpu_hour_cost_h100", "gpu_hour_cost_a10g", "cpu_hour_cost", "mem_gib_hour_cost"} <= set(rates)
+    assert "old_name" not in set(rates)
