@@ -1,0 +1,48 @@
+"""Commands about this machine: what is installed, and what can be removed."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from skyrl_modal.cli.base import cli
+from skyrl_modal.cli.output import print_error, print_rows
+from skyrl_modal.protocol.exit_codes import LAUNCHER_FAILED
+from skyrl_modal.views.text import StderrReporter
+
+
+@cli.command()
+@click.option(
+    "--older-than",
+    metavar="DURATION",
+    help="Keep snapshots that were used more recently, and also remove records of runs that are older, such as 30d.",
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be removed, and remove nothing.")
+def clean(older_than: str | None, dry_run: bool) -> None:
+    """Remove what is not needed any more from this machine.
+
+    Snapshots, scratch folders of runs that were killed, half-written files, and with --older-than records of runs.
+    Volumes, results and logs are kept, and so is everything that is in use.
+    """
+    from skyrl_modal.run.cleanup import clean_up
+
+    report = clean_up(older_than=older_than, dry_run=dry_run)
+    rows = [(entry.kind, f"{entry.number:>8,}", f"{entry.bytes:>18,}") for entry in report.removed]
+    print_rows(("would be removed" if dry_run else "removed", "number".rjust(8), "bytes".rjust(18)), rows)
+    for text in report.kept:
+        StderrReporter().info(text)
+    for text in report.failures:
+        print_error(text)
+    sys.exit(LAUNCHER_FAILED if report.failures else 0)
+
+
+@cli.command()
+def doctor() -> None:
+    """Check what is available on this machine, and how to get what is missing."""
+    from skyrl_modal.doctor import run_checks
+
+    checks = list(run_checks())
+    rows = [("ok" if check.ok else "no", check.subject, check.detail) for check in checks]
+    print_rows(("ok", "subject", "detail"), rows)
+    sys.exit(0 if all(check.ok or check.optional for check in checks) else 1)

@@ -1,0 +1,145 @@
+"""Commands about runs that were started: list, output, end, cause of a failure."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from skyrl_modal.cli.base import attach_run, cli
+from skyrl_modal.cli.output import print_error, print_line, print_rows, write_output
+from skyrl_modal.errors import PathNotFound
+from skyrl_modal.protocol.exit_codes import BROKEN_PIPE
+from skyrl_modal.views.standard_streams import exit_when_output_is_closed
+from skyrl_modal.views.text import StderrReporter, warnings_as_messages
+
+if TYPE_CHECKING:
+    from skyrl_modal.run.handle import Run
+    from skyrl_modal.run.kept_logs import KeptLog
+
+#: Number of runs that ``ps`` lists without ``--all``.
+_LISTED_RUNS = 20
+#: Length of a command in the list of runs.
+_LISTED_COMMAND_LENGTH = 80
+
+
+@cli.command()
+@click.option("--follow", "-f", is_flag=True, help="Continue until the run has ended.")
+@click.option("--tail", "-n", type=click.IntRange(min=0), help="Number of existing lines to print.")
+@click.option("--rank", type=int, help="Print the kept logs of this rank instead of the output.")
+@click.option("--attempt", type=int, help="Print the kept logs of this attempt instead of the output.")
+@click.option("--file", "pattern", metavar="PATTERN", help="Print the kept logs with such a name, as 'ray/*.err'.")
+@click.option("--list", "is_list", is_flag=True, help="List the kept logs instead of printing them.")
+@click.argument("run_id")
+def logs(
+    follow: bool,
+    tail: int | None,
+    rank: int | None,
+    attempt: int | None,
+    pattern: str | None,
+    is_list: bool,
+    run_id: str,
+) -> None:
+    """Print a run's output, byte for byte, or its kept logs. Ctrl-C does not stop the run."""
+    run = attach_run(run_id)
+    if is_list or attempt is not None or pattern is not None:
+        if follow:
+            raise click.UsageError("--follow prints the output; omit --list, --attempt and --file")
+        kept = run.kept_logs(rank=rank, attempt=attempt, pattern=pattern or "*")
+        if is_list:
+            rows = [(str(log.rank), f"{log.size:>11,}", log.title) for log in kept]
+            print_rows(("rank", "bytes".rjust(11), "file"), rows)
+            return
+        pieces = _read_kept_logs(kept, tail)
+    else:
+        pieces = run.log_bytes(follow, tail, rank=rank)
+    if follow:
+        exit_when_output_is_closed(BROKEN_PIPE)
+    with warnings_as_messages():
+        for data in pieces:
+            write_output(data)
+
+
+def _read_kept_logs(kept: Sequence[KeptLog], tail: int | None) -> Iterator[bytes]:
+    from skyrl_modal.run.kept_logs import read_logs
+
+    if not kept:
+        raise PathNotFound("no kept log matches; --list shows those that exist")
+    return read_logs(kept, tail)
+
+
+@cli.command()
+@click.option("--all", "show_all", is_flag=True, help=f"List all runs instead of the newest {_LISTED_RUNS}.")
+def ps(show_all: bool) -> None:
+    """List the runs that were started from this machine, the newest first."""
+    from skyrl_modal.run.handle import runs
+
+    rows = [_describe_run(one) for one in runs(limit=None if show_all else _LISTED_RUNS)]
+    print_rows(("run", "state", "backend", "name", "tags", "command"), rows)
+
+
+def _describe_run(one: Run) -> tuple[str, ...]:
+    """Return the cells of a run. An error about one run is printed, and does not affect the others."""
+    from skyrl_modal.protocol.state import RunState
+
+    reason = one.unavailable_reason
+    state = RunState.UNKNOWN
+    if reason is None:
+        try:
+            state = one.state
+        except Exception as error:  # any error of a backend that another package may provide
+            reason = str(error)
+    if reason is not None:
+        print_error(f"{one.id}: {reason}")
+    command = (one.job.command.strip().splitlines() or [""])[0][:_LISTED_COMMAND_LENGTH]
+    return one.id, state, one.backend, one.job.name or "-", ",".join(one.job.tags) or "-", command
+
+
+@cli.command()
+@click.argument("run_id")
+def attach(run_id: str) -> None:
+    """Show a run's output from beginning to end, and exit with its exit code. Ctrl-C does not stop the run."""
+    from skyrl_modal.run.foreground import show_events
+    from skyrl_modal.run.output_sink import open_sink
+
+    run = attach_run(run_id)
+    reporter = StderrReporter()
+    write = open_sink(None, reporter)
+    show_events(run, write, reporter)
+    sys.exit(run.wait().returncode)
+
+
+@cli.command()
+@click.option("--timeout", type=float, help="Seconds to wait at most. The run continues.")
+@click.argument("run_id")
+def wait(timeout: float | None, run_id: str) -> None:
+    """Wait for the end of a run, and exit with its exit code."""
+    from skyrl_modal.run.foreground import report_end
+
+    result = attach_run(run_id).wait(timeout)
+    report_end(result, StderrReporter())
+    sys.exit(result.returncode)
+
+
+@cli.command()
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.argument("run_id")
+def why(is_json: bool, run_id: str) -> None:
+    """Show why a run failed: cause, lines of its logs, and remedy. A run that succeeded has no diagnosis."""
+    from skyrl_modal.views.diagnosis import diagnosis_to_json, format_diagnosis
+
+    diagnosis = attach_run(run_id).result().diagnosis
+    if is_json:
+        print_line(diagnosis_to_json(diagnosis))
+    else:
+        print_line("the run succeeded" if diagnosis is None else format_diagnosis(diagnosis))
+
+
+@cli.command()
+@click.option("--now", is_flag=True, help="Kill it immediately, without a grace period.")
+@click.argument("run_id")
+def cancel(now: bool, run_id: str) -> None:
+    """Stop a run."""
+    attach_run(run_id).cancel(now=now)

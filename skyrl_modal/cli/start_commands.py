@@ -1,0 +1,76 @@
+"""Commands that start runs, or plan them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from skyrl_modal.cli.base import LauncherCommand, cli, make_launcher
+from skyrl_modal.cli.output import print_error, print_line
+from skyrl_modal.errors import StorageError
+from skyrl_modal.views.text import StderrReporter
+
+
+def _to_command(arguments: Sequence[str]) -> str | list[str]:
+    """Return a single argument as a shell string, and several as a list of arguments."""
+    return arguments[0] if len(arguments) == 1 else list(arguments)
+
+
+def _start_options(command: click.Command) -> click.Command:
+    """Add the options of the commands that start runs."""
+    fix = click.Option(["--fix"], is_flag=True, help="Append the key=value arguments that remove findings.")
+    strict = click.Option(["--strict"], is_flag=True, help="Refuse a command with a finding that is an error.")
+    command.params = [fix, strict, *command.params]
+    return command
+
+
+@_start_options
+@cli.command(cls=LauncherCommand)
+@click.option("--quiet", "-q", is_flag=True, help="Suppress the launcher's own messages, except for errors.")
+@click.argument("command", nargs=-1, required=True)
+def run(quiet: bool, strict: bool, fix: bool, command: Sequence[str], **options: Any) -> None:
+    """Run COMMAND and exit with its exit code. A single argument is a shell string; several, after --, are quoted."""
+    from skyrl_modal.protocol.state import FailureCause, RunState
+
+    result = make_launcher(options).run(_to_command(command), quiet=quiet, strict=strict, fix=fix)
+    is_own = result.cause in (None, FailureCause.COMMAND_FAILED)
+    if quiet and not is_own and result.state in (RunState.FAILED, RunState.LOST):
+        # The exit code, such as 125, would not explain itself: the command has printed nothing about it.
+        print_error(result.detail or f"the run failed: {result.cause}")
+    sys.exit(result.returncode)
+
+
+@cli.command(cls=LauncherCommand)
+@click.option("--check", is_flag=True, help="Ask the backend too, and exit with 1 if a finding is an error.")
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.argument("command", nargs=-1, required=True)
+def plan(check: bool, is_json: bool, command: Sequence[str], **options: Any) -> None:
+    """Show where COMMAND would run and with which files. Nothing is started."""
+    made = make_launcher(options).plan(_to_command(command), check=check)
+    if is_json:
+        print_line(made.to_json())
+    else:
+        print_line(made)
+        for selection in made.selections:
+            print_line()
+            print_line(selection)
+    if check:
+        from skyrl_modal.findings import Severity
+
+        sys.exit(1 if any(finding.severity is Severity.ERROR for finding in made.findings) else 0)
+
+
+@_start_options
+@cli.command(cls=LauncherCommand)
+@click.argument("command", nargs=-1, required=True)
+def submit(strict: bool, fix: bool, command: Sequence[str], **options: Any) -> None:
+    """Start COMMAND and print the run's id. The run continues after this program exits."""
+    run = make_launcher(options).submit(_to_command(command), strict=strict, fix=fix)
+    try:
+        print_line(run.id)
+    except (StorageError, BrokenPipeError):
+        StderrReporter().info(f"the run {run.id} was started")
+        raise
