@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import modal
@@ -174,14 +175,20 @@ def _run_rank_zero(
         supervisor = Supervisor(
             job,
             config,
-            replace(_make_services(text, volumes, archives, kept, tunnels), replace_container=replacements.request),
+            replace(
+                _make_services(text, volumes, archives, kept, tunnels),
+                replace_container=replacements.request,
+                lease_store=lease.store,
+            ),
             attempts=decision.attempts,
             first_message=decision.message,
             start_timeout=None if previous.has_started else seconds_to_start(job),
         )
-        result, stopped_by = _run_supervisor(supervisor, job, volumes, lease)
+        with _watched_checkpoints(job, volumes):
+            result, stopped_by = _run_supervisor(supervisor, job, volumes, lease)
     text.write(b"", final=True)
     result = _finish(folder, _with_digest(result, text), volumes)
+    supervisor.release_checkpoints(result)
     kept.keep()
     if result.next_start is NextStart.NONE:
         if previous.was_replaced:
@@ -199,6 +206,16 @@ def _run_rank_zero(
     if stopped_by is not None:
         raise stopped_by
     return result
+
+
+def _watched_checkpoints(job: Job, volumes: VolumeCommits) -> AbstractContextManager[object]:
+    """Return what commits the volumes after each new checkpoint, for a ``with`` statement."""
+    folders = [folder for folder in job.checkpoint_folders if volumes.is_on_writable(folder)]
+    if not folders:
+        return contextlib.nullcontext()
+    from skyrl_modal.container.checkpoint_watch import CheckpointWatch  # imported here, since many runs have none
+
+    return contextlib.closing(CheckpointWatch(folders, volumes.commit_folder))
 
 
 def _make_services(
@@ -322,7 +339,8 @@ def _run_worker(
 
     lease.call_if_lost(lambda: worker.request_stop(StopReason.KILL))
     try:
-        _, stopped_by = run_with_stop_requests(worker.run_until_commit, request_stop)
+        with _watched_checkpoints(job, volumes):
+            _, stopped_by = run_with_stop_requests(worker.run_until_commit, request_stop)
         error = volumes.commit()
         if error is not None:
             worker.report(error)

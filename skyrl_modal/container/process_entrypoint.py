@@ -111,6 +111,7 @@ def _run_supervisor(job: Job, config: RankConfig, ready: int | None, caller: int
         return LAUNCHER_FAILED
     _stop_when_closed(caller, supervisor, StopReason.CALLER_EXITED)
     result = supervisor.run()
+    supervisor.release_checkpoints(result)
     writer.write(ResultEvent(result))
     writer.finish()
     return result.returncode

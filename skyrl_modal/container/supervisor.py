@@ -39,9 +39,11 @@ from skyrl_modal.protocol.status import StatusRecord
 TYPE_CHECKING = False  # the same as in typing, whose import takes time
 
 if TYPE_CHECKING:
+    from skyrl_modal.container.lease_store import LeaseStore
     from skyrl_modal.container.log_keeper import LogKeeper
     from skyrl_modal.container.ray_cluster import RayCluster
     from skyrl_modal.container.replacement import Replacement
+    from skyrl_modal.container.run_checkpoints import RunCheckpoints
 
 #: Seconds after the start of a command without Ray from which its logs are followed. Most short commands have none.
 LOG_DELAY = 1.0
@@ -61,6 +63,7 @@ class SupervisorServices:
         lost_places: Returns the folders whose new files are lost with the run; None if there are none.
         commit_logs: Saves the run's folder on its volume while the command runs; None if that is not needed.
         replace_container: Requests another container for this one, whose GPUs do not work; None if there is no other.
+        lease_store: The Dict with the leases, on Modal; None on this machine.
     """
 
     live: LiveView
@@ -70,6 +73,7 @@ class SupervisorServices:
     lost_places: LostPlaces | None = None
     commit_logs: Callable[[], None] | None = None
     replace_container: Callable[[], Replacement] | None = None
+    lease_store: LeaseStore | None = None
 
 
 class Supervisor:
@@ -111,6 +115,7 @@ class Supervisor:
         self._attempt: CommandAttempt | None = None
         self._unsaved_files = UnsavedFilesReport(job, services.lost_places)
         self._keeper: LogKeeper | None = None
+        self._checkpoints: RunCheckpoints | None = None
 
     # -- called from other threads and signal handlers ---------------------------------------------------------------
 
@@ -179,25 +184,57 @@ class Supervisor:
                 self._report(message)
         if self._first_message is not None:
             self._output.write_message(self._first_message)
+        self._claim_checkpoints()
         self._cluster = cluster = self._make_cluster()
         cluster.check_gpus()
         total_deadline = None if limits.total_timeout is None else begin + limits.total_timeout
         while True:
+            job = self._resumed_job()
             if not cluster.is_started:
                 self._set_state(RunState.PREPARING)
                 cluster.start(self._attempts + 1)
             cluster.check_gpus()
-            outcome = self._run_attempt(cluster, total_deadline)
+            outcome = self._run_attempt(cluster, job, total_deadline)
             is_late = total_deadline is not None and time.monotonic() >= total_deadline
             if not may_retry(limits, outcome, self._attempts, is_total_timeout_exceeded=is_late):
                 return outcome
-            if cluster.disconnected_ranks:
+            if cluster.disconnected_ranks or (self._checkpoints is not None and self._checkpoints.needs_new_containers):
                 # A lost rank cannot be restarted here; the platform starts the whole cluster again.
                 return replace(outcome, next_start=NextStart.NEXT_ATTEMPT)
             self._output.write_message(
                 f"attempt {self._attempts} ended with exit code {outcome.returncode}; starting again"
             )
             cluster.end_attempt()
+
+    def _claim_checkpoints(self) -> None:
+        """Claim the checkpoint folders of the run, as far as they are known.
+
+        Raises:
+            StartError: Another run writes to one of them.
+        """
+        if self._job.checkpoint_folders or self._job.resume is not None:
+            from skyrl_modal.container.run_checkpoints import RunCheckpoints  # imported here: most runs have none
+
+            self._checkpoints = RunCheckpoints(self._job, self._services.lease_store, self._report, self._log)
+            self._checkpoints.claim()
+
+    def release_checkpoints(self, result: RunResultRecord) -> None:
+        """Release the checkpoint folders after the volumes were committed."""
+        if self._checkpoints is not None:
+            self._checkpoints.release(is_continued=result.next_start is not NextStart.NONE)
+
+    def _resumed_job(self) -> Job:
+        """Return the job with the command of the next attempt, which continues from the newest checkpoint.
+
+        Raises:
+            StartError: The command could not load it.
+        """
+        resumed = None if self._checkpoints is None else self._checkpoints.resume(self._attempts + 1)
+        if resumed is None:
+            return self._job
+        if resumed.message is not None:
+            self._output.write_message(resumed.message)
+        return replace(self._job, command=resumed.command)
 
     def _start_start_timer(self) -> None:
         """Begin to count the time until the command starts.
@@ -251,8 +288,7 @@ class Supervisor:
         )
         return RayCluster(self._job, self._config, dict(self._env), services)
 
-    def _run_attempt(self, cluster: RayCluster | SingleNode, total_deadline: float | None) -> Outcome:
-        job = self._job
+    def _run_attempt(self, cluster: RayCluster | SingleNode, job: Job, total_deadline: float | None) -> Outcome:
         if self._start_timer is not None and not self._start_timer.stop():
             raise RunStopped(StopReason.START_DEADLINE)
         # Record the attempt before it starts, so that it is not repeated if the container dies.

@@ -145,6 +145,20 @@ class VolumeCommits:
         """Commit the first writable volume, which contains the run's folder. A later commit repeats what failed."""
         self._commit(self._writable[:1], STATE_COMMIT_TIMEOUT)
 
+    def is_on_writable(self, folder: str) -> bool:
+        """Return whether a folder is on a volume that is committed."""
+        return self._volume_of(folder) is not None
+
+    def commit_folder(self, folder: str) -> bool:
+        """Commit the volume of a folder while the run continues. Return whether that succeeded."""
+        volume = self._volume_of(folder)
+        return volume is not None and not self._commit([volume], STATE_COMMIT_TIMEOUT)
+
+    def _volume_of(self, folder: str) -> MountedVolume | None:
+        found = [mount for mount in self._mounts if f"{folder}/".startswith(f"{mount.path}/")]
+        innermost = max(found, key=lambda mount: len(mount.path), default=None)
+        return innermost if innermost in self._writable else None
+
     def commit_run_folder_in_background(self) -> None:
         """Start ``commit_run_folder`` in a thread."""
         thread = threading.Thread(target=self.commit_run_folder, daemon=True)

@@ -45,6 +45,20 @@ def records_key(run_id: str) -> str:
     return f"{run_id}/records"
 
 
+def checkpoints_key(volume: str, folder: str) -> str:
+    """Return the key of the run that writes to a checkpoint folder.
+
+    Args:
+        volume: The name of the volume.
+        folder: The path on it.
+
+    Example:
+        >>> checkpoints_key("skyrl-data", "/ckpts/a")
+        'checkpoints/skyrl-data/ckpts/a'
+    """
+    return f"checkpoints/{volume}/{folder.strip('/')}"
+
+
 def caller_interval(lease: float) -> float:
     """Return the seconds between two renewals of a caller's lease: several renewals can be lost before it expires.
 
@@ -85,6 +99,38 @@ class ContainerEntry:
         holder, _, rest = str(value).partition(" ")
         count, _, state = rest.partition(" ")
         return cls(holder, int(count) if count.isdecimal() else 0, state == "ending")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointEntry:
+    """The value of the entry of a checkpoint folder.
+
+    Attributes:
+        run_id: The run that writes to it.
+        holder: Random digits of one execution of the function.
+        count: Number of renewals.
+    """
+
+    run_id: str
+    holder: str
+    count: int = 0
+
+    def encode(self) -> str:
+        """Return the value as text.
+
+        Example:
+            >>> entry = CheckpointEntry("r1", "a1", 3)
+            >>> entry.encode(), CheckpointEntry.decode(entry.encode()) == entry
+            ('r1 a1 3', True)
+        """
+        return f"{self.run_id} {self.holder} {self.count}"
+
+    @classmethod
+    def decode(cls, value: object) -> Self:
+        """Return the entry for a value. Any other text is the entry of an unknown run."""
+        run_id, _, rest = str(value).partition(" ")
+        holder, _, count = rest.partition(" ")
+        return cls(run_id, holder, int(count) if count.isdecimal() else 0)
 
 
 def caller_value(count: int) -> str:

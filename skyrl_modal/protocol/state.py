@@ -111,6 +111,10 @@ class FailureCause(TolerantStrEnum):
     NO_PROGRESS = "no_progress"
     #: There was no output and no new step for longer than ``stall``.
     STALLED = "stalled"
+    #: The newest checkpoint cannot be loaded by the trainer: it has another number of GPUs, or another strategy.
+    CHECKPOINT_MISMATCH = "checkpoint_mismatch"
+    #: Another run that has not ended writes to the same checkpoint folder.
+    CHECKPOINTS_IN_USE = "checkpoints_in_use"
     #: The platform had no machine of the requested type.
     NO_CAPACITY = "no_capacity"
     #: The command did not start within ``start_deadline``.

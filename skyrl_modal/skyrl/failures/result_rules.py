@@ -43,6 +43,18 @@ _CERTAIN = (
         "The process that owned the run was not connected for longer than lease.",
         "Use submit, whose runs do not depend on the caller, or increase lease.",
     ),
+    (
+        "checkpoint-mismatch",
+        FailureCause.CHECKPOINT_MISMATCH,
+        "The newest checkpoint was saved with another number of GPUs (FSDP) or another strategy, and cannot be loaded.",
+        "Request the same GPUs and strategy as the run that saved it, or pass another ckpt_path.",
+    ),
+    (
+        "checkpoints-in-use",
+        FailureCause.CHECKPOINTS_IN_USE,
+        "Another run that has not ended writes to the same checkpoint folder.",
+        "Pass another ckpt_path, or stop the other run first.",
+    ),
     ("stopped", FailureCause.STOPPED, "The run was asked to stop.", "Nothing, if it was intended."),
     (
         "ray-stopped",
