@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from skyrl_modal.machine import RayInstallation, append_to_path, complete_path, visible_gpu_count
 from skyrl_modal.protocol.job import Job, RayOptions
 from skyrl_modal.protocol.rank_config import ClusterTokens, RankConfig
+from skyrl_modal.protocol.tracker_variables import tracker_variables, wandb_variables
 
 TYPE_CHECKING = False  # the same as in typing, whose import takes time
 
@@ -65,7 +66,15 @@ def run_environment(job: Job, config: RankConfig) -> dict[str, str]:
             env.pop(name, None)
     if job.ray is not None:
         env.pop("RAY_ADDRESS", None)  # the address of a Ray of the caller, which the run must not use
-    return env
+    return {**_tracker_defaults(job, env), **env}
+
+
+def _tracker_defaults(job: Job, env: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of trackers. Each applies unless it is defined; those of W&B's run belong together."""
+    defaults = {} if job.run_folder_volume is None else tracker_variables(job.run_folder)
+    if job.continues_wandb_run and "WANDB_RUN_ID" not in env:
+        defaults |= wandb_variables(job.run_id)
+    return defaults
 
 
 def with_hook(python_path: str | None) -> str:

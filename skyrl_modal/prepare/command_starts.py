@@ -18,6 +18,7 @@ from skyrl_modal.mount import Selection
 from skyrl_modal.prepare.findings import texts_of_command
 from skyrl_modal.prepare.home_paths import HOMES
 from skyrl_modal.protocol.job import Job
+from skyrl_modal.protocol.tracker_variables import tracker_variables
 from skyrl_modal.skyrl.config_schema import ConfigSchema
 from skyrl_modal.skyrl.resolution.records import Resolution, ResolutionMethod
 from skyrl_modal.skyrl.resolution.resolver import ResolvedRun, resolve
@@ -195,7 +196,10 @@ def environment_of_command(job: Job, spec: RunSpec, inherited: Mapping[str, str]
         env |= {} if value is None else {name: value}
     if job.ray is not None:
         env["RAY_ADDRESS"] = "127.0.0.1:6379"
-    return env
+    if job.run_folder_volume is None:
+        return env
+    # The same for all runs, since the result of an execution is stored for later runs.
+    return {**tracker_variables(posixpath.join(posixpath.dirname(job.run_folder), "run")), **env}
 
 
 def _read_mounted(path: str, mounts: Sequence[MountedFiles]) -> str | None:

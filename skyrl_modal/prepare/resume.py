@@ -15,7 +15,7 @@ from skyrl_modal.findings import Finding, Severity
 from skyrl_modal.prepare.command_starts import CheckedState, facts_of_run, schema_of_checkout
 from skyrl_modal.prepare.fix import positions_of_starts
 from skyrl_modal.protocol.resume import ResumeRecord, ResumeTarget, TrainerKind, resume_overrides
-from skyrl_modal.skyrl.resolution.records import TRAINING_KINDS, EntrypointKind
+from skyrl_modal.skyrl.resolution.records import KINDS_WITH_TRACKER, TRAINING_KINDS, EntrypointKind
 from skyrl_modal.skyrl.rules.checkpoints import resumes
 from skyrl_modal.skyrl.rules.facts import RunFacts, StartValues
 from skyrl_modal.skyrl.rules.gpus import group_gpus
@@ -77,11 +77,13 @@ def with_resume(plan: Plan, cache: ResultCache) -> Plan:
     targets = list(_targets(plan, cache, trainers))
     findings += [finding for trainer, target in targets if (finding := _finding(trainer, target, facts)) is not None]
     record = ResumeRecord(targets=tuple(target for trainer, target in targets if _has_effect(trainer, target)))
-    findings = list(dict.fromkeys(findings))
+    resume = record if record.targets else None
+    # A second program that logs to W&B would write into the run of the first one.
+    is_only_one = sum(start.kind in KINDS_WITH_TRACKER for start in starts) == 1
     return evolve(
         plan,
-        job=replace(plan.job, resume=record if record.targets else None),
-        findings=(*plan.findings, *findings),
+        job=replace(plan.job, resume=resume, continues_wandb_run=resume is not None and is_only_one),
+        findings=(*plan.findings, *dict.fromkeys(findings)),
     )
 
 

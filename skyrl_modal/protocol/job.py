@@ -196,6 +196,7 @@ class Job:
     submitted_at: str | None = None
     checkpoint_folders: tuple[str, ...] = ()
     resume: ResumeRecord | None = None
+    continues_wandb_run: bool = False
     schema_version: int = SCHEMA_VERSION
 
     @property

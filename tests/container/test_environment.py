@@ -10,7 +10,7 @@ import pytest
 
 from skyrl_modal.container.environment import remove_runtime_folders, replaced_variables, run_environment
 from skyrl_modal.machine import complete_path
-from skyrl_modal.protocol.job import RayOptions
+from skyrl_modal.protocol.job import RayOptions, Volume
 from skyrl_modal.protocol.rank_config import RankConfig
 from tests.container.records import make_job
 
@@ -99,3 +99,33 @@ def test_replaced_variables_are_found(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_runtime_is_removed_from_the_python_path(value: str, expected: str) -> None:
     """The folders of Modal's runtime are removed, and those of the image or the user are kept in their order."""
     assert remove_runtime_folders(value) == expected
+
+
+def test_trackers_write_to_the_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trackers write below the run's folder, if it is on a volume. What the user or the image defines is kept."""
+    monkeypatch.setenv("SWANLAB_LOG_DIR", "/opt/swanlab")
+    volume = Volume(name="v", mount_path=str(tmp_path))
+    job = make_job(tmp_path, volumes=(volume,), env={"TENSORBOARD_DIR": "/opt/mine"})
+    names = ("TENSORBOARD_DIR", "WANDB_DIR", "MLFLOW_TRACKING_URI", "SWANLAB_LOG_DIR")
+
+    env = run_environment(job, RankConfig())
+    without = run_environment(make_job(tmp_path), RankConfig())
+
+    folder = f"{job.run_folder}/trackers"
+    assert [env[name] for name in names] == ["/opt/mine", folder, f"sqlite:///{folder}/mlflow.db", "/opt/swanlab"]
+    assert [name for name in names if name in without] == ["SWANLAB_LOG_DIR"]
+
+
+def test_attempts_continue_one_wandb_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The W&B run has the id of the run if its attempts continue, unless the user names another one."""
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    names = ("WANDB_RUN_ID", "WANDB_RESUME")
+
+    def values(**fields: object) -> list[str | None]:
+        env = run_environment(make_job(tmp_path, run_id="r1", **fields), RankConfig())
+        return [env.get(name) for name in names]
+
+    assert values() == [None, None]
+    assert values(continues_wandb_run=True) == ["r1", "allow"]
+    assert values(continues_wandb_run=True, env={"WANDB_RESUME": "must"}) == ["r1", "must"]
+    assert values(continues_wandb_run=True, env={"WANDB_RUN_ID": "mine"}) == ["mine", None]

@@ -51,6 +51,19 @@ def test_declared_lists_of_folders_are_kept(launcher: MakeLauncher) -> None:
     assert libraries == "/opt/a/lib"
 
 
+def test_files_of_trackers_are_on_the_volume(launcher: MakeLauncher, tmp_path: Path) -> None:
+    """What a tracker writes remains on the volume. Without resuming, W&B has a run for each attempt, as before."""
+    made = launcher(env={"MLFLOW_TRACKING_URI": "https://mlflow.example"})
+    command = 'mkdir -p "$TENSORBOARD_DIR" && echo data > "$TENSORBOARD_DIR/events"; echo "$MLFLOW_TRACKING_URI"'
+    output = io.BytesIO()
+
+    result = made.run(f'{command}; echo "${{WANDB_RUN_ID-none}}"', output=output, quiet=True, check=True)
+
+    assert output.getvalue().decode() == "https://mlflow.example\nnone\n"
+    folder = f"/root/data/.skyrl_modal/runs/{result.run_id}/trackers"
+    assert made.pull(f"{folder}/tensorboard/events", tmp_path / "events").read_text() == "data\n"
+
+
 def test_variable_of_the_run_starts_nothing(launcher: MakeLauncher) -> None:
     """A variable that the run sets is refused where it is declared, on every backend."""
     with pytest.raises(SpecError) as caught:

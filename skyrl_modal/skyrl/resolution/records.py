@@ -99,6 +99,8 @@ TRAIN_CONFIG_KINDS = frozenset(
 )
 #: The kinds that train.
 TRAINING_KINDS = frozenset({EntrypointKind.TRAIN, EntrypointKind.FULLY_ASYNC, EntrypointKind.SFT})
+#: The kinds that log metrics with SkyRL's tracker.
+KINDS_WITH_TRACKER = TRAINING_KINDS | {EntrypointKind.GENERATE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,13 +6,10 @@ import re
 from collections.abc import Iterator
 
 from skyrl_modal.findings import Finding, Severity
-from skyrl_modal.skyrl.resolution.records import EntrypointKind
+from skyrl_modal.skyrl.resolution.records import KINDS_WITH_TRACKER
 from skyrl_modal.skyrl.rules.facts import StartValues
 from skyrl_modal.skyrl.rules.paths import model_path
 
-_WITH_TRACKER = frozenset(
-    {EntrypointKind.TRAIN, EntrypointKind.FULLY_ASYNC, EntrypointKind.GENERATE, EntrypointKind.SFT}
-)
 #: Models whose licence has to be accepted on Hugging Face (their pages, 2026). Others may be gated too.
 GATED_MODELS = re.compile(r"meta-llama/|google/gemma-(?:2b|7b|2-|3-|3n)|Cohere(?:ForAI|Labs)/", re.IGNORECASE)
 _ASSIGNMENT = re.compile(r"^\s*(?:export\s+)?(\w+)\s*=\s*\S", re.MULTILINE)
@@ -38,7 +35,7 @@ def _absolute(values: StartValues, file: str) -> str:
 
 def find_missing_wandb_key(values: StartValues) -> Iterator[Finding]:
     """Yield a finding if the tracker is wandb, and its key is missing (``validate_generator_cfg``)."""
-    if values.start.kind not in _WITH_TRACKER or values.text(f"{values.prefix}logger") != "wandb":
+    if values.start.kind not in KINDS_WITH_TRACKER or values.text(f"{values.prefix}logger") != "wandb":
         return
     if not is_defined(values, "WANDB_API_KEY"):
         override = f"{values.prefix}logger=console"
@@ -84,7 +81,7 @@ def find_repeated_download(values: StartValues) -> Iterator[Finding]:
 
 def find_lost_tracker_files(values: StartValues) -> Iterator[Finding]:
     """Yield a finding if the tracker writes files that are lost."""
-    if values.start.kind not in _WITH_TRACKER:
+    if values.start.kind not in KINDS_WITH_TRACKER:
         return
     tracker = values.text(f"{values.prefix}logger") or ""
     if tracker not in _TRACKER_FOLDERS:
@@ -93,13 +90,14 @@ def find_lost_tracker_files(values: StartValues) -> Iterator[Finding]:
     mode = values.variable(f"{tracker.upper()}_MODE") or ""
     if tracker in ("wandb", "swanlab") and mode not in ("offline", "local"):
         return  # the files are uploaded
-    folder = (values.variable(name) or default).removeprefix("file://")
+    folder = (values.variable(name) or default).removeprefix("file://").removeprefix("sqlite:///")
     if values.run.is_kept(folder):
         return
-    kept = values.run.kept_folder
     yield Finding(
         code="tracker-path",
         severity=Severity.WARNING,
         message=f"{values.start.program} writes the files of {tracker} to {folder}, which is on no writable volume",
-        remedy=f'Pass env={{"{name}": "{kept}/{default}"}}.' if kept else "Mount a volume.",
+        remedy=f"Do not define {name}: then it is a folder on the volume."
+        if values.run.kept_folder
+        else "Mount a volume.",
     )
