@@ -1,11 +1,11 @@
-"""Train a small policy with GRPO in two runs of the launcher. The second run resumes from the first run's checkpoint.
+"""Train a small policy with GRPO in two runs of the launcher. The second run continues from the first run's checkpoint.
 
     python examples/quickstart.py                       # on this machine, about a minute on two cores
     python examples/quickstart.py --backend modal       # on Modal, after `modal setup`
     python examples/quickstart.py --checkout ~/SkyRL    # with an existing checkout
 
-Requires numpy and pandas (imported by skyrl_gym) in addition to skyrl-modal[local]. Without --checkout, a SkyRL
-checkout is created from the sources on PyPI and stored in the user's cache folder.
+Requires numpy, pandas, loguru and omegaconf (imported by SkyRL) in addition to skyrl-modal[local]. Without --checkout,
+a SkyRL checkout is created from the sources on PyPI and stored in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import math
 import secrets
 import signal
 import statistics
@@ -33,8 +34,11 @@ from skyrl_modal.errors import SkyRLModalError
 
 SKYRL_VERSION = "0.4.0"
 # Imported by the command in addition to Ray. Installed in the image on Modal; for local runs, required in this Python.
-PACKAGES = ("numpy", "pandas", "requests")
+PACKAGES = ("numpy", "pandas", "requests", "loguru", "omegaconf")
 TRAINER = Path(__file__).resolve().parent / "quickstart_trainer"
+#: Training steps in an epoch: 512 problems in batches of 16.
+STEPS_PER_EPOCH = 32
+REWARD = "reward/avg_raw_reward"
 SHOWN = 5
 
 
@@ -109,30 +113,36 @@ def unpack(archive: Path, folder: Path) -> Path:
     return root
 
 
-def shell(script: str, *arguments: str) -> str:
+def shell(program: str, script: str, *arguments: str) -> str:
     """Return the shell command for a script of the trainer, which is mounted next to the checkout."""
-    return " ".join(["python", f'"$SKYRL_REPO_ROOT/../{TRAINER.name}/{script}"', *arguments])
+    return " ".join([program, f'"$SKYRL_REPO_ROOT/../{TRAINER.name}/{script}"', *arguments])
 
 
-def read_metrics(launcher: Launcher, run_dir: str) -> list[dict[str, Any]]:
-    """Read metrics.jsonl from the volume."""
+def read_metrics(launcher: Launcher, run_id: str) -> list[dict[str, Any]]:
+    """Return what the training steps of a run have logged."""
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
-        path = launcher.pull(f"{run_dir}/metrics.jsonl", Path(name) / "metrics.jsonl")
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        folder = launcher.pull(f"/root/data/.skyrl_modal/runs/{run_id}/metrics", Path(name) / "metrics")
+        for path in sorted(folder.iterdir()):
+            tables: dict[int, list[str]] = {}
+            for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+                if "keys" in line:
+                    tables[line["table"]] = line["keys"]
+                else:
+                    rows.append({"step": line["step"], **dict(zip(tables[line["table"]], line["values"], strict=True))})
+    return [row for row in rows if REWARD in row]
 
 
-def check_resumed(rows: list[dict[str, Any]], first: str, second: str, half: int, steps: int) -> None:
-    """Check that the second run resumed from the first run's checkpoint, without missing or repeated steps."""
-    expected = [(step, first if step <= half else second) for step in range(1, steps + 1)]
-    found = [(row["step"], row["run_id"]) for row in rows]
-    origins = {row["resumed_from"] for row in rows[half:]}
-    if found != expected or origins != {f"global_step_{half}"}:
-        raise SystemExit(f"quickstart: the second run did not resume from step {half}: {origins}, {found}")
+def check_resumed(rows: list[dict[str, Any]], resumed: list[dict[str, Any]], half: int, steps: int) -> None:
+    """Check that the second run continued after the last step of the first, without missing or repeated steps."""
+    found = [row["step"] for row in (*rows, *resumed)]
+    if found != list(range(1, steps + 1)) or len(rows) != half:
+        raise SystemExit(f"quickstart: the second run did not resume from step {half}: {len(rows)} rows, then {found}")
 
 
 def reward_line(rows: list[dict[str, Any]]) -> str:
     """Return a line with the mean reward of the first and of the last steps."""
-    rewards = [row["reward"] for row in rows]
+    rewards = [row[REWARD] for row in rows]
     before, after = statistics.fmean(rewards[:SHOWN]), statistics.fmean(rewards[-SHOWN:])
     return f"mean reward {before:.3f} -> {after:.3f}"
 
@@ -152,7 +162,7 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--steps: must be at least 2, one for each run")
     missing = [name for name in (*PACKAGES, "ray") if importlib.util.find_spec(name) is None]
     if args.backend == "local" and missing:
-        parser.error(f"missing in this Python: {', '.join(missing)}; pip install 'skyrl-modal[local]' numpy pandas")
+        parser.error(f"missing in this Python: {', '.join(missing)}; pip install {' '.join(missing)}")
     return args
 
 
@@ -169,28 +179,39 @@ def main() -> None:
         volumes=[VolumeSpec(name=args.volume)],
         mounts=[MountSpec(), MountSpec(local_path=TRAINER, remote_path=f"/root/{TRAINER.name}")],
         timeout="15m",
+        retries=2,
+        resume="auto",
     )
     # A new folder for each call, so that the first run has no checkpoint.
     name = f"quickstart/{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     run_dir, half = f"/root/data/{name}", args.steps // 2
-    prepare = shell("prepare.py", "--output-dir", f'"$SKYRL_DATA/{name}/dataset"')
-    train = shell("train.py", "--run-dir", f'"$SKYRL_DATA/{name}"', "--steps")
+    prepare = shell("python", "prepare.py", "--output-dir", f'"$SKYRL_DATA/{name}/dataset"')
+    train = shell(
+        "bash",
+        "run_quickstart.sh",
+        f"data.train_data=\"['$SKYRL_DATA/{name}/dataset/train.jsonl']\"",
+        f"data.val_data=\"['$SKYRL_DATA/{name}/dataset/validation.jsonl']\"",
+        f'trainer.ckpt_path="$SKYRL_DATA/{name}/ckpts"',
+        f'trainer.export_path="$SKYRL_DATA/{name}/exports"',
+        f"trainer.epochs={math.ceil(args.steps / STEPS_PER_EPOCH)}",
+    )
 
-    first = launcher.run(f"{prepare} && {train} {half}", check=True)
-    second = launcher.run(f"{train} {args.steps}", check=True)
+    first = launcher.run(f"{prepare} && {train} trainer.max_training_steps={half}", check=True)
+    second = launcher.run(f"{train} trainer.max_training_steps={args.steps}", check=True)
 
-    rows = read_metrics(launcher, run_dir)
-    check_resumed(rows, first.run_id, second.run_id, half, args.steps)
+    rows, resumed = read_metrics(launcher, first.run_id), read_metrics(launcher, second.run_id)
+    check_resumed(rows, resumed, half, args.steps)
     checkpoints = sorted(
         (Path(entry.path).name for entry in launcher.ls(f"{run_dir}/ckpts") if "global_step_" in entry.path),
         key=lambda step: int(step.rpartition("_")[2]),
     )
     print(
-        f"\nrun 1: steps 1-{half}, {reward_line(rows[:half])}, {first.duration:.0f} s, log {first.log_path}"
-        f"\nrun 2: resumed from global_step_{half}, steps {half + 1}-{args.steps}, {reward_line(rows[half:])},"
+        f"\nrun 1: steps 1-{half}, {reward_line(rows)}, {first.duration:.0f} s, log {first.log_path}"
+        f"\nrun 2: resumed from global_step_{half}, steps {half + 1}-{args.steps}, {reward_line(resumed)},"
         f" {second.duration:.0f} s, log {second.log_path}"
-        f"\nboth:  {reward_line(rows)}"
-        f"\n{run_dir} on volume {args.volume}: dataset, metrics.jsonl, ckpts ({', '.join(checkpoints)})",
+        f"\nboth:  {reward_line(rows + resumed)}"
+        f"\n{run_dir} on volume {args.volume}: dataset, ckpts ({', '.join(checkpoints)})"
+        f"\nmetrics of each step: skyrl-modal metrics {second.run_id}",
         flush=True,
     )
 

@@ -8,10 +8,16 @@ import numpy as np
 import policy
 from policy import Array
 
-LEARNING_RATE = 0.015
 BETAS = (0.9, 0.99)
-CLIP = 0.2
-EPOCHS = 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the training: learning rate, epochs for each batch, and the clip range of the ratio."""
+
+    learning_rate: float
+    epochs: int = 4
+    clip: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ def advantages(rewards: list[float]) -> Array:
     return result
 
 
-def step(state: State, groups: list[Group]) -> tuple[State, Stats]:
+def step(state: State, groups: list[Group], settings: Settings) -> tuple[State, Stats]:
     """Run one training step: several epochs of Adam on the clipped objective over all choices of all groups."""
     states = np.concatenate([np.tile(group.states, (len(group.actions), 1)) for group in groups])
     actions = np.concatenate([np.ravel(group.actions) for group in groups])
@@ -67,11 +73,11 @@ def step(state: State, groups: list[Group]) -> tuple[State, Stats]:
 
     weights, momentum, scale, updates = state.weights, state.momentum, state.scale, state.updates
     entropy = clipped = 0.0
-    for epoch in range(EPOCHS):
+    for epoch in range(settings.epochs):
         log_probs = policy.log_probs(weights, states)
         ratio = np.exp((log_probs * taken).sum(axis=1) - old)
         # min(ratio * A, clip(ratio) * A) has no gradient where the ratio exceeds the clip range in the direction of A.
-        too_far = np.where(advantage > 0, ratio > 1 + CLIP, ratio < 1 - CLIP)
+        too_far = np.where(advantage > 0, ratio > 1 + settings.clip, ratio < 1 - settings.clip)
         slope = np.where(too_far, 0.0, ratio * advantage)
         gradient = -states.T @ ((taken - np.exp(log_probs)) * slope[:, None]) / len(actions)
 
@@ -79,11 +85,11 @@ def step(state: State, groups: list[Group]) -> tuple[State, Stats]:
         momentum = BETAS[0] * momentum + (1 - BETAS[0]) * gradient
         scale = BETAS[1] * scale + (1 - BETAS[1]) * gradient**2
         unbiased = momentum / (1 - BETAS[0] ** updates), scale / (1 - BETAS[1] ** updates)
-        weights = weights - LEARNING_RATE * unbiased[0] / (np.sqrt(unbiased[1]) + 1e-8)
+        weights = weights - settings.learning_rate * unbiased[0] / (np.sqrt(unbiased[1]) + 1e-8)
 
         if epoch == 0:
             entropy = float(-(np.exp(log_probs) * log_probs).sum(axis=1).mean())
-        clipped += float(too_far.mean()) / EPOCHS
+        clipped += float(too_far.mean()) / settings.epochs
 
     reward = float(np.mean([group.rewards for group in groups]))
     after = State(step=state.step + 1, updates=updates, weights=weights, momentum=momentum, scale=scale)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -37,15 +36,15 @@ def test_reward_rises_and_second_run_resumes(tmp_path: Path, checkout: Path) -> 
     before, after = map(float, both)
     assert before < 0.2
     assert after > 0.85
-    assert "no checkpoint yet: training from the start" in done.stdout
-    assert re.search(r"^resumed from /.*/ckpts/global_step_30$", done.stdout, re.MULTILINE)
+    assert "No checkpoint found, starting training from scratch" in done.stdout
+    assert "Resuming from global_step_30" in done.stdout
     assert "run 2: resumed from global_step_30, steps 31-60" in done.stdout
 
-    [path] = tmp_path.rglob("metrics.jsonl")
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == list(range(1, 61))
-    assert (path.parent / "ckpts" / "global_step_60" / "policy.npz").is_file()
+    [path] = tmp_path.rglob("latest_ckpt_global_step.txt")
+    assert path.read_text() == "60"
+    assert (path.parent / "global_step_60" / "policy" / "model_world_size_1_rank_0.pt").is_file()
     for log in re.findall(r"^run \d: .*, log (.*)$", done.stdout, re.MULTILINE):
-        assert "validation reward at step" in Path(log).read_text()
+        assert "eval/all/avg_score" in Path(log).read_text()
 
 
 @pytest.mark.ray
@@ -62,7 +61,7 @@ def test_quickstart_on_two_nodes(tmp_path: Path, checkout: Path, backend: str) -
             assert server.unimplemented == []
 
     assert done.returncode == 0, done.stdout + done.stderr
-    nodes = re.findall(r"^node (\w{56}): (\d+) rollout actor", done.stdout, re.MULTILINE)
+    nodes = re.findall(r" node (\w{56}): (\d+) rollout actor", done.stdout)
     assert len(nodes) == 4  # two nodes in each of the two runs
     assert len({node for node, _ in nodes}) == 4
     assert all(int(count) > 0 for _, count in nodes)

@@ -236,6 +236,17 @@ class RemoteExp(BasePPOExp):
 def main() -> None:
     RemoteExp(SkyRLTrainConfig.from_cli_overrides(sys.argv[1:])).run()
 """
+#: A training loop of the user's own that takes SkyRL's arguments.
+_MAIN_LOOP = """\
+import sys
+
+from skyrl.train.config import SkyRLTrainConfig
+
+import loop
+
+config = SkyRLTrainConfig.from_cli_overrides(sys.argv[1:])
+"""
+_LOOP = "def save(config):\n    open(config.trainer.ckpt_path)\n"
 _FILES = {
     "skyrl-gym/skyrl_gym/__init__.py": "",
     "skyrl/train/config/config.py": _CONFIG,
@@ -245,6 +256,9 @@ _FILES = {
     "examples/own/experiment.py": _EXPERIMENT,
     "examples/own/main_benchmark.py": _MAIN_BENCHMARK,
     "examples/own/main_engines.py": _MAIN_ENGINES,
+    "examples/own/main_loop.py": _MAIN_LOOP,
+    "examples/own/loop.py": _LOOP,
+    "examples/own/print_config.py": _MAIN_LOOP.replace("import loop", "print"),
     "examples/own/sums_dataset.py": "import datasets\n",
     "examples/own/broken.py": "def main(:\n",
     ".gitignore": ".env\n.venv/\n",

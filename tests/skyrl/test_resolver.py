@@ -162,5 +162,9 @@ def test_main_of_the_checkout_is_read(skyrl_checkout: Path) -> None:
     assert not start("main_async").has_own_config
     assert not start("main_benchmark").writes_results
     assert start("main_engines").has_own_placement
+    assert start("main_loop").kind is EntrypointKind.TRAIN
+    assert start("main_loop").has_own_placement
+    assert not start("main_loop").has_own_config
+    assert start("print_config").kind is EntrypointKind.OTHER
     assert start("broken").kind is EntrypointKind.OTHER
     assert start("sums_dataset").kind is EntrypointKind.DATASET

@@ -35,6 +35,11 @@ _KIND_OF_IMPORT = (
     ("skyrl.train.entrypoints.main_base", EntrypointKind.TRAIN),
     ("skyrl_train.entrypoints.main_base", EntrypointKind.TRAIN),
 )
+#: Modules with the configuration of the trainers, of which a main with a training loop of its own imports the class.
+_CONFIG_MODULES = ("skyrl.train.config", "skyrl.train.config.config", "skyrl_train.config", "skyrl_train.config.config")
+_TRAIN_CONFIG = "SkyRLTrainConfig"
+#: The field with the folder of checkpoints, which a program that only evaluates or prepares data does not read.
+_CHECKPOINT_FIELD = "ckpt_path"
 #: The class of an experiment in ``main_base``, and its method that replaces the training loop.
 _EXPERIMENT = "BasePPOExp"
 #: Configurations of SkyRL itself. A main with another one may accept further keys.
@@ -79,10 +84,13 @@ def read_main(path: str, read: ReadSource) -> MainModule:
         return MainModule(known)
     sources = _Sources(read)
     sources.add(path, depth=0)
+    trees = list(sources.trees.values())
     kind = next((kind for module, kind in _KIND_OF_IMPORT if module in sources.imported), None)
+    if kind is None and _has_own_loop(sources):
+        # How it uses GPUs is not known: it replaces SkyRL's experiment.
+        return MainModule(EntrypointKind.TRAIN, _has_own_config(trees), has_own_placement=True)
     if kind is None:
         return MainModule(EntrypointKind.DATASET if _is_dataset_script(path) else EntrypointKind.OTHER)
-    trees = list(sources.trees.values())
     if kind is EntrypointKind.TRAIN and _replaces_run(trees[:1]):
         kind = EntrypointKind.GENERATE
     return MainModule(kind, _has_own_config(trees), not _has_loop_without_results(trees), _has_own_placement(trees))
@@ -111,6 +119,14 @@ class _Sources:
                 for file in (f"{module.replace('.', '/')}.py", f"{module.replace('.', '/')}/__init__.py"):
                     self.add(file, depth + 1)
                     self.add(posixpath.join(posixpath.dirname(path), file), depth + 1)
+
+
+def _has_own_loop(sources: _Sources) -> bool:
+    """Return whether a main takes SkyRL's arguments, and writes checkpoints where they say, without SkyRL's trainer."""
+    if not any(f"{module}.{_TRAIN_CONFIG}" in sources.imported for module in _CONFIG_MODULES):
+        return False
+    names = {node.attr for tree in sources.trees.values() for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return {"from_cli_overrides", _CHECKPOINT_FIELD} <= names
 
 
 def _parse(source: str | None) -> ast.Module | None:
