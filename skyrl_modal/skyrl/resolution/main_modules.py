@@ -122,7 +122,7 @@ class _Sources:
 
 
 def _has_own_loop(sources: _Sources) -> bool:
-    """Return whether a main takes SkyRL's arguments, and writes checkpoints where they say, without SkyRL's trainer."""
+    """Return whether a main takes SkyRL's arguments, and writes checkpoints at their paths, without SkyRL's trainer."""
     if not any(f"{module}.{_TRAIN_CONFIG}" in sources.imported for module in _CONFIG_MODULES):
         return False
     names = {node.attr for tree in sources.trees.values() for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
