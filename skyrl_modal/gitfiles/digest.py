@@ -18,7 +18,10 @@ def tree_digest(entries: Iterable[tuple[str, int, bytes]]) -> str:
     Args:
         entries: Path, normalized mode and SHA-256 of the content of each file, in the order of the paths.
     """
-    text = b"".join(b"%o %b %b\0" % (mode, sha, os.fsencode(path)) for path, mode, sha in entries)
+    columns = list(entries)
+    # One call encodes all paths, which contain no NUL.
+    paths = os.fsencode("\0".join([path for path, _, _ in columns])).split(b"\0") if columns else []
+    text = b"".join([b"%o %b %b\0" % (entry[1], entry[2], path) for entry, path in zip(columns, paths, strict=True)])
     return hashlib.sha256(text).hexdigest()
 
 

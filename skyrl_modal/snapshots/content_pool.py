@@ -22,8 +22,8 @@ if sys.platform == "linux":
     # From linux/fs.h: two files share their blocks until one of them is written.
     _FICLONE = 0x40049409
 
-# A file up to this size is read into memory; a larger one is copied and hashed in chunks.
-_SMALL = 1 << 20
+#: A file up to this size is read into memory; a larger one is copied and hashed in chunks.
+MAX_SMALL_FILE_BYTES = 1 << 20
 _CHUNK = 1 << 20
 _ATTEMPTS = 3
 #: The beginning of the name of a file or folder that is being written. Its final name does not begin with a dot.
@@ -65,6 +65,12 @@ class ContentPool:
         name = sha.hex()
         return f"{self.folder}/{name[:1]}/{name[1:]}-{mode & 0o777:o}"
 
+    def create_folders(self) -> None:
+        """Create the folders of the contents, which are otherwise created with their first content."""
+        for digit in "0123456789abcdef":
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(f"{self.folder}/{digit}", 0o700)
+
     def add(self, path: str) -> StoredContent:
         """Add the content of a file to the pool.
 
@@ -92,7 +98,7 @@ class ContentPool:
             before = os.fstat(source)
             if not stat.S_ISREG(before.st_mode):
                 raise FileNotCopied("is no longer a file")
-            if before.st_size <= _SMALL:
+            if before.st_size <= MAX_SMALL_FILE_BYTES:
                 data = _read_all(source, before.st_size, path)
                 sha = hashlib.sha256(data).digest()
             else:

@@ -133,6 +133,8 @@ class SnapshotStore:
         with self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB) as is_alone:
             if is_alone:
                 self._remove_unfinished()
+                if not any(os.scandir(self.folder / "blobs")):
+                    UsageRecord(self.folder).write(0)
 
     def _take(self, selection: Selection, *, as_selected: bool) -> Snapshot:
         additions = Additions(self.folder, self._pool)

@@ -30,12 +30,16 @@ class Additions:
         self.bytes = 0
         self.marker: str | None = None
 
-    def add(self, path: str) -> StoredContent:
-        """Add the content of a file, as ``ContentPool.add`` does."""
+    def begin(self) -> None:
+        """Create the marker."""
         if self.marker is None:
             handle, name = tempfile.mkstemp(dir=self._markers)
             os.close(handle)
             self.marker = os.path.basename(name)
+
+    def add(self, path: str) -> StoredContent:
+        """Add the content of a file, as ``ContentPool.add`` does."""
+        self.begin()
         content = self._pool.add(path)
         self.bytes += content.added
         return content
