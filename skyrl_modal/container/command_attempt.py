@@ -26,6 +26,8 @@ TYPE_CHECKING = False  # the same as in typing, whose import takes time
 
 if TYPE_CHECKING:
     from typing import Protocol
+
+    from skyrl_modal.container.stall import StallWatch
 else:
     Protocol = object
 
@@ -42,6 +44,8 @@ class StoppedBy(Enum):
     #: The command itself.
     COMMAND = auto()
     TIMEOUT = auto()
+    #: There was neither output nor a new step.
+    STALL = auto()
     #: A request to stop the run.
     REQUEST = auto()
     #: A failure of Ray or of another rank.
@@ -115,6 +119,7 @@ class AttemptServices:
         cluster: The cluster below the command.
         report: Receives messages with their cause.
         processes: Returns the command's living processes, in whatever session or process group they are.
+        stall: What finds out that the attempt is stalled; None for no limit.
     """
 
     events: EventRouter
@@ -122,6 +127,7 @@ class AttemptServices:
     cluster: FailureSource
     report: Report
     processes: Callable[[], set[int]]
+    stall: StallWatch | None = None
 
 
 class CommandAttempt:
@@ -148,6 +154,7 @@ class CommandAttempt:
         self._stop_reason = StopReason.UNKNOWN
         self._timeout_cause = FailureCause.ATTEMPT_TIMEOUT
         self._failure: Failure | None = None
+        self._is_stalled = False
         self.pid: int | None = None
 
     def run(self) -> Outcome:
@@ -188,9 +195,17 @@ class CommandAttempt:
     def _watch(self, child: ChildProcess) -> int:
         """Wait until the command exits, or stop it. Return its exit status as in ``subprocess.Popen.returncode``."""
         steps: list[StopStep] = []
-        deadline: float | None = self._first_deadline()
+        time_limit = self._first_deadline()
+        stall = self._services.stall
+        deadline: float | None = time_limit if stall is None else min(time_limit, stall.begin())
         while True:
             event = self._services.events.get(deadline)
+            if isinstance(event, DeadlineReached) and stall is not None and self._stopped_by is StoppedBy.COMMAND:
+                stalled_at = stall.deadline()
+                if time.monotonic() < min(time_limit, stalled_at):
+                    deadline = min(time_limit, stalled_at)
+                    continue
+                self._is_stalled = stalled_at < time_limit
             if isinstance(event, CommandExited):
                 return event.status
             if event == StopRequested(StopReason.KILL):
@@ -220,6 +235,13 @@ class CommandAttempt:
         """Return the steps by which an event stops the command; none if the command continues."""
         report, grace = self._services.report, self._job.limits.grace
         match event:
+            case DeadlineReached() if self._is_stalled and self._services.stall is not None:
+                self._stopped_by = StoppedBy.STALL
+                stall = self._services.stall
+                text = f"{stall.text}; writing the stacks of all Python processes, then sending SIGTERM"
+                report(f"{text}, SIGKILL follows in {grace:g} s", FailureCause.STALLED)
+                stall.write_stacks()
+                return stop_sequence(signal.SIGTERM, grace)
             case DeadlineReached():
                 self._stopped_by = StoppedBy.TIMEOUT
                 text = f"{self._timeout_text}; sending SIGTERM, SIGKILL follows in {grace:g} s"
@@ -262,6 +284,15 @@ class CommandAttempt:
                     cause=self._timeout_cause,
                     detail=self._timeout_text,
                     time_limit=self._time_limit,
+                )
+            case StoppedBy.STALL if (stall := self._services.stall) is not None:
+                self._services.output.write_message(stall.stacks)
+                return Outcome(
+                    state=RunState.TIMED_OUT,
+                    returncode=TIMED_OUT,
+                    cause=FailureCause.STALLED,
+                    detail=stall.text,
+                    time_limit=stall.limit,
                 )
             case StoppedBy.REQUEST:
                 return Outcome.of_stop(self._stop_reason, returncode or INTERRUPTED)

@@ -29,6 +29,8 @@ UV_DEFAULTS = {
 IMAGE_PROGRAMS = "/home/ray/.local/bin"
 #: The folder with the hook that each Python process of the run loads: see ``skyrl_modal/formats/hook/``.
 HOOK_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "formats", "hook")
+#: The variable with the path of the file to which Python processes append their stacks (``container.stacks``).
+STACKS_VARIABLE = "SKYRL_MODAL_STACKS"
 #: Ray's settings of token authentication, of Ray 2.52 and later.
 _RAY_AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
@@ -64,6 +66,8 @@ def run_environment(job: Job, config: RankConfig) -> dict[str, str]:
             env[name] = root
         elif name not in declared:
             env.pop(name, None)
+    if job.limits.stall is not None:
+        env[STACKS_VARIABLE] = stacks_path(job, config)
     if job.ray is not None:
         env.pop("RAY_ADDRESS", None)  # the address of a Ray of the caller, which the run must not use
     return {**_tracker_defaults(job, env), **env}
@@ -90,6 +94,12 @@ def with_hook(python_path: str | None) -> str:
     """
     entries = python_path.split(os.pathsep) if python_path else []
     return os.pathsep.join([HOOK_FOLDER, *(entry for entry in entries if entry != HOOK_FOLDER)])
+
+
+def stacks_path(job: Job, config: RankConfig) -> str:
+    """Return the path of the file to which the Python processes of a rank append their stacks."""
+    name = f".tmp-skyrl-modal-{job.run_id}-{config.rank}.stacks"  # not listed as a file that the run has lost
+    return os.path.join(os.environ.get("TMPDIR", "/tmp"), name)
 
 
 def claim_master_port(config: RankConfig) -> tuple[int, socket.socket | None]:

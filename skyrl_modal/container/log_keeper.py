@@ -111,6 +111,11 @@ class LogKeeper:
                 self._is_changed |= self._follower.copy_new(self._start.append)
                 self._record_memory()
 
+    def keep_text(self, name: str, text: str) -> None:
+        """Append a text, masked, to a log of the attempt."""
+        with self._lock:
+            self._append(name, text)
+
     def record_failure(self) -> None:
         """Keep what the machine reports, once for each attempt. The processes of the attempt may still exist."""
         with self._lock:

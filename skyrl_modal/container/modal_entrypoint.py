@@ -181,6 +181,7 @@ def _run_rank_zero(
                 lease_store=lease.store,
             ),
             attempts=decision.attempts,
+            history=decision.history,
             first_message=decision.message,
             start_timeout=None if previous.has_started else seconds_to_start(job),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from io import FileIO
 
@@ -23,6 +24,9 @@ class OutputRecorder:
         live: The live view.
         report: Receives a message if the log cannot be written.
         secrets: The values to mask.
+
+    Attributes:
+        last_output: The time of ``time.monotonic()`` of the last output.
     """
 
     def __init__(self, path: str, live: LiveView, report: Callable[[str], None], secrets: SecretMask) -> None:
@@ -38,6 +42,7 @@ class OutputRecorder:
         self._missing = 0
         # Whether the log has the same bytes at the same positions as the output.
         self._is_log_exact = True
+        self.last_output = time.monotonic()
 
     @property
     def record(self) -> OutputRecord:
@@ -52,6 +57,7 @@ class OutputRecorder:
         buffer = memoryview(bytearray(CHUNK_SIZE))  # a new object of this size for each read would take longer
         with open(descriptor, "rb", buffering=0) as source:
             while count := source.readinto(buffer):
+                self.last_output = time.monotonic()
                 self._write(masker.feed(bytes(buffer[:count])))
                 self._live.wait_for_space()
             self._write(masker.flush())

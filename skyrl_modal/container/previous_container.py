@@ -9,6 +9,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TypeVar
 
+from skyrl_modal.container.retries import Decision as RetryDecision
+from skyrl_modal.container.retries import Retries, no_progress_text
 from skyrl_modal.dataclass import dataclass
 from skyrl_modal.protocol.codec import ProtocolError
 from skyrl_modal.protocol.exit_codes import LAUNCHER_FAILED
@@ -16,6 +18,7 @@ from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.result import RunResultRecord
 from skyrl_modal.protocol.run_folder import JOB_FILE, RunFolder
 from skyrl_modal.protocol.state import FailureCause, NextStart, RunState
+from skyrl_modal.protocol.status import NO_HISTORY, AttemptHistory
 
 T = TypeVar("T")
 
@@ -32,11 +35,13 @@ class Continue:
 
     Attributes:
         attempts: Number of attempts that count as made.
+        history: What they have reached.
         message: A message to write before the output; None for none.
     """
 
     attempts: int = 0
     message: str | None = None
+    history: AttemptHistory = NO_HISTORY
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,7 @@ class PreviousContainer:
         status = self._read(self._folder.read_status)
         self._has_status = status is not None
         self._attempts = 0 if status is None else status.attempt
+        self._history = NO_HISTORY if status is None else status.history
         self.result = self._read(self._folder.read_result)
 
     def _read(self, read: Callable[[], T | None]) -> T | None:
@@ -109,46 +115,61 @@ class PreviousContainer:
         Args:
             was_ending: Whether the platform ended the earlier container, which was killed before it wrote its result.
         """
-        result, attempts = self.result, self._attempts
+        result, attempts, history = self.result, self._attempts, self._history
         if result is None and attempts == 0:
             return Continue()
         if result is None and was_ending:
-            return Continue(attempts - 1, f"{MOVED_MESSAGE} before the command had ended; starting again")
+            return Continue(attempts - 1, f"{MOVED_MESSAGE} before the command had ended; starting again", history)
         if result is None:
-            if attempts > self._job.limits.retries:
-                return Lost(self._lost_result())
-            return Continue(attempts, f"attempt {attempts} ended: {CONTAINER_DIED_MESSAGE}; starting again")
+            return self._decide_after_death()
         match result.next_start:
             case NextStart.SAME_ATTEMPT:
                 # The interrupted attempt does not count.
-                return Continue(max(0, attempts - 1), f"{MOVED_MESSAGE}; starting again")
+                return Continue(max(0, attempts - 1), f"{MOVED_MESSAGE}; starting again", history)
             case NextStart.PENDING_ATTEMPT if self.was_replaced:
-                return Continue(attempts)  # the command has not noticed it
+                return Continue(attempts, history=history)  # the command has not noticed it
             case NextStart.PENDING_ATTEMPT:
-                return Continue(attempts, f"{MOVED_MESSAGE}; starting again")
+                return Continue(attempts, f"{MOVED_MESSAGE}; starting again", history)
             case NextStart.NEXT_ATTEMPT:
                 cause = (
                     f"{result.cause}" if result.failed_rank is None else f"{result.cause}, rank {result.failed_rank}"
                 )
                 message = f"attempt {attempts} ended with exit code {result.returncode} ({cause}); starting again"
-                return Continue(attempts, message)
+                return Continue(attempts, message, history)
         return Finished(result)
+
+    def _decide_after_death(self) -> Decision:
+        """Return what follows after a container that died while the command ran."""
+        retries = Retries(self._job, self._history)
+        match retries.count(self._attempts):
+            case RetryDecision.REPEAT:
+                message = f"attempt {self._attempts} ended: {CONTAINER_DIED_MESSAGE}; starting again"
+                return Continue(self._attempts, message, retries.history)
+            case RetryDecision.END_WITHOUT_PROGRESS:
+                text = f"{no_progress_text(retries.history)}; the last one ended with: {CONTAINER_DIED_MESSAGE}"
+                return Lost(self._lost_result(RunState.FAILED, FailureCause.NO_PROGRESS, text))
+        return Lost(self._lost_result())
 
     def remove_result(self) -> None:
         """Remove the earlier result, so that no reader considers the run ended."""
         self._folder.remove_result()
 
-    def _lost_result(self) -> RunResultRecord:
+    def _lost_result(
+        self,
+        state: RunState = RunState.LOST,
+        cause: FailureCause = FailureCause.CONTAINER_DIED,
+        detail: str = CONTAINER_DIED_MESSAGE,
+    ) -> RunResultRecord:
         try:
             started_at = datetime.fromtimestamp((self._folder.path / JOB_FILE).stat().st_mtime, UTC)
         except OSError:
             started_at = None
         return RunResultRecord.without_record(
             self._job,
-            state=RunState.LOST,
+            state=state,
             returncode=LAUNCHER_FAILED,
-            cause=FailureCause.CONTAINER_DIED,
-            detail=CONTAINER_DIED_MESSAGE,
+            cause=cause,
+            detail=detail,
             attempts=self._attempts,
             started_at=started_at,
         )

@@ -6,9 +6,10 @@ import contextlib
 import queue
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from skyrl_modal.container.cluster_readiness import start_timeout
-from skyrl_modal.container.environment import ray_session_folder, run_environment, secret_values
+from skyrl_modal.container.environment import ray_session_folder, run_environment, secret_values, stacks_path
 from skyrl_modal.container.events import (
     ChildExited,
     Event,
@@ -28,6 +29,7 @@ from skyrl_modal.container.unsaved_files import LostPlaces, UnsavedFilesReport
 from skyrl_modal.container.workdir import prepare_workdir
 from skyrl_modal.event_queue import EventQueue
 from skyrl_modal.protocol.job import Job, RayOptions
+from skyrl_modal.protocol.kept_logs import STACKS_LOG
 from skyrl_modal.protocol.messages import (
     CommitRequest,
     CommitTurn,
@@ -39,13 +41,19 @@ from skyrl_modal.protocol.messages import (
     RayExited,
     RayStopped,
     Shutdown,
+    Stacks,
     StartRay,
+    StepReached,
     StopRay,
     StopRequest,
+    WriteStacks,
 )
 from skyrl_modal.protocol.rank_config import RankConfig
 from skyrl_modal.protocol.run_folder import SUPERVISOR_LOG, RunFolder
 from skyrl_modal.protocol.state import FailureCause, StopReason
+
+if TYPE_CHECKING:
+    from skyrl_modal.container.training_steps import StepReporter
 
 #: Seconds beyond the command's grace period after which a rank that was asked to stop no longer waits for rank 0.
 STOP_MARGIN = 30.0
@@ -85,6 +93,8 @@ class RankWorker:
         self._logs = RunFolder(job.run_folder).rank_logs(config.rank)
         self._commit_logs = commit_logs
         self._keeper: LogKeeper | None = None
+        self._steps: StepReporter | None = None
+        self._scope: ProcessScope | None = None
         self._node: RayNode | None = None
         self._starts = 0
         self._head: Connection | None = None
@@ -113,7 +123,7 @@ class RankWorker:
 
     def run(self) -> None:
         """Connect to rank 0 and follow its requests to the end. No process of this rank is left afterwards."""
-        scope = ProcessScope()
+        self._scope = scope = ProcessScope()
         try:
             make_private_folder(self._logs)
             if self._connect():
@@ -124,6 +134,8 @@ class RankWorker:
             self._fail(FailureCause.SYSTEM_ERROR, describe_error(error))
         finally:
             self._end_ray()
+            if self._steps is not None:
+                self._steps.stop()
             scope.terminate()
             if self._keeper is not None:
                 self._keeper.close()
@@ -227,6 +239,8 @@ class RankWorker:
                     self._start_ray(message)
                 except StartError as error:
                     self._send(RankFailed(error.failure.cause, self._secrets.mask_text(error.failure.text)))
+            case WriteStacks():
+                self._send(Stacks(self._read_stacks()))
             case StopRay(is_failed):
                 if is_failed:
                     self._record_failure()
@@ -253,8 +267,32 @@ class RankWorker:
             secrets=self._secrets,
             keep_logs=keeper.collect,
         )
+        if job.limits.stall is not None:
+            from skyrl_modal.container.stacks import create_stacks_file  # imported here: most runs have no such limit
+
+            create_stacks_file(stacks_path(job, config))
+        self._follow_steps()
         self._log(f"starting a Ray node that joins {message.head_address}")
         self._node.start_worker(message.head_address)
+
+    def _follow_steps(self) -> None:
+        """Send rank 0 the training steps of this rank, if a decision depends on them."""
+        job = self._job
+        if self._steps is not None or (job.resume is None and job.limits.stall is None):
+            return
+        from skyrl_modal.container.training_steps import StepReporter  # imported here: most runs need no steps
+
+        self._steps = StepReporter(job.run_folder, self._config.rank, lambda step: self._send(StepReached(step)))
+
+    def _read_stacks(self) -> str:
+        """Return the stacks of this rank's Python processes, masked."""
+        from skyrl_modal.container.stacks import read_stacks  # imported here: few runs stall
+
+        pids = set() if self._scope is None else self._scope.processes()
+        text = self._secrets.mask_text(read_stacks(stacks_path(self._job, self._config), pids))
+        if self._keeper is not None:
+            self._keeper.keep_text(STACKS_LOG, text)
+        return text
 
     def _end_ray(self) -> None:
         if self._node is not None:

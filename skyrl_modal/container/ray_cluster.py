@@ -46,9 +46,12 @@ from skyrl_modal.protocol.messages import (
     RankFailed,
     RayExited,
     Shutdown,
+    Stacks,
     StartRay,
+    StepReached,
     StopRay,
     StopRequest,
+    WriteStacks,
 )
 from skyrl_modal.protocol.rank_config import RankConfig
 from skyrl_modal.protocol.state import FailureCause
@@ -56,6 +59,8 @@ from skyrl_modal.protocol.state import FailureCause
 if TYPE_CHECKING:
     from skyrl_modal.container.log_keeper import LogKeeper
 
+#: Seconds in which another rank has to write the stacks of its processes. Its own limit is 10 s.
+STACKS_TIMEOUT = 15.0
 #: Number of times that a lost Ray node is started again in one attempt, with ``on_worker_loss="wait"``.
 MAX_NODE_RESTARTS = 3
 #: Variables that rank 0 sets for all ranks.
@@ -94,6 +99,8 @@ class RayCluster:
         env: The command's environment. It is complete after ``start``.
         url: URL of Ray's dashboard; None if it does not run.
         disconnected_ranks: Ranks that were lost while they were needed. They cannot be started again from here.
+        steps: The greatest training step that the processes of each other rank have reached, and the time of
+            ``time.monotonic()`` of the message about it.
     """
 
     def __init__(self, job: Job, config: RankConfig, env: dict[str, str], services: ClusterServices) -> None:
@@ -112,6 +119,7 @@ class RayCluster:
         self._early_ranks: set[int] = set()
         self.url: str | None = None
         self.disconnected_ranks: set[int] = set()
+        self.steps: dict[int, tuple[int, float]] = {}
         master_port, self._master_port_claim = claim_master_port(config)
         self.env = {**env, "MASTER_ADDR": config.addresses[0], "MASTER_PORT": str(master_port)}
         self._server: RankServer | None = None
@@ -130,6 +138,9 @@ class RayCluster:
                     return
                 case StopRequest(reason):
                     self._events.put(StopRequested(reason))
+                    return
+                case StepReached(step):
+                    self.steps[event.rank] = (step, time.monotonic())
                     return
         self._events.put(event)
 
@@ -345,6 +356,26 @@ class RayCluster:
             self._start_worker(rank)
         else:
             self._report(f"{failure.text}\nnot restarting it; the command continues")
+
+    def read_stacks(self) -> dict[int, str]:
+        """Return the stacks of the Python processes of the other ranks, of those that answer in time."""
+        ranks, texts = self._connected_ranks, dict[int, str]()
+        if self._server is None or not ranks:
+            return texts
+        self._server.send_all(WriteStacks())
+        deadline = time.monotonic() + STACKS_TIMEOUT
+
+        def is_answer(event: Event) -> bool:
+            return isinstance(event, RankMessageReceived) and isinstance(event.message, Stacks)
+
+        while texts.keys() < ranks:
+            match self._events.wait_for(is_answer, deadline):
+                case RankMessageReceived(rank, Stacks(text)):
+                    texts[rank] = text
+                case DeadlineReached():
+                    missing = dict.fromkeys(ranks - texts.keys(), f"no answer within {STACKS_TIMEOUT:g} s")
+                    return {**texts, **missing}
+        return texts
 
     # -- end ---------------------------------------------------------------------------------------------------------
 

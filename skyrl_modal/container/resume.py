@@ -41,10 +41,12 @@ class ResumedCommand:
     Attributes:
         command: The command with the arguments that continue its trainers.
         message: What was chosen and changed, in one line for each folder; None if there is nothing to report.
+        step: The greatest step that a trainer continues from; None if all begin afresh.
     """
 
     command: str
     message: str | None
+    step: int | None
 
 
 def resume_command(record: ResumeRecord, command: str, attempt: int) -> ResumedCommand:
@@ -60,13 +62,15 @@ def resume_command(record: ResumeRecord, command: str, attempt: int) -> ResumedC
     """
     insertions: dict[int, dict[str, str]] = {}
     messages: dict[str, None] = {}
+    steps: list[int] = []
     for target in record.targets:
-        step = _FolderRepair(target, attempt).run(messages)
-        if step is not None and target.position is not None:
-            overrides = resume_overrides(target.kind, step.path, is_shared=target.is_shared)
+        chosen = _FolderRepair(target, attempt).run(messages)
+        steps += [] if chosen is None else [chosen.step]
+        if chosen is not None and target.position is not None:
+            overrides = resume_overrides(target.kind, chosen.path, is_shared=target.is_shared)
             insertions.setdefault(target.position, {}).update(overrides)
     changed = insert_arguments(command, {point: list(pairs.items()) for point, pairs in insertions.items()})
-    return ResumedCommand(command=changed, message="\n".join(messages) or None)
+    return ResumedCommand(command=changed, message="\n".join(messages) or None, step=max(steps, default=None))
 
 
 class _FolderRepair:

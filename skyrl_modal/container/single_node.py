@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
+from types import MappingProxyType
 
 from skyrl_modal.container.environment import claim_master_port
 from skyrl_modal.container.events import Event
@@ -27,6 +28,7 @@ class SingleNode:
         children: No processes: none was started here.
         processes: No processes of Ray.
         disconnected_ranks: No ranks: there are no others.
+        steps: No steps of other ranks.
     """
 
     url: str | None = None
@@ -35,6 +37,7 @@ class SingleNode:
     children: Set[int] = frozenset()
     processes: Set[int] = frozenset()
     disconnected_ranks: Set[int] = frozenset()
+    steps: Mapping[int, tuple[int, float]] = MappingProxyType({})
 
     def __init__(self, job: Job, config: RankConfig, env: dict[str, str]) -> None:
         self._job = job
@@ -58,6 +61,10 @@ class SingleNode:
 
     def failure_of(self, event: Event) -> Failure | None:
         """Return None: no event of a cluster arrives."""
+
+    def read_stacks(self) -> dict[int, str]:
+        """Return no stacks: there are no other ranks."""
+        return {}
 
     def end_attempt(self) -> None:
         """Return: there is nothing that the next attempt cannot use."""

@@ -28,13 +28,13 @@ from skyrl_modal.container.unsaved_files import LostPlaces, UnsavedFilesReport, 
 from skyrl_modal.container.workdir import prepare_workdir
 from skyrl_modal.dataclass import dataclass, replace
 from skyrl_modal.protocol.events import MessageEvent, StateEvent
-from skyrl_modal.protocol.job import Job, Limits
-from skyrl_modal.protocol.kept_logs import has_log_folders
+from skyrl_modal.protocol.job import Job
+from skyrl_modal.protocol.kept_logs import STACKS_LOG, has_log_folders
 from skyrl_modal.protocol.rank_config import RankConfig
 from skyrl_modal.protocol.result import RunResultRecord, UnsavedFolder
 from skyrl_modal.protocol.run_folder import OUTPUT_FILE, SUPERVISOR_LOG, RunFolder
 from skyrl_modal.protocol.state import FailureCause, NextStart, RunState, StopReason
-from skyrl_modal.protocol.status import StatusRecord
+from skyrl_modal.protocol.status import NO_HISTORY, AttemptHistory, StatusRecord
 
 TYPE_CHECKING = False  # the same as in typing, whose import takes time
 
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from skyrl_modal.container.ray_cluster import RayCluster
     from skyrl_modal.container.replacement import Replacement
     from skyrl_modal.container.run_checkpoints import RunCheckpoints
+    from skyrl_modal.container.stall import StallDetector, StallWatch
 
 #: Seconds after the start of a command without Ray from which its logs are followed. Most short commands have none.
 LOG_DELAY = 1.0
@@ -84,6 +85,7 @@ class Supervisor:
         config: This rank.
         services: How it reaches the caller.
         attempts: Number of attempts that an earlier container made.
+        history: What those attempts have reached.
         first_message: A message to write before the output; None for none.
         start_timeout: Seconds in which the command has to start for the first time; None for no limit.
     """
@@ -95,6 +97,7 @@ class Supervisor:
         services: SupervisorServices,
         *,
         attempts: int = 0,
+        history: AttemptHistory = NO_HISTORY,
         first_message: str | None = None,
         start_timeout: float | None = None,
     ) -> None:
@@ -102,6 +105,7 @@ class Supervisor:
         self._config = config
         self._services = services
         self._attempts = attempts
+        self._history = history
         self._first_message = first_message
         self._start_timeout = start_timeout
         self._start_timer: StartTimer | None = None
@@ -116,6 +120,7 @@ class Supervisor:
         self._unsaved_files = UnsavedFilesReport(job, services.lost_places)
         self._keeper: LogKeeper | None = None
         self._checkpoints: RunCheckpoints | None = None
+        self._stalls: StallDetector | None = None
 
     # -- called from other threads and signal handlers ---------------------------------------------------------------
 
@@ -135,7 +140,7 @@ class Supervisor:
         self._scope = ProcessScope()
         is_failed = True
         try:
-            outcome = self._run_attempts(begin)
+            outcome = self._run_attempts(self._scope, begin)
             is_failed = outcome.state in _FAILED_STATES
         except RunStopped as stopped:
             outcome = self._outcome_of_stop(stopped.reason)
@@ -172,7 +177,7 @@ class Supervisor:
             self._report(f"result.json could not be written: {describe_error(error)}")
         return result
 
-    def _run_attempts(self, begin: float) -> Outcome:
+    def _run_attempts(self, scope: ProcessScope, begin: float) -> Outcome:
         """Run the command until it succeeds, or no further attempt is made here."""
         job, limits = self._job, self._job.limits
         self._folder.create()
@@ -185,6 +190,7 @@ class Supervisor:
         if self._first_message is not None:
             self._output.write_message(self._first_message)
         self._claim_checkpoints()
+        self._watch_stalls(scope)
         self._cluster = cluster = self._make_cluster()
         cluster.check_gpus()
         total_deadline = None if limits.total_timeout is None else begin + limits.total_timeout
@@ -196,11 +202,15 @@ class Supervisor:
             cluster.check_gpus()
             outcome = self._run_attempt(cluster, job, total_deadline)
             is_late = total_deadline is not None and time.monotonic() >= total_deadline
-            if not may_retry(limits, outcome, self._attempts, is_total_timeout_exceeded=is_late):
+            if outcome.state not in _FAILED_STATES:
+                return outcome
+            outcome = self._decide(cluster, outcome, is_late=is_late)
+            if outcome.next_start is NextStart.NONE:
                 return outcome
             if cluster.disconnected_ranks or (self._checkpoints is not None and self._checkpoints.needs_new_containers):
                 # A lost rank cannot be restarted here; the platform starts the whole cluster again.
-                return replace(outcome, next_start=NextStart.NEXT_ATTEMPT)
+                self._write_status(RunState.RUNNING)  # with the history, for the next container
+                return outcome
             self._output.write_message(
                 f"attempt {self._attempts} ended with exit code {outcome.returncode}; starting again"
             )
@@ -232,9 +242,40 @@ class Supervisor:
         resumed = None if self._checkpoints is None else self._checkpoints.resume(self._attempts + 1)
         if resumed is None:
             return self._job
+        from skyrl_modal.container.retries import with_start  # imported here: most runs do not resume
+
+        self._history = with_start(self._history, resumed.step)
         if resumed.message is not None:
             self._output.write_message(resumed.message)
         return replace(self._job, command=resumed.command)
+
+    def _decide(self, cluster: RayCluster | SingleNode, outcome: Outcome, *, is_late: bool) -> Outcome:
+        """Return the outcome of a failed attempt, with the next attempt as the next start if one follows."""
+        from skyrl_modal.container.retries import Retries  # imported here: most runs do not fail
+
+        retries = Retries(self._job, self._history, [step for step, _ in cluster.steps.values()])
+        outcome = retries.decide(outcome, self._attempts, is_late=is_late)
+        self._history = retries.history
+        if outcome.cause is FailureCause.NO_PROGRESS:
+            self._report(outcome.detail, outcome.cause)
+        return outcome
+
+    def _watch_stalls(self, scope: ProcessScope) -> None:
+        """Prepare to find out that an attempt is stalled, before the first process is started."""
+        if self._job.limits.stall is None:
+            return
+        from skyrl_modal.container.stall import StallDetector  # imported here: most runs have no such limit
+
+        self._stalls = StallDetector(self._job, self._config, self._output, scope.processes)
+
+    def _stall_watch(self, cluster: RayCluster | SingleNode) -> StallWatch | None:
+        if self._stalls is None:
+            return None
+
+        def keep(text: str) -> None:
+            self._keep_logs(self._attempts).keep_text(STACKS_LOG, text)
+
+        return self._stalls.watch(cluster, keep)
 
     def _start_start_timer(self) -> None:
         """Begin to count the time until the command starts.
@@ -302,6 +343,7 @@ class Supervisor:
             cluster=cluster,
             report=self._report,
             processes=self._command_processes,
+            stall=self._stall_watch(cluster),
         )
         self._attempt = CommandAttempt(job, env, services, total_deadline=total_deadline)
         timer = threading.Timer(LOG_DELAY, self._keep_logs, (self._attempts,))
@@ -379,12 +421,16 @@ class Supervisor:
         return tuple(replace(item, path=self._secrets.mask_text(printable(item.path))) for item in found.folders)
 
     def _set_state(self, state: RunState) -> None:
+        self._write_status(state)
+        self._services.emit(StateEvent(state))
+
+    def _write_status(self, state: RunState) -> None:
         url = None if self._cluster is None else self._cluster.url
+        record = StatusRecord(state=state, attempt=self._attempts, dashboard_url=url, history=self._history)
         try:
-            self._folder.write_status(StatusRecord(state=state, attempt=self._attempts, dashboard_url=url))
+            self._folder.write_status(record)
         except OSError as error:
             self._report(f"state.json could not be written: {describe_error(error)}")
-        self._services.emit(StateEvent(state))
 
     def _report(self, text: str, cause: FailureCause | None = None) -> None:
         text = self._secrets.mask_text(text)
@@ -417,19 +463,3 @@ def _mask_job(job: Job, secrets: SecretMask) -> Job:
         tags=tuple(map(mask, job.tags)),
         ray=None if job.ray is None else replace(job.ray, env=mask_values(job.ray.env)),
     )
-
-
-def may_retry(limits: Limits, outcome: Outcome, attempts: int, *, is_total_timeout_exceeded: bool) -> bool:
-    """Return whether a further attempt follows.
-
-    Args:
-        limits: The limits of the run.
-        outcome: How the last attempt ended.
-        attempts: Number of attempts that were made.
-        is_total_timeout_exceeded: Whether the limit on all attempts together is exceeded.
-    """
-    if outcome.state not in (RunState.FAILED, RunState.TIMED_OUT) or attempts > limits.retries:
-        return False
-    if limits.retry_exit_codes is not None and outcome.returncode not in limits.retry_exit_codes:
-        return False
-    return not is_total_timeout_exceeded

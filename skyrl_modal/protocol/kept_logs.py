@@ -23,6 +23,8 @@ KERNEL_LOG = f"{MACHINE_LOGS}/kernel.log"
 #: In the first line of the counters: the command was killed before they were read.
 KILLED_KEY = "was_killed"
 GPU_LOG = f"{MACHINE_LOGS}/nvidia-smi.txt"
+#: Stacks of Python processes of a stalled attempt.
+STACKS_LOG = f"{MACHINE_LOGS}/stacks.txt"
 
 # The patterns are compiled when they are needed: every run imports this module.
 _START_FOLDER = r"([0-9]{1,9})(?:\.([0-9]{1,9}))?"

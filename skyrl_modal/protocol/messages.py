@@ -52,6 +52,11 @@ class CommitTurn:
     """The rank may commit its volumes. It returns its turn by closing the connection."""
 
 
+@dataclass(frozen=True, slots=True)
+class WriteStacks:
+    """Answer with Stacks."""
+
+
 # -- to rank 0 -------------------------------------------------------------------------------------------------------
 
 
@@ -119,7 +124,29 @@ class CommitRequest:
     """This rank has ended its processes, and waits for CommitTurn."""
 
 
+@dataclass(frozen=True, slots=True)
+class StepReached:
+    """Processes of this rank have reached a training step.
+
+    Attributes:
+        step: The greatest step of the attempt.
+    """
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stacks:
+    """The Python stacks of the processes of this rank.
+
+    Attributes:
+        text: The stacks, masked.
+    """
+
+    text: str
+
+
 #: Everything that rank 0 sends.
-HeadMessage = StartRay | StopRay | Shutdown | CommitTurn
+HeadMessage = StartRay | StopRay | Shutdown | CommitTurn | WriteStacks
 #: Everything that the other ranks send.
-RankMessage = Hello | LogLine | StopRequest | RayExited | RayStopped | RankFailed | CommitRequest
+RankMessage = Hello | LogLine | StopRequest | RayExited | RayStopped | RankFailed | CommitRequest | StepReached | Stacks

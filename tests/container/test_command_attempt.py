@@ -8,13 +8,7 @@ import pytest
 
 from skyrl_modal.container.command_attempt import Outcome, StopStep, stop_sequence
 from skyrl_modal.container.failures import Failure
-from skyrl_modal.container.supervisor import may_retry
-from skyrl_modal.protocol.job import Limits
 from skyrl_modal.protocol.state import FailureCause, NextStart, RunState, StopReason
-
-
-def outcome(state: RunState, returncode: int = 1) -> Outcome:
-    return Outcome(state=state, returncode=returncode)
 
 
 def test_stop_request_sends_three_signals() -> None:
@@ -55,31 +49,3 @@ def test_outcome_of_a_failure() -> None:
 
     assert (failed.cause, failed.failed_rank, failed.returncode) == (FailureCause.RAY_EXITED, 1, 125)
     assert failed.detail == "Ray exited:\n  last line"
-
-
-@pytest.mark.parametrize("state", [RunState.FAILED, RunState.TIMED_OUT])
-def test_failed_attempts_are_retried(state: RunState) -> None:
-    """An attempt that failed or timed out is followed by another one as long as retries are left."""
-    limits = Limits(retries=1)
-
-    assert may_retry(limits, outcome(state), 1, is_total_timeout_exceeded=False)
-    assert not may_retry(limits, outcome(state), 2, is_total_timeout_exceeded=False)
-
-
-@pytest.mark.parametrize("state", [RunState.SUCCEEDED, RunState.CANCELLED])
-def test_other_states_are_not_retried(state: RunState) -> None:
-    """A run that succeeded or was cancelled is not started again."""
-    assert not may_retry(Limits(retries=9), outcome(state), 1, is_total_timeout_exceeded=False)
-
-
-def test_retry_exit_codes() -> None:
-    """Only the given exit codes are retried."""
-    limits = Limits(retries=9, retry_exit_codes=(75,))
-
-    assert may_retry(limits, outcome(RunState.FAILED, 75), 1, is_total_timeout_exceeded=False)
-    assert not may_retry(limits, outcome(RunState.FAILED, 1), 1, is_total_timeout_exceeded=False)
-
-
-def test_no_retry_after_the_total_timeout() -> None:
-    """No attempt is started after the limit of all attempts together."""
-    assert not may_retry(Limits(retries=9), outcome(RunState.FAILED), 1, is_total_timeout_exceeded=True)

@@ -23,6 +23,9 @@ from skyrl_modal.protocol.leases import MAX_REPLACEMENTS
 from skyrl_modal.protocol.rank_config import ClusterTokens
 from skyrl_modal.snapshots.archive_cache import Sending
 
+#: The greatest number of retries that Modal's servers accept (https://modal.com/docs/guide/retries).
+MAX_RETRIES = 10
+
 
 class RunApp:
     """The app of one run.
@@ -38,9 +41,7 @@ class RunApp:
     """
 
     def __init__(self, run: PreparedRun) -> None:
-        limits = replace(
-            run.job.limits, total_timeout=total_time_limit(run.job.limits), ending_grace=MODAL_ENDING_GRACE
-        )
+        limits = replace(run.job.limits, total_timeout=total_time_limit(run.job), ending_grace=MODAL_ENDING_GRACE)
         # Only ``ModalRunStart`` renews a lease.
         self.job = replace(run.job, limits=limits, lease=None)
         self.spec = run.spec
@@ -116,7 +117,7 @@ class RunApp:
             memory=spec.memory,
             region=spec.region,
             cloud=spec.cloud,
-            timeout=math.ceil(container_timeout(job.limits)),
+            timeout=math.ceil(container_timeout(job)),
             retries=_retries(job),
             include_source=False,
         )(run_job)
@@ -152,11 +153,13 @@ def _retries(job: Job) -> modal.Retries | int:
     the command failed. It cannot replace the container of a rank: Modal fails the call of a cluster of which a
     container died, and only a retry policy starts the cluster again
     (https://modal.com/docs/guide/multi-node-clusters). The attempts are counted in the run's folder in every case.
+    With ``resume``, attempts that make progress use no retry, so the policy has as many as Modal permits.
     Without a folder on a volume, only the policy limits them, so it has no starts for containers with broken GPUs then.
     Modal also fails an input whose containers have died too often, which includes those with broken GPUs.
     """
     replacements = MAX_REPLACEMENTS if job.gpus_per_node != 0 and job.run_folder_volume is not None else 0
-    starts = replacements + (job.limits.retries if job.nodes > 1 else 0)
+    further = job.limits.retries if job.resume is None else MAX_RETRIES - replacements
+    starts = replacements + (further if job.nodes > 1 else 0)
     return modal.Retries(max_retries=starts, backoff_coefficient=1.0, initial_delay=1.0) if starts else 0
 
 

@@ -354,7 +354,7 @@ class ModalCall:
         detail = f"Modal reported: {text}"
         if isinstance(error, modal.exception.FunctionTimeoutError):
             state, cause, returncode = RunState.TIMED_OUT, FailureCause.TOTAL_TIMEOUT, TIMED_OUT
-            time_limit = container_timeout(self._job.limits)
+            time_limit = container_timeout(self._job)
         elif self._is_cancelled or is_cancellation(error):
             state, cause = RunState.CANCELLED, FailureCause.STOPPED
             returncode = KILLED if has_started or self.is_killed else INTERRUPTED

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from skyrl_modal.errors import SpecError
-from skyrl_modal.protocol.job import Limits
+from skyrl_modal.protocol.job import Job
 from skyrl_modal.spec.run_spec import RunSpec
 
 #: Longest time for which Modal runs a function (https://modal.com/docs/guide/timeouts).
@@ -17,30 +19,37 @@ GPUS_PER_HOST = {"H100": 8, "H100!": 8, "H200": 8, "B200": 8, "B200+": 8}
 MAX_CLUSTER_NODES = 32
 
 
-def requested_seconds(limits: Limits) -> float:
+def requested_seconds(job: Job) -> float:
     """Return how long a container may need: all attempts with their grace periods, and the margin.
 
+    The number of attempts of a run with ``resume`` has no limit, as long as each of them reaches a new step.
+
     Example:
-        >>> requested_seconds(Limits(attempt_timeout=3600, grace=6, retries=1))
+        >>> limits = Limits(attempt_timeout=3600, grace=6, retries=1)
+        >>> job = Job(run_id="r", command="true", workdir="/", run_folder="/r", created_at="", limits=limits)
+        >>> requested_seconds(job)
         7512.0
     """
+    limits = job.limits
+    if job.resume is not None:
+        return math.inf
     return float((limits.attempt_timeout + limits.grace) * (limits.retries + 1) + CONTAINER_MARGIN_SECONDS)
 
 
-def container_timeout(limits: Limits) -> float:
+def container_timeout(job: Job) -> float:
     """Return the timeout in seconds that is registered with Modal."""
-    return min(float(MAX_FUNCTION_SECONDS), requested_seconds(limits))
+    return min(float(MAX_FUNCTION_SECONDS), requested_seconds(job))
 
 
-def total_time_limit(limits: Limits) -> float | None:
+def total_time_limit(job: Job) -> float | None:
     """Return the seconds after which the supervisor ends the run, so that it still can save before Modal stops it.
 
     Returns:
         None if all attempts together end before Modal's limit.
     """
-    if requested_seconds(limits) <= MAX_FUNCTION_SECONDS:
+    if requested_seconds(job) <= MAX_FUNCTION_SECONDS:
         return None
-    return MAX_FUNCTION_SECONDS - CONTAINER_MARGIN_SECONDS - limits.grace
+    return MAX_FUNCTION_SECONDS - CONTAINER_MARGIN_SECONDS - job.limits.grace
 
 
 def check_timeout(timeout: float) -> None:

@@ -30,8 +30,8 @@ def check_run(job: Job, spec: RunSpec) -> Sequence[str]:
     check_timeout(spec.timeout)
     warnings = check_cluster(spec) if spec.nodes > 1 else []
     check_dashboard(job, spec.image)
-    limit = total_time_limit(job.limits)
-    if limit is not None:
+    limit = total_time_limit(job)
+    if limit is not None and (job.resume is None or job.limits.attempt_timeout > limit):
         warnings.append(
             f"Modal stops a container after 24 h. If the run has not ended after {limit:.0f} s, it is stopped with "
             "its grace period"

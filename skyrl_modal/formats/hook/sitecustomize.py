@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Set by ``container/environment.py``.
 _RUN_FOLDER = "SKYRL_MODAL_RUN_FOLDER"
+#: Set only for runs that have a limit for stalled attempts.
+_STACKS = "SKYRL_MODAL_STACKS"
 _FOLDER = os.path.dirname(__file__)
 #: Modules whose functions log metrics: ``instrumentation.PATCHES`` has a function for each.
 _INSTRUMENTED = frozenset(
@@ -109,12 +111,23 @@ def _instrument(name: str, module: "ModuleType") -> None:
         return
 
 
+def _register_stacks(path: str) -> None:
+    """Let SIGUSR2 write the stacks of all threads to a file. An open file shows that a process has registered it."""
+    import faulthandler
+    import signal
+
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    faulthandler.register(signal.SIGUSR2, file=file, all_threads=True)
+
+
 def _install() -> None:
     try:
         if os.environ.get(_RUN_FOLDER):
             sys.meta_path.insert(0, _ImportHook())
             for name in _INSTRUMENTED.intersection(sys.modules):  # imported by a .pth file
                 _instrument(name, sys.modules[name])
+            if os.environ.get(_STACKS):
+                _register_stacks(os.environ[_STACKS])
     except Exception:  # the program starts without the hook
         return
 

@@ -133,7 +133,7 @@ def test_volume_that_cannot_be_reloaded(server: LoopbackModal, launcher: Make, v
 
 def test_modals_timeout(server: LoopbackModal, launcher: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that Modal itself ends at its timeout has timed out, or was cancelled if its container could report it."""
-    monkeypatch.setattr("skyrl_modal.backends.modal.app.container_timeout", lambda limits: 3)
+    monkeypatch.setattr("skyrl_modal.backends.modal.app.container_timeout", lambda job: 3)
 
     result = launcher(grace=1).run("echo up; sleep 600", output=io.BytesIO(), quiet=True)
 

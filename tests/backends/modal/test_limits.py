@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import modal.exception
 import pytest
 
@@ -13,6 +15,7 @@ from skyrl_modal.protocol.job import Job, Limits, RayOptions
 from skyrl_modal.spec.image import DEFAULT_IMAGE, IMAGE_BY_RAY_VERSION
 
 DAY = 24 * 3600
+JOB = Job(run_id="r", command="true", workdir="/", run_folder="/r", created_at="2026-01-01T00:00:00+00:00")
 
 
 @pytest.mark.parametrize(
@@ -25,8 +28,10 @@ DAY = 24 * 3600
 )
 def test_total_time_is_limited_by_modal(limits: Limits, timeout: float, total: float | None) -> None:
     """Runs that would exceed Modal's limit are stopped before it, with time to save."""
-    assert container_timeout(limits) == timeout
-    assert total_time_limit(limits) == total
+    job = replace(JOB, limits=limits)
+
+    assert container_timeout(job) == timeout
+    assert total_time_limit(job) == total
 
 
 @pytest.mark.parametrize("text", ["Function call was cancelled by user or a failure.", ""])
