@@ -61,8 +61,13 @@ def load(config: dict[str, str]) -> int:
 
 
 def train() -> None:
-    """Train from the last checkpoint to the last step, with a fault in the first attempt."""
+    """Train from the last checkpoint to the last step, with a fault in the first attempt.
+
+    ``EXIT_AT`` has the steps after which the attempts exit with code 9, in their order; 0 is before the first step.
+    """
     from skyrl.train.entrypoints import checkpoint_folders
+
+    import skyrl_modal  # found through the hook of the run
 
     config = dict(argument.split("=", 1) for argument in sys.argv[1:])
     folder, interval = Path(config["trainer.ckpt_path"]), int(config["trainer.ckpt_interval"])
@@ -70,8 +75,15 @@ def train() -> None:
     fault = os.environ.get("FAULT", "") if os.environ["SKYRL_ATTEMPT"] == "1" else ""
     begin = load(config)
     print(f"begins after step {begin}", flush=True)
+    ends = dict(enumerate(map(int, os.environ.get("EXIT_AT", "").split()), start=1))
+    exit_at = ends.get(int(os.environ["SKYRL_ATTEMPT"]))
+    if exit_at == 0:
+        sys.exit(9)
     for step in range(begin + 1, STEPS + 1):
         print(f"step {step}", flush=True)
+        skyrl_modal.log_metrics({"reward": step / STEPS}, step=step)
+        if step == exit_at:
+            sys.exit(9)
         if step % interval:
             continue
         is_faulty = bool(fault) and step == 4

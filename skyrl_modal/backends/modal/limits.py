@@ -25,6 +25,7 @@ def requested_seconds(job: Job) -> float:
     The number of attempts of a run with ``resume`` has no limit, as long as each of them reaches a new step.
 
     Example:
+        >>> from skyrl_modal.protocol.job import Limits
         >>> limits = Limits(attempt_timeout=3600, grace=6, retries=1)
         >>> job = Job(run_id="r", command="true", workdir="/", run_folder="/r", created_at="", limits=limits)
         >>> requested_seconds(job)
