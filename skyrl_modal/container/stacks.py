@@ -64,10 +64,10 @@ def _command_line(pid: int) -> str | None:
     """Return the beginning of the command line of a process; None if it has exited."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            words = file.read(4096)
+                content = file.read(4096)
     except OSError:
         return None
-    text = words.replace(b"\0", b" ").decode("utf-8", "replace").strip()
+    text = content.replace(b"\0", b" ").decode("utf-8", "replace").strip()
     return text[:200] or None
 
 
