@@ -64,7 +64,7 @@ def _command_line(pid: int) -> str | None:
     """Return the beginning of the command line of a process; None if it has exited."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-                content = file.read(4096)
+            content = file.read(4096)
     except OSError:
         return None
     text = content.replace(b"\0", b" ").decode("utf-8", "replace").strip()
