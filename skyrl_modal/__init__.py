@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from skyrl_modal.errors import RunTimeout as RunTimeout
     from skyrl_modal.errors import SkyRLModalError as SkyRLModalError
     from skyrl_modal.errors import SpecError as SpecError
+    from skyrl_modal.formats.checkpoints import Checkpoint as Checkpoint
     from skyrl_modal.formats.metrics_writer import log_metrics as log_metrics
     from skyrl_modal.launcher import Launcher as Launcher
     from skyrl_modal.prepare.plan import Plan as Plan
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 _MODULE_OF_NAME = {
     "AptInstall": "spec.image_steps",
     "BackendUnavailable": "errors",
+    "Checkpoint": "formats.checkpoints",
     "CheckoutNotFound": "errors",
     "CommandFailed": "errors",
     "CopyFiles": "spec.image_steps",

@@ -168,7 +168,7 @@ def plan(launcher: Launcher, command: str | Sequence[str], *, check: bool) -> Pl
     """Return what a run would do."""
     text = normalize_command(command)
     preparation = _prepare(launcher, _find_rates(launcher, check=check))
-    unavailable: list[Finding] = []
+    further: list[Finding] = []
 
     def check_run(job: Job, spec: RunSpec) -> Sequence[str]:
         """Check a run. A backend that cannot execute any run now is a finding: its plan can be made."""
@@ -176,7 +176,7 @@ def plan(launcher: Launcher, command: str | Sequence[str], *, check: bool) -> Pl
             # The whole check of Modal's backend needs its client.
             return (backend_of(launcher).check if check else run_check(launcher.backend))(job, spec)
         except BackendUnavailable as error:
-            unavailable.append(unavailable_finding(error))
+            further.append(unavailable_finding(error))
             return ()
 
     if check:
@@ -186,7 +186,11 @@ def plan(launcher: Launcher, command: str | Sequence[str], *, check: bool) -> Pl
     else:
         made = preparation.plan(text)
     checked, _ = check_plan(made, check_run)
-    return evolve(checked, findings=(*checked.findings, *unavailable))
+    if check and made.job.resume is not None:
+        from skyrl_modal.prepare.resume_check import find_resume_problems
+
+        further += find_resume_problems(made, backend_of(launcher))
+    return evolve(checked, findings=(*checked.findings, *further))
 
 
 def _find_rates(launcher: Launcher, *, check: bool) -> FindRates | None:
@@ -233,6 +237,10 @@ def _start(
         plan, secret_values = check_plan(plan, backend.check)
         if options.strict:
             refuse_errors(plan)
+        if plan.job.resume is not None:
+            from skyrl_modal.prepare.resume_check import refuse_resume  # imported here, since most runs do not need it
+
+            refuse_resume(plan, backend)
         title = f"run {plan.job.run_id}: {shorten_command(plan.job.command)}"
         report_plan(plan, backend, reporter, secret_values, title=title)
         if interrupts is not None:

@@ -209,6 +209,8 @@ class Backend(Protocol):
       results. ``skyrl-modal clean`` calls it after it has removed the record of the run.
     * ``node_rates(spec: RunSpec) -> NodeRates | None``: what one node of a run costs. It is called for runs, and for
       plans with ``check``, unless the run declares its rate. Without it, a run costs nothing unless it declares one.
+    * ``checkpoint_listing(volume: VolumeSpec, path: str) -> Listing``: a checkpoint folder on a volume, see
+      ``skyrl_modal.formats.checkpoint_listing``. Without it, ``ls`` is called for each folder, and no file is read.
     * ``prepare_check() -> AbstractContextManager[object]``: starts, without waiting for it, what ``check`` needs from
       other processes. It is entered before a plan is made, and left after the run was started, or could not be started.
     """

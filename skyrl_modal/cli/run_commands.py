@@ -138,6 +138,23 @@ def why(is_json: bool, run_id: str) -> None:
 
 
 @cli.command()
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.argument("run_id")
+def checkpoints(is_json: bool, run_id: str) -> None:
+    """List the checkpoints in a run's folders: which are complete, and what the others lack."""
+    from skyrl_modal.views.checkpoints import checkpoint_rows, checkpoints_to_json
+
+    run = attach_run(run_id)
+    found = run.checkpoints()
+    if is_json:
+        print_line(checkpoints_to_json(found))
+        return
+    if not run.job.checkpoint_folders:
+        StderrReporter().info(f"it is not known to which folder on a volume the run {run.id} writes checkpoints")
+    print_rows(("step", "complete", "bytes".rjust(18), "path", "missing"), checkpoint_rows(found))
+
+
+@cli.command()
 @click.option("--now", is_flag=True, help="Kill it immediately, without a grace period.")
 @click.argument("run_id")
 def cancel(now: bool, run_id: str) -> None:

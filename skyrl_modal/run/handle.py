@@ -27,6 +27,7 @@ from skyrl_modal.run.unavailable import UnavailableExecution
 
 if TYPE_CHECKING:
     from skyrl_modal.backends import Execution
+    from skyrl_modal.formats.checkpoints import Checkpoint
     from skyrl_modal.protocol.events import RunEvent
     from skyrl_modal.protocol.result import RunResultRecord
     from skyrl_modal.protocol.state import RunState
@@ -238,6 +239,30 @@ class Run:
 
             check_whole_number("rank", rank, 0, self.job.nodes - 1)
         return list_kept_logs(self._execution, rank=rank, attempt=attempt, pattern=pattern)
+
+    @translate_system_errors()
+    def checkpoints(self) -> list[Checkpoint]:
+        """Return the checkpoints in the folders that the run's trainers write to, in ascending order of their steps.
+
+        They are those that are there now, also of other runs with the same folder, and of a run that has ended. Which
+        folders these are was found out before the run; without a known one, the list is empty. Nothing is unpickled.
+
+        On Modal, they are those that were committed: after each new checkpoint, some seconds later. Sizes and JSON
+        files are examined there; on this machine also whether the files of PyTorch were written to their ends.
+
+        Raises:
+            SpecError: A folder leads out of its volume.
+            BackendUnavailable: The backend cannot answer now, or is not installed.
+            StorageError: A folder cannot be read.
+
+        Example:
+            >>> from skyrl_modal import runs
+            >>> for run in runs(limit=1):
+            ...     complete = [checkpoint.step for checkpoint in run.checkpoints() if checkpoint.complete]
+        """
+        from skyrl_modal.run.checkpoints import list_checkpoints
+
+        return list_checkpoints(get_backend(self._backend_name), self.job) if self.job.checkpoint_folders else []
 
     def _output(self, warn: Callable[[str], object]) -> OutputReader:
         from skyrl_modal.run.output_reader import OutputReader

@@ -31,7 +31,13 @@ from skyrl_modal.backends.local.scratch import (
     scratch_parent,
     scratch_root,
 )
-from skyrl_modal.backends.local.volumes import copy_from_volume, copy_to_volume, list_folder, volume_folder
+from skyrl_modal.backends.local.volumes import (
+    copy_from_volume,
+    copy_to_volume,
+    list_folder,
+    path_on_volume,
+    volume_folder,
+)
 from skyrl_modal.dataclass import dataclass, replace
 from skyrl_modal.errors import BackendUnavailable, SpecError, StorageError
 from skyrl_modal.ports import MASTER_PORT, claim_port
@@ -41,6 +47,7 @@ from skyrl_modal.user_folders import create_user_folder
 
 if TYPE_CHECKING:
     from skyrl_modal.backends.local.network import ClusterNetwork
+    from skyrl_modal.formats.checkpoint_listing import Listing
     from skyrl_modal.spec.run_spec import RunSpec
     from skyrl_modal.spec.volume import VolumeSpec
 
@@ -194,6 +201,16 @@ class LocalBackend:
     def ls(self, volume: VolumeSpec, path: str) -> Sequence[VolumeEntry]:
         """Return the entries of a folder of a volume. For a file, return one entry."""
         return list_folder(volume, path)
+
+    def checkpoint_listing(self, volume: VolumeSpec, path: str) -> Listing:
+        """Return a checkpoint folder on a volume.
+
+        Raises:
+            SpecError: The path leads out of the volume.
+        """
+        from skyrl_modal.formats.checkpoint_listing import FolderListing
+
+        return FolderListing(str(path_on_volume(volume, path)))
 
     def pull(self, volume: VolumeSpec, path: str, local: Path) -> Sequence[str]:
         """Copy a file or folder from a volume to ``local``. Return warnings about entries that were not copied."""

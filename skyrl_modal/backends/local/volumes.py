@@ -121,7 +121,7 @@ def _aliases(volume: VolumeSpec) -> list[str]:
 
 
 def _existing_path(volume: VolumeSpec, path: str) -> Path:
-    place = _path_on_volume(volume, path)
+    place = path_on_volume(volume, path)
     if not os.path.lexists(place):
         raise PathNotFound(f"volume {volume.name} has no {path or '/'}")
     return place
@@ -129,14 +129,19 @@ def _existing_path(volume: VolumeSpec, path: str) -> Path:
 
 def _target_path(volume: VolumeSpec, path: str) -> Path:
     """Return the path to write to. A link to a folder on the volume is followed; any other link is to be replaced."""
-    resolved = _path_on_volume(volume, path)
+    resolved = path_on_volume(volume, path)
     parent, name = posixpath.split(path.strip("/"))
     if not name or resolved.is_dir():
         return resolved
-    return _path_on_volume(volume, parent) / name
+    return path_on_volume(volume, parent) / name
 
 
-def _path_on_volume(volume: VolumeSpec, path: str) -> Path:
+def path_on_volume(volume: VolumeSpec, path: str) -> Path:
+    """Return the real path of a path on a volume, which need not exist.
+
+    Raises:
+        SpecError: It leads out of the volume.
+    """
     try:
         return resolve_below(_root(volume), path, _aliases(volume))
     except PathOutside as error:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from skyrl_modal.backends.base import CheckResult, Handle, NodeRates, PreparedRun, VolumeEntry
 from skyrl_modal.backends.modal import checks, preflight, volumes
@@ -18,6 +19,9 @@ from skyrl_modal.backends.modal.run_checks import check_run
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.spec.volume import VolumeSpec
+
+if TYPE_CHECKING:
+    from skyrl_modal.formats.checkpoint_listing import Listing
 
 #: How far back the log of a call is searched whose time of creation is not known.
 MODAL_CALL_RETENTION = timedelta(days=7)
@@ -115,6 +119,12 @@ class ModalBackend:
             BackendUnavailable: Modal cannot be reached, or refuses the token.
         """
         return volumes.list_folder(volume, path)
+
+    def checkpoint_listing(self, volume: VolumeSpec, path: str) -> Listing:
+        """Return a checkpoint folder on a volume. Nothing is requested before it is read."""
+        from skyrl_modal.backends.modal.checkpoint_listing import ModalCheckpointListing
+
+        return ModalCheckpointListing(volume, path)
 
     def pull(self, volume: VolumeSpec, path: str, local: Path) -> Sequence[str]:
         """Copy a file or folder from a volume to this machine. Return warnings about entries that were not copied.

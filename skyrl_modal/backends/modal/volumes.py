@@ -41,7 +41,7 @@ def list_folder(volume: VolumeSpec, path: str) -> Sequence[VolumeEntry]:
         BackendUnavailable: Modal cannot be reached, or refuses the token.
     """
     connect()
-    with _translated_errors(volume, path):
+    with translated_errors(volume, path):
         found = modal.Volume.from_name(volume.name).listdir(f"/{path}")
     entries = []
     for entry in found:
@@ -63,7 +63,7 @@ def download(volume: VolumeSpec, path: str, local: Path) -> Sequence[str]:
         StorageError: It is neither a file nor a folder, or the target cannot be written. The target is unchanged.
     """
     connect()
-    with _translated_errors(volume, path):
+    with translated_errors(volume, path):
         source = modal.Volume.from_name(volume.name)
         entries = source.listdir(f"/{path}", recursive=True)
     found = [(_relative_path(entry, path), entry) for entry in entries]
@@ -104,7 +104,7 @@ def _skip_special(entry: FileEntry, relative: str, skipped: SkippedEntries) -> N
 
 
 def _download_file(source: modal.Volume, volume: VolumeSpec, entry: FileEntry, target: Path) -> None:
-    with storage_errors(target), _translated_errors(volume, entry.path):
+    with storage_errors(target), translated_errors(volume, entry.path):
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(target, "xb") as file:
             try:
@@ -132,7 +132,7 @@ def upload(volume: VolumeSpec, local: Path, path: str) -> Sequence[str]:
     connect()
     if list(files) == [""] and _is_folder(volume, path):
         path = posixpath.join(path, local.name)
-    with storage_errors(local), _translated_errors(volume, path):
+    with storage_errors(local), translated_errors(volume, path):
         target = modal.Volume.from_name(volume.name, create_if_missing=volume.create_if_missing, version=volume.version)
         if files:
             with target.batch_upload(force=True) as batch:
@@ -207,7 +207,8 @@ def _is_unicode(path: str) -> bool:
 
 
 @contextmanager
-def _translated_errors(volume: VolumeSpec, path: str) -> Iterator[None]:
+def translated_errors(volume: VolumeSpec, path: str) -> Iterator[None]:
+    """Translate errors of Modal's client about a path on a volume in a ``with`` block."""
     try:
         yield
     except modal.exception.NotFoundError as error:

@@ -1,0 +1,30 @@
+"""The checkpoints of a run, as they are on its volumes or this machine now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from skyrl_modal.backends.checkpoint_listing import read_checkpoint_folder
+
+if TYPE_CHECKING:
+    from skyrl_modal.backends.base import Backend
+    from skyrl_modal.formats.checkpoints import Checkpoint
+    from skyrl_modal.protocol.job import Job
+
+
+def list_checkpoints(backend: Backend, job: Job) -> list[Checkpoint]:
+    """Return the checkpoints in the folders of a run, by folder and step.
+
+    Args:
+        backend: The run's backend.
+        job: The run.
+
+    Raises:
+        SkyRLModalError: The backend cannot answer now.
+        OSError: A folder cannot be listed.
+    """
+    found: list[Checkpoint] = []
+    for path in job.checkpoint_folders:
+        folder = read_checkpoint_folder(backend, job, path)
+        found += [] if folder is None else folder.checkpoints()
+    return found
