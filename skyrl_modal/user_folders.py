@@ -6,10 +6,8 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable
+import sys
 from pathlib import Path
-
-import platformdirs
 
 from skyrl_modal.errors import SpecError, StorageError
 
@@ -24,23 +22,32 @@ def data_folder() -> Path:
     Raises:
         StorageError: This user has no home folder. So do the other functions of this module.
     """
-    return _find_folder(platformdirs.user_data_path)
+    return _find_folder("data", "XDG_DATA_HOME", ".local/share")
 
 
 def state_folder() -> Path:
     """Return the folder with the records of this machine. It may not exist."""
-    return _find_folder(platformdirs.user_state_path)
+    return _find_folder("state", "XDG_STATE_HOME", ".local/state")
 
 
 def cache_folder() -> Path:
     """Return the folder with what can be created again. It may not exist."""
-    return _find_folder(platformdirs.user_cache_path)
+    return _find_folder("cache", "XDG_CACHE_HOME", ".cache")
 
 
-def _find_folder(find: Callable[[str], Path]) -> Path:
+def _find_folder(kind: str, variable: str, default: str) -> Path:
+    """Return the folder of a kind, as platformdirs does: on Linux by the variable, or below the home folder."""
+    if sys.platform == "linux":
+        base, home = os.environ.get(variable, ""), os.environ.get("HOME", "")
+        if os.path.isabs(base):
+            return Path(base, _NAME)
+        if os.path.isabs(home):
+            return Path(home, default, _NAME)
+    import platformdirs  # imported here, since it takes time
+
     reason = "this user has no home folder. Set HOME, or XDG_DATA_HOME, XDG_STATE_HOME and XDG_CACHE_HOME"
     try:
-        folder = find(_NAME)
+        folder: Path = getattr(platformdirs, f"user_{kind}_path")(_NAME)
     except RuntimeError as error:
         raise StorageError("~", reason) from error
     if not folder.is_absolute():  # earlier versions of platformdirs return a folder named "~"

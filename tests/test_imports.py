@@ -102,6 +102,10 @@ def test_local_run_loads_no_other_backend(checkout: Path) -> None:
     loaded = loaded_modules(code)
 
     others = {
+        "attr",
+        "inspect",
+        "platformdirs",
+        "secrets",
         "skyrl_modal.backends.modal",
         "skyrl_modal.container",
         "skyrl_modal.doctor",

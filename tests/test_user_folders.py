@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import platformdirs
 import pytest
 
 from skyrl_modal.errors import StorageError
@@ -203,3 +204,18 @@ def test_a_second_user_cannot_read_a_run(open_home: Path, checkout: Path, umask:
     assert list(open_home.rglob("result.json")) != []
     reached = [line for line in found.stdout.splitlines() if "/skyrl_modal/" in line]
     assert reached == []
+
+
+@pytest.mark.parametrize("home", ["/home/x", "/home/x/", "/", "relative", "", None])
+@pytest.mark.parametrize("base", ["/base", "/base/", "relative", " ", "", None])
+def test_folders_are_those_of_platformdirs(base: str | None, home: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folders are those that platformdirs finds, whatever HOME and the variables of XDG contain."""
+    for name, value in (("HOME", home), *((f"XDG_{kind}_HOME", base) for kind in ("DATA", "STATE", "CACHE"))):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+
+    assert data_folder() == platformdirs.user_data_path("skyrl_modal")
+    assert state_folder() == platformdirs.user_state_path("skyrl_modal")
+    assert cache_folder() == platformdirs.user_cache_path("skyrl_modal")

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import os
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +25,11 @@ def locked_temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
         prefix: The beginning of its name. The end is random.
     """
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        folder = parent / f"{prefix}{os.urandom(8).hex()}"  # tempfile is not used, since its import takes time
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            continue
         descriptor = lock_folder(folder)
         if descriptor is None:
             continue  # another process removed it before it was locked

@@ -25,10 +25,10 @@ import selectors
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import IO
 
 from skyrl_modal.dataclass import dataclass
 
@@ -196,10 +196,7 @@ class GitProcess:
         self._max_output = max_output
         self._find_cause = find_cause
         self._deadline = self._slow_at = 0.0
-        with tempfile.TemporaryFile() if stdin else open(os.devnull, "rb") as source:
-            if stdin:
-                source.write(stdin)
-                source.seek(0)
+        with _open_input(stdin) as source:
             try:
                 self._process = subprocess.Popen(
                     [program, *_OPTIONS, *locks, *overrides, *place, *arguments],
@@ -319,6 +316,18 @@ def run_git(git_dir: Path | None, worktree: Path, *arguments: str, stdin: bytes 
         GitCommandError: git is not installed, a limit was exceeded, or the exit code is not 0.
     """
     return GitProcess(git_dir, worktree, arguments, stdin=stdin).read_stdout()
+
+
+def _open_input(content: bytes) -> IO[bytes]:
+    """Return an open file with the input of a process."""
+    if not content:
+        return open(os.devnull, "rb")
+    import tempfile  # imported here, since most processes have no input
+
+    source = tempfile.TemporaryFile()  # noqa: SIM115  # the caller closes it
+    source.write(content)
+    source.seek(0)
+    return source
 
 
 def _environment(system_file: Path | None, index: str | None) -> dict[str, str]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -88,12 +87,14 @@ class ResultCache:
             OSError: The file cannot be created.
         """
         folder = os.fspath(self.folder or "")
+        # tempfile is not used, since its import takes time.
+        path, flags = os.path.join(folder, _UNFINISHED_PREFIX + os.urandom(8).hex()), os.O_RDWR | os.O_CREAT | os.O_EXCL
         try:
-            return tempfile.mkstemp(prefix=_UNFINISHED_PREFIX, dir=folder)
+            return os.open(path, flags, 0o600), path
         except FileNotFoundError:
-            for path in (os.path.dirname(folder), folder):  # of the user, whatever the umask
-                os.makedirs(path, mode=0o700, exist_ok=True)
-        return tempfile.mkstemp(prefix=_UNFINISHED_PREFIX, dir=folder)
+            for parent in (os.path.dirname(folder), folder):  # of the user, whatever the umask
+                os.makedirs(parent, mode=0o700, exist_ok=True)
+        return os.open(path, flags, 0o600), path
 
 
 #: Stores nothing.

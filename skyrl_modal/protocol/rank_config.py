@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 from skyrl_modal.dataclass import dataclass, field
@@ -27,9 +28,7 @@ class ClusterTokens:
     @classmethod
     def generate(cls) -> Self:
         """Return new random tokens. Ray requires at least 32 hexadecimal digits."""
-        import secrets  # imported here, since only the caller generates tokens
-
-        return cls(ranks=secrets.token_hex(16), ray=secrets.token_hex(32))
+        return cls(ranks=os.urandom(16).hex(), ray=os.urandom(32).hex())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,6 +76,8 @@ class ArchiveCache:
         Args:
             kind: The folder of the file.
         """
+        import tempfile  # imported here, since it takes time
+
         handle, staged = tempfile.mkstemp(prefix=UNFINISHED_PREFIX, dir=self.folder / kind)
         target: list[Path] = []
         with removed_on_failure(staged):
@@ -91,6 +91,8 @@ class ArchiveCache:
     def start_sending(self) -> Sending:
         """Return a new folder for the files that are sent."""
         with self._locked():
+            import tempfile  # imported here, since it takes time
+
             folder = Path(tempfile.mkdtemp(dir=self.folder / "sending"))
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -143,6 +145,8 @@ class ArchiveCache:
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                import shutil  # imported here, since it takes time
+
                 shutil.rmtree(folder, ignore_errors=True)
             except BlockingIOError:
                 pass
@@ -187,6 +191,8 @@ class Sending:
         Raises:
             FileNotFoundError: The file was removed from the cache.
         """
+        import shutil  # imported here, since it takes time
+
         target = self.path / name
         try:
             # Modal's client refuses a file that changes after the start of the upload (1.6.4). A time in the future,
@@ -205,6 +211,8 @@ class Sending:
     def release(self) -> None:
         """Remove the folder. Further calls do nothing."""
         if self._lock.close.alive:
+            import shutil  # imported here, since it takes time
+
             shutil.rmtree(self.path, ignore_errors=True)
             self._lock.close()
 

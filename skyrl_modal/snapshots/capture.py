@@ -7,9 +7,7 @@ import errno
 import fcntl
 import hashlib
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -75,6 +73,8 @@ class Capture:
             return self._run(FileStamps.load(self._stamps_path))
         finally:
             if self._new_tree is not None:
+                import shutil  # imported here, since it takes time
+
                 shutil.rmtree(self._new_tree, ignore_errors=True)
 
     def _run(self, known: FileStamps) -> Snapshot | None:
@@ -88,6 +88,8 @@ class Capture:
         path = self._trees / digest
         lock = self._lock(path)
         if lock is None:
+            import shutil  # imported here, since it takes time
+
             before = known.entries()
             staged, base = self._take_new_tree(entries) or self._reuse_previous_tree(known.digest.hex(), before)
             try:
@@ -258,6 +260,8 @@ class Capture:
 
     def _create_tree(self) -> Path:
         """Create an empty folder for a tree."""
+        import tempfile  # imported here, since it takes time
+
         staged = Path(tempfile.mkdtemp(prefix=UNFINISHED_PREFIX, dir=self._trees))
         staged.chmod(0o755)
         return staged
@@ -345,6 +349,8 @@ class Capture:
             if error.errno not in (errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV):
                 raise
             # The content has too many links, or the file system supports none, or the trees are on another one.
+            import shutil  # imported here, since it takes time
+
             shutil.copy2(stored, target)
 
     def _publish_tree(self, staged: Path, path: Path) -> SharedLock:
@@ -362,6 +368,8 @@ class Capture:
                 published = self._lock(path)
                 if published is None:
                     continue
+                import shutil  # imported here, since it takes time
+
                 shutil.rmtree(staged)
                 return published
             return lock

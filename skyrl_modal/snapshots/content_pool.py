@@ -8,7 +8,6 @@ import hashlib
 import os
 import stat
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -151,6 +150,8 @@ class ContentPool:
         return True
 
     def _stage(self, data: bytes) -> str:
+        import tempfile  # imported here, since it takes time
+
         handle, staged = tempfile.mkstemp(prefix=UNFINISHED_PREFIX, dir=self.folder)
         with removed_on_failure(staged), os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -158,6 +159,8 @@ class ContentPool:
 
     def _copy_large(self, source: int, path: str) -> tuple[str, bytes]:
         """Copy a large file, sharing its blocks if the file system can; return the path and the SHA-256 of the copy."""
+        import tempfile  # imported here, since it takes time
+
         handle, staged = tempfile.mkstemp(prefix=UNFINISHED_PREFIX, dir=self.folder)
         with removed_on_failure(staged), os.fdopen(handle, "w+b") as target:
             digest = hashlib.sha256()

@@ -12,7 +12,6 @@ import hashlib
 import os
 import struct
 import sys
-import tempfile
 from array import array
 from collections.abc import Sequence
 from itertools import chain
@@ -116,6 +115,8 @@ class FileStamps:
 
     def save(self, path: Path) -> None:
         """Save the stamps in one step."""
+        import tempfile  # imported here, since it takes time
+
         body = _MAGIC + _HEADER.pack(self.digest, self.count, len(self.names)) + self.stamps + self.shas + self.names
         # The name is unique, because several threads of a process may save the stamps of one folder.
         handle, name = tempfile.mkstemp(prefix=UNFINISHED_PREFIX, dir=path.parent)
@@ -145,6 +146,8 @@ def latest_trusted_time(folder: Path, device: int) -> int:
         folder: A folder in which a file can be created, to read the current time of its file system.
         device: The device of the files.
     """
+    import tempfile  # imported here, since it takes time
+
     with tempfile.TemporaryFile(dir=folder) as probe:
         probe.write(b".")
         probe.flush()

@@ -7,7 +7,6 @@ import errno
 import fcntl
 import math
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -211,6 +210,8 @@ class SnapshotStore:
                 os.unlink(self.folder / "stamps" / name)
         for name in os.listdir(self.folder / "trees"):
             if name.startswith("."):
+                import shutil  # imported here, since most stores have none
+
                 shutil.rmtree(self.folder / "trees" / name, ignore_errors=True)
 
     @property
@@ -292,6 +293,8 @@ def _remove_tree(trees: Path, name: str) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         removed = trees / f".removed-{name}"
         (trees / name).rename(removed)
+        import shutil  # imported here, since it takes time
+
         shutil.rmtree(removed, ignore_errors=True)
     except BlockingIOError:
         return False

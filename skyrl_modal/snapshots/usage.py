@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from pathlib import Path
 
 from skyrl_modal.snapshots.content_pool import ContentPool, StoredContent
@@ -33,6 +32,8 @@ class Additions:
     def begin(self) -> None:
         """Create the marker."""
         if self.marker is None:
+            import tempfile  # imported here, since it takes time
+
             handle, name = tempfile.mkstemp(dir=self._markers)
             os.close(handle)
             self.marker = os.path.basename(name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -38,6 +37,7 @@ from skyrl_modal.backends.local.volumes import (
     path_on_volume,
     volume_folder,
 )
+from skyrl_modal.backends.temporary_folders import remove_tree
 from skyrl_modal.dataclass import dataclass, replace
 from skyrl_modal.errors import BackendUnavailable, SpecError, StorageError
 from skyrl_modal.ports import MASTER_PORT, claim_port
@@ -160,7 +160,7 @@ class LocalBackend:
             fds = stack.enter_context(DescriptorSet())
             # On any failure, also Ctrl-C in `submit`, the ranks are killed: no record of the run exists yet.
             on_failure = stack.enter_context(contextlib.ExitStack())
-            on_failure.callback(shutil.rmtree, create_user_folder(state_folder(job.run_id)), ignore_errors=True)
+            on_failure.callback(remove_tree, create_user_folder(state_folder(job.run_id)))
             lock_fd = fds.lock(lock_file(job.run_id))
             network = _create_network(job, sandbox, stack)
             master_port, port_claim = _claim_master_port(fds)

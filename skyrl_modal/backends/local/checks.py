@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 
 from skyrl_modal.backends.base import CheckResult
@@ -37,6 +36,8 @@ def check_ray(job: Job) -> None:
 
 def run_checks() -> Iterator[CheckResult]:
     """Check what runs need on this machine."""
+    import shutil  # imported here, since it takes time
+
     root = scratch_root()
     try:
         search = find_sandbox(create_user_folder(root))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
-import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -75,6 +74,8 @@ class DescriptorSet:
             write_all(descriptor, content)
             os.lseek(descriptor, 0, os.SEEK_SET)
             return descriptor
+        import tempfile  # imported here, since it takes time
+
         with tempfile.TemporaryFile() as file:
             file.write(content)
             file.flush()

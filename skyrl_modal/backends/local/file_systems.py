@@ -8,7 +8,6 @@ import re
 import socket
 import stat
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +76,8 @@ def file_system_of(folder: Path) -> FileSystem:
 
 def local_disk_folders() -> Iterator[Path]:
     """Yield the existing folders for temporary files that are on a disk of this machine."""
+    import tempfile  # imported here, since it takes time
+
     for name in dict.fromkeys([tempfile.gettempdir(), "/tmp", "/var/tmp"]):
         file_system = file_system_of(Path(name))
         if os.path.isdir(name) and not file_system.is_network and not file_system.is_memory:

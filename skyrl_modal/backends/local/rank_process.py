@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -243,6 +242,8 @@ class RankStarter:
 
 def _copy_tree(source: Path, target: Path) -> None:
     try:
+        import shutil  # imported here, since it takes time
+
         shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
     except shutil.Error as error:  # its argument is a list of source, target and reason of each failed copy
         raise StorageError(str(target), f"the files of the run could not be copied: {error.args[0][0][2]}") from error

@@ -6,7 +6,6 @@ also writes logs there, and objects for which there is no memory, so it should b
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from skyrl_modal.backends.local.file_systems import (
@@ -102,6 +101,8 @@ def _file_system_reason(folder: Path) -> str | None:
 def _write_reason(folder: Path) -> str | None:
     """Return why no link can be created in a folder; None if it can."""
     try:
+        import tempfile  # imported here, since it takes time
+
         with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=folder) as probe:
             Path(probe, FOLDER_NAME).symlink_to("/")
     except OSError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
-import itertools
 import os
 import subprocess
 import sys
@@ -320,8 +319,9 @@ def _candidates() -> Iterator[Sandbox]:
         return
     # Without a user namespace the run has the same users and groups as this machine, which only root may keep.
     user_options: list[tuple[str, ...]] = [("--unshare-user",)] if os.geteuid() != 0 else [(), ("--unshare-user",)]
-    for overlays, binary, options in itertools.product((True, False), find_bubblewrap(), user_options):
-        yield Sandbox(binary, options, overlays)
+    for overlays in (True, False):
+        for binary in find_bubblewrap():
+            yield from (Sandbox(binary, options, overlays) for options in user_options)
 
 
 def _try_repeatedly(sandbox: Sandbox, scratch_root: Path) -> str | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -76,7 +75,11 @@ def scratch_root() -> Path:
 
 def scratch_parent(sandbox: Sandbox | None) -> Path:
     """Return the folder in which runs have their scratch folders."""
-    return Path(tempfile.gettempdir()) if sandbox is None else scratch_root()
+    if sandbox is not None:
+        return scratch_root()
+    import tempfile  # imported here, since it takes time
+
+    return Path(tempfile.gettempdir())
 
 
 def create_scratch_folder(
@@ -142,6 +145,8 @@ def _create_named(run_id: str, folder: Path, fds: DescriptorSet) -> tuple[Path, 
 
 def _create_temporary(run_id: str, parent: Path, fds: DescriptorSet) -> tuple[Path, int]:
     while True:
+        import tempfile  # imported here, since it takes time
+
         folder = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=parent))
         lock = lock_folder(folder)
         if lock is not None:
@@ -178,6 +183,8 @@ def abandoned_folders() -> Iterator[Path]:
 
 
 def _temporary_parents() -> list[Path]:
+    import tempfile  # imported here, since it takes time
+
     return list(dict.fromkeys([Path(tempfile.gettempdir()), *short_folders()]))
 
 

@@ -161,7 +161,7 @@ import os, resource
 from pathlib import Path
 from skyrl_modal.backends.local import sandbox
 from skyrl_modal.errors import BackendUnavailable
-sandbox.find_bubblewrap()
+list(sandbox.find_bubblewrap())
 sandbox.RETRY_DELAYS = (0.0,)
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 used = []
