@@ -9,7 +9,16 @@ from pathlib import Path
 
 from skyrl_modal.gitfiles.files import read_regular_file
 from skyrl_modal.gitfiles.git_command import GitCommandError, GitProcess, run_git
-from skyrl_modal.gitfiles.index_format import GITLINK, HEADER, WORD, Entry, IndexReadError, is_plain, parse_index
+from skyrl_modal.gitfiles.index_format import (
+    GITLINK,
+    HEADER,
+    WORD,
+    Entry,
+    IndexReadError,
+    find_entry_below,
+    is_plain,
+    parse_index,
+)
 
 #: Number of lookups in the raw bytes before the index is parsed.
 RAW_LOOKUPS = 100
@@ -84,6 +93,10 @@ class Index:
             return False
         path = self._folded(path)
         return self._modes.get(path) == GITLINK or self._has_below(path + b"/")
+
+    def shows_folder(self, path: bytes) -> bool:
+        """Return whether this folder contains a tracked path, as far as this shows without parsing the index."""
+        return not self._ignore_case and bool(self._raw) and find_entry_below(self._raw or b"", path + b"/")
 
     def is_submodule(self, path: bytes) -> bool:
         """Return whether this folder is tracked as a submodule."""

@@ -58,7 +58,7 @@ class Selection:
     @cached_property
     def sizes(self) -> tuple[int, ...]:
         """The size in bytes of each file, in the order of ``files``; 0 for a file that was removed."""
-        return tuple(0 if status is None else status.st_size for status in self.statuses)
+        return tuple([0 if status is None else status.st_size for status in self.statuses])
 
     @cached_property
     def bytes(self) -> int:

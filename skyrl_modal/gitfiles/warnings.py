@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from skyrl_modal.gitfiles.decision import Exclusion, FolderContext, RuleSource
@@ -24,6 +25,8 @@ _PRIVATE_ENDINGS = (
     *("id_rsa", "id_dsa", "id_ecdsa", "id_ed25519", ".netrc", ".pypirc", ".git-credentials", ".modal.toml"),
     *(".htpasswd", ".p12", ".pfx", ".ppk", "/credentials", "/config", "/config.json", "/token", "/stored_tokens"),
 )
+# Paths that begin with a folder and this character follow the paths in the folder.
+_AFTER_SLASH = chr(ord("/") + 1)
 #: More files with keys are counted only.
 MAX_FILES_WITH_KEYS = 20
 
@@ -48,12 +51,13 @@ def find_warnings(
         worktrees: The top folders of the worktrees, the one of the root first.
         secrets: The keys and tokens that the files contain.
     """
+    sizes = [0 if known is None else known.st_size for known in status]
     return [
         *_excluded_modules(root, exclusions),
         *_private_names(files),
         *_secrets(secrets),
-        *_large_selection(files, status),
-        *_large_untracked_folders(files, status, worktrees),
+        *_large_selection(files, sizes),
+        *_large_untracked_folders(files, sizes, worktrees),
         *_problem_files(root, files, status),
         *_empty_submodules(root, worktrees),
     ]
@@ -88,6 +92,9 @@ def _excluded_modules(root: Path, exclusions: Sequence[Exclusion]) -> Iterator[s
 
 
 def _private_names(files: Sequence[str]) -> Iterator[str]:
+    text = "\0".join(files) + "\0"
+    if not any(f"{ending}\0" in text for ending in _PRIVATE_ENDINGS):
+        return
     for path in files:
         if path.endswith(_PRIVATE_ENDINGS) and _PRIVATE.search(path):
             yield (
@@ -107,8 +114,7 @@ def _secrets(secrets: Sequence[FoundSecret]) -> Iterator[str]:
         yield f"{len(secrets) - MAX_FILES_WITH_KEYS:,} more files contain keys or tokens"
 
 
-def _large_selection(files: Sequence[str], status: Status) -> Iterator[str]:
-    sizes = [0 if known is None else known.st_size for known in status]
+def _large_selection(files: Sequence[str], sizes: Sequence[int]) -> Iterator[str]:
     total = sum(sizes)
     if total <= MAX_BYTES and len(files) <= MAX_FILES:
         return
@@ -119,41 +125,57 @@ def _large_selection(files: Sequence[str], status: Status) -> Iterator[str]:
     )
 
 
-def _large_untracked_folders(files: Sequence[str], status: Status, worktrees: Sequence[FolderContext]) -> Iterator[str]:
+def _large_untracked_folders(
+    files: Sequence[str], sizes: Sequence[int], worktrees: Sequence[FolderContext]
+) -> Iterator[str]:
     """Warn about large folders without tracked files, such as data/ or checkpoints/ beside the source code."""
     outer = worktrees[0].repository
-    total = sum(known.st_size for known in status if known is not None)
-    if total < MAX_UNTRACKED_BYTES or outer.git_dir is None or (index := outer.readable_index) is None:
+    if sum(sizes) < MAX_UNTRACKED_BYTES or outer.git_dir is None or (index := outer.readable_index) is None:
         return
     prefix = worktrees[0].path_in_worktree
-    nested = [os.fsdecode(top.path_in_root) for top in worktrees[1:]]
-    known_folders: dict[str, bool] = {}
+    nested = {os.fsdecode(top.path_in_root) for top in worktrees[1:]}
 
-    def holds_tracked(folder: str) -> bool:
-        if folder not in known_folders:
-            known_folders[folder] = index.tracks_folder(prefix + os.fsencode(folder)) or f"{folder}/" in nested
-        return known_folders[folder]
+    def is_left_out(folder: str) -> bool:
+        path = prefix + os.fsencode(folder[:-1])
+        return folder not in nested and not index.shows_folder(path) and not index.tracks_folder(path)
 
-    by_parent: dict[str, int] = defaultdict(int)
-    for path, known in zip(files, status, strict=True):
-        if known is not None:
-            by_parent[path.rpartition("/")[0]] += known.st_size
-    sizes: dict[str, int] = defaultdict(int)
-    for parent, size in by_parent.items():
-        parts = parent.split("/") if parent else []
-        for depth in range(1, len(parts) + 1):
-            folder = "/".join(parts[:depth])
-            if f"{folder}/" in nested:
-                break
-            if not holds_tracked(folder):
-                sizes[folder] += size
-                break
-    for folder, size in sorted(sizes.items(), key=lambda item: -item[1]):
-        if size >= MAX_UNTRACKED_BYTES:
-            yield (
-                f"{folder}/ is included ({format_size(size)}), and git tracks no file in it. If the run does not need "
-                f'it, pass exclude=["/{folder}/"]'
-            )
+    found = list(_find_large_folders(files, sizes, nested, is_left_out))
+    for size, folder in sorted(found, key=lambda item: -item[0]):
+        yield (
+            f"{folder} is included ({format_size(size)}), and git tracks no file in it. If the run does not need "
+            f'it, pass exclude=["/{folder}"]'
+        )
+
+
+def _find_large_folders(
+    files: Sequence[str], sizes: Sequence[int], skipped: Collection[str], test: Callable[[str], bool]
+) -> Iterator[tuple[int, str]]:
+    """Yield size and path of each large folder that passes a test, but not of folders in it.
+
+    Args:
+        files: The paths of all files, sorted, so that the files of a folder follow each other.
+        sizes: The size of each.
+        skipped: Folders that are not entered, with a slash at their ends.
+        test: Called with the path of a folder and a slash.
+    """
+    totals = [0, *accumulate(sizes)]
+    pending = [("", 0, len(files))]
+    while pending:
+        parent, begin, end = pending.pop()
+        while begin < end:
+            name, slash, _ = files[begin][len(parent) :].partition("/")
+            if not slash:
+                begin += 1
+                continue
+            folder = f"{parent}{name}/"
+            first, begin = begin, bisect_left(files, f"{parent}{name}{_AFTER_SLASH}", begin, end)
+            size = totals[begin] - totals[first]
+            if size < MAX_UNTRACKED_BYTES:
+                continue
+            if test(folder):
+                yield size, folder
+            elif folder not in skipped:
+                pending.append((folder, first, begin))
 
 
 def _problem_files(root: Path, files: Sequence[str], status: Status) -> Iterator[str]:

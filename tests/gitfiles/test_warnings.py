@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -98,6 +99,42 @@ def test_large_selections(tree: Path) -> None:
     assert has_warning(selection, "data/ is included (550.0 MB)", 'exclude=["/data/"]')
     assert has_warning(selection, "pkg/weights/ is included (60.0 MB)")
     assert not has_warning(selection, "pkg/ is included")
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_large_untracked_folders(tmp_path: Path, no_settings: Path, seed: int) -> None:
+    """Each large folder without tracked files causes a warning with its size, but folders in it and clones do not."""
+    draw = random.Random(seed)
+    root = tmp_path / "root"
+    root.mkdir()
+    git("init", "-q", cwd=root)
+    sizes: dict[str, int] = {}
+    for number in range(25):
+        parts = [draw.choice(["a", "a-b", "a.b", "ab", "b"]) for _ in range(draw.randrange(4))]
+        name = "/".join([*parts, f"{draw.choice('fz')}{number}"])
+        sizes[name] = draw.choice([1, 20, 40])
+        sparse_file(root / name, sizes[name])
+    folders = {"/".join(name.split("/")[:depth]) for name in sizes for depth in range(1, name.count("/") + 1)}
+    clones = {folder for folder in sorted(folders) if draw.random() < 0.1}
+    in_clones = tuple(f"{clone}/" for clone in clones)
+    tracked = {name for name in sizes if draw.random() < 0.2 and not name.startswith(in_clones)}
+    for name in tracked:
+        make(root, {f"{name}.tracked": ""})
+        git("add", f"{name}.tracked", cwd=root)
+    for clone in clones:
+        git("init", "-q", cwd=root / clone)
+
+    def is_reported(folder: str) -> bool:
+        return folder not in clones and not any(name.startswith(f"{folder}/") for name in tracked)
+
+    expected = set()
+    for folder in folders:
+        above = ["/".join(folder.split("/")[:depth]) for depth in range(1, folder.count("/") + 1)]
+        size = sum(size for name, size in sizes.items() if name.startswith(f"{folder}/"))
+        if size >= 50 and is_reported(folder) and not any(is_reported(one) or one in clones for one in above):
+            expected.add(f"{folder}/ is included ({size}.0 MB)")
+    found = {text.partition(", and git tracks")[0] for text in select(root).warnings if ", and git tracks" in text}
+    assert found == expected
 
 
 @pytest.mark.slow
