@@ -16,15 +16,19 @@ from skyrl_modal.spec.fields import OPTION_HELP
 from skyrl_modal.spec.run_spec import RunSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from skyrl_modal.backends import Backend, VolumeEntry
     from skyrl_modal.declaration import Attribute
     from skyrl_modal.prepare.plan import Plan
+    from skyrl_modal.protocol.events import RunEvent
     from skyrl_modal.run.handle import Run
     from skyrl_modal.run.output_sink import OutputTarget
     from skyrl_modal.run.result import RunResult
+
+    #: What receives the events of a run.
+    OnEvent = Callable[[Run, RunEvent], None]
 
 
 @frozen(kw_only=True)
@@ -104,6 +108,7 @@ class Launcher(RunSpec):
         quiet: bool = False,
         strict: bool = False,
         fix: bool = False,
+        on_event: OnEvent | None = None,
     ) -> RunResult:
         """Run a command to its end and show its output live. The run ends if this process exits.
 
@@ -114,6 +119,10 @@ class Launcher(RunSpec):
             quiet: Whether to suppress the launcher's own messages.
             strict: Whether to refuse a command with a finding that is an error.
             fix: Whether to append the ``key=value`` arguments that remove findings, as ``Plan.fixed_command``.
+            on_event: Receives the run, and each of its messages and changes of state, and its result at the end:
+                ``MessageEvent``, ``StateEvent`` (with the number of the attempt) or ``ResultEvent`` of
+                ``skyrl_modal.protocol.events``. Called in the thread of ``run``; an exception stops the run, and is
+                raised when it has ended.
 
         Returns:
             How the run ended, whether or not it succeeded.
@@ -133,7 +142,7 @@ class Launcher(RunSpec):
         """
         from skyrl_modal import launching
 
-        options = launching.StartOptions(strict=strict, fix=fix)
+        options = launching.StartOptions(strict=strict, fix=fix, on_event=on_event)
         result = launching.run(self, command, output, quiet=quiet, options=options)
         if check:
             result.check_returncode()
@@ -169,6 +178,7 @@ class Launcher(RunSpec):
         quiet: bool = False,
         strict: bool = False,
         fix: bool = False,
+        on_event: OnEvent | None = None,
     ) -> list[RunResult]:
         """Run several commands, of which a limited number run at the same time. A failure does not stop the others.
 
@@ -179,6 +189,7 @@ class Launcher(RunSpec):
             quiet: Whether to suppress the table.
             strict: Whether to start nothing if a command has a finding that is an error.
             fix: As in ``run``, for each command.
+            on_event: As in ``run``, for each command. Called in a thread for each run.
 
         Returns:
             A result for each command, in their order. A command that could not be started has the exit code 125.
@@ -194,7 +205,7 @@ class Launcher(RunSpec):
         """
         from skyrl_modal import launching
 
-        options = launching.StartOptions(strict=strict, fix=fix)
+        options = launching.StartOptions(strict=strict, fix=fix, on_event=on_event)
         return launching.map_commands(
             self, commands, max_parallel=max_parallel, names=names, quiet=quiet, options=options
         )
@@ -208,14 +219,16 @@ class Launcher(RunSpec):
         quiet: bool = False,
         strict: bool = False,
         fix: bool = False,
+        on_event: OnEvent | None = None,
     ) -> RunResult:
         """Run a command like ``run``, awaitable. Cancelling the task cancels the run and waits for its end.
 
-        Cancelling the task again kills the run, and does not wait.
+        Cancelling the task again kills the run, and does not wait. The run has a thread of its own, in which
+        ``on_event`` and ``output`` are called: use ``loop.call_soon_threadsafe`` there.
         """
         from skyrl_modal import launching
 
-        options = launching.StartOptions(strict=strict, fix=fix)
+        options = launching.StartOptions(strict=strict, fix=fix, on_event=on_event)
         result = await launching.arun(self, command, output, quiet=quiet, options=options)
         if check:
             result.check_returncode()

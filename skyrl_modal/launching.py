@@ -9,6 +9,7 @@ import posixpath
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from skyrl_modal.prepare.command import normalize_command, shorten_command
 from skyrl_modal.prepare.findings import unavailable_finding
 from skyrl_modal.prepare.plan import Plan
 from skyrl_modal.prepare.staging import Preparation, check_plan, refuse_errors, report_plan
-from skyrl_modal.reporting import NullReporter, NullRunTable, Reporter
+from skyrl_modal.reporting import NullReporter, NullRunTable, Reporter, with_log
 from skyrl_modal.run.foreground import stream_to_end
 from skyrl_modal.run.half_written import remove_half_written
 from skyrl_modal.run.handle import Run
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from skyrl_modal.backends import FindRates
     from skyrl_modal.findings import Finding
     from skyrl_modal.launcher import Launcher
+    from skyrl_modal.protocol.events import RunEvent
     from skyrl_modal.protocol.job import Job
     from skyrl_modal.views.table import LiveRunTable
 
@@ -46,15 +48,17 @@ _STACK_LEVEL = 4
 
 @frozen
 class StartOptions:
-    """What a caller requests about the findings of a run.
+    """What a caller requests about the start of a run, and what it receives while it runs.
 
     Attributes:
         strict: Whether to refuse a command with a finding that is an error.
         fix: Whether to append the overrides that remove findings.
+        on_event: Receives messages, changes of state and the result of a run; None for nothing.
     """
 
     strict: bool = False
     fix: bool = False
+    on_event: Callable[[Run, RunEvent], None] | None = None
 
 
 def backend_of(launcher: Launcher) -> Backend:
@@ -81,10 +85,11 @@ def _run(
     options: StartOptions,
     interrupts: Interrupts,
 ) -> RunResult:
-    reporter: Reporter = NullReporter() if quiet else StderrReporter()
+    reporter = with_log(NullReporter() if quiet else StderrReporter())
     open_sink(output)  # refuses an invalid target before anything starts
     run = _start(launcher, command, owned=True, reporter=reporter, options=options, interrupts=interrupts)
-    return stream_to_end(run, output, reporter, interrupts)
+    on_event = None if options.on_event is None else partial(options.on_event, run)
+    return stream_to_end(run, output, reporter, interrupts, on_event)
 
 
 async def arun(
@@ -155,7 +160,10 @@ def map_commands(
             return _start(launcher, command, owned=True, reporter=reporter, options=options, shared=preparation)
 
         with NullRunTable() if quiet else _live_table(labels) as table:
-            return Batch(texts, start, max_parallel=max_parallel, table=table, backend=backend).run()
+            batch = Batch(
+                texts, start, max_parallel=max_parallel, table=table, backend=backend, on_event=options.on_event
+            )
+            return batch.run()
 
 
 def _live_table(labels: Sequence[str]) -> LiveRunTable:

@@ -27,8 +27,17 @@ def _start_options(command: click.Command) -> click.Command:
     return command
 
 
+def _refuse_interactive(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        text = "standard input and the terminal are not forwarded to the command. Pass what it asks for as arguments, "
+        raise click.UsageError(f"{text}as variables (--env), or in a file of the checkout, and omit -i")
+
+
 @_start_options
 @cli.command(cls=LauncherCommand)
+@click.option(
+    "-i", "--interactive", "-t", "--tty", is_flag=True, hidden=True, expose_value=False, callback=_refuse_interactive
+)
 @click.option("--quiet", "-q", is_flag=True, help="Suppress the launcher's own messages, except for errors.")
 @click.argument("command", nargs=-1, required=True)
 def run(quiet: bool, strict: bool, fix: bool, command: Sequence[str], **options: Any) -> None:

@@ -313,7 +313,7 @@ def _handle_event(event: MessageEvent | StateEvent, volumes: VolumeCommits, kept
     else:
         volumes.commit_run_folder_in_background()
     # A run may have no writable volume, and a commit may fail or be late. The state is in the log then.
-    sys.stderr.write(state_line(event.state))
+    sys.stderr.write(state_line(event.state, event.attempt))
     sys.stderr.flush()
 
 

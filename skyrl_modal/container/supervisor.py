@@ -422,7 +422,7 @@ class Supervisor:
 
     def _set_state(self, state: RunState) -> None:
         self._write_status(state)
-        self._services.emit(StateEvent(state))
+        self._services.emit(StateEvent(state, self._attempts))
 
     def _write_status(self, state: RunState) -> None:
         url = None if self._cluster is None else self._cluster.url

@@ -46,9 +46,15 @@ class MessageEvent:
 
 @dataclass(frozen=True, slots=True)
 class StateEvent:
-    """The run has another state."""
+    """The run has another state.
+
+    Attributes:
+        state: The state.
+        attempt: Number of attempts that were started; 0 before the first one.
+    """
 
     state: RunState
+    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 A message that reports why a run failed names the cause in its prefix: ``skyrl-modal (ray_exited) | ...``. On Modal,
 text is the only way from the container to its caller. A new state of the run is a line too:
-``skyrl-modal state | running``.
+``skyrl-modal state | running, attempt 1``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from skyrl_modal.protocol.state import FailureCause, RunState
 LINE_PREFIX = "skyrl-modal | "
 STATE_PREFIX = "skyrl-modal state | "
 
+_STATE = r"([a-z_]+)(?:, attempt ([0-9]{1,9}))?"
 _LINE = r"(?s)skyrl-modal (?:\(([a-z_]+)\) )?\| (.*)"
 
 
@@ -49,21 +50,26 @@ def parse_line(line: str) -> tuple[str, FailureCause | None]:
     return match[2], None if match[1] is None else FailureCause(match[1])
 
 
-def state_line(state: RunState) -> str:
+def state_line(state: RunState, attempt: int) -> str:
     r"""Return the line that reports a new state of the run.
 
-    Example:
-        >>> state_line(RunState.RUNNING)
-        'skyrl-modal state | running\n'
-    """
-    return f"{STATE_PREFIX}{state}\n"
-
-
-def parse_state_line(line: str) -> RunState | None:
-    """Return the state that a line without its newline reports; None if it reports none.
+    Args:
+        state: The state.
+        attempt: Number of attempts that were started.
 
     Example:
-        >>> parse_state_line("skyrl-modal state | running"), parse_state_line("skyrl-modal | running")
-        (<RunState.RUNNING: 'running'>, None)
+        >>> state_line(RunState.RUNNING, 1)
+        'skyrl-modal state | running, attempt 1\n'
     """
-    return RunState(line.removeprefix(STATE_PREFIX)) if line.startswith(STATE_PREFIX) else None
+    return f"{STATE_PREFIX}{state}, attempt {attempt}\n"
+
+
+def parse_state_line(line: str) -> tuple[RunState, int] | None:
+    """Return the state and the attempt that a line without its newline reports; None if it reports none.
+
+    Example:
+        >>> parse_state_line("skyrl-modal state | running, attempt 2"), parse_state_line("skyrl-modal | running")
+        ((<RunState.RUNNING: 'running'>, 2), None)
+    """
+    match = re.fullmatch(_STATE, line.removeprefix(STATE_PREFIX)) if line.startswith(STATE_PREFIX) else None
+    return None if match is None else (RunState(match[1]), int(match[2] or 0))

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from skyrl_modal.dataclass import dataclass
 from skyrl_modal.errors import SkyRLModalError
+from skyrl_modal.protocol.events import RunEvent, StateEvent
 from skyrl_modal.protocol.exit_codes import LAUNCHER_FAILED
 from skyrl_modal.protocol.state import FailureCause, RunState
 from skyrl_modal.reporting import Reporter, RunTable
@@ -49,9 +50,9 @@ class _TableRow:
             # On Modal, the first output is the only sign that the command runs.
             self._table.update(self._number, state=RunState.RUNNING, line=last.decode("utf-8", "replace"))
 
-    def show_state(self, state: RunState) -> None:
-        if not state.is_final:
-            self._table.update(self._number, state=state)
+    def show(self, event: RunEvent) -> None:
+        if isinstance(event, StateEvent) and not event.state.is_final:
+            self._table.update(self._number, state=event.state)
 
 
 class Batch:
@@ -63,6 +64,7 @@ class Batch:
         max_parallel: Number of commands that may run at the same time, at least 1.
         table: Displays the progress.
         backend: The backend's name, for the results of commands that could not be started.
+        on_event: Receives messages, changes of state and the result of each run, from several threads.
     """
 
     def __init__(
@@ -73,12 +75,14 @@ class Batch:
         max_parallel: int,
         table: RunTable,
         backend: str,
+        on_event: Callable[[Run, RunEvent], None] | None = None,
     ) -> None:
         self._commands = commands
         self._start = start
         self._max_parallel = max_parallel
         self._table = table
         self._backend = backend
+        self._on_event = on_event
         self._running: dict[int, Run] = {}
         self._lock = threading.Lock()
         self._is_stopping = False
@@ -124,8 +128,14 @@ class Batch:
             is_stopping = self._is_stopping
         if is_stopping:  # Ctrl-C was pressed while the run started
             run.cancel()
+
+        def receive(event: RunEvent) -> None:
+            row.show(event)
+            if self._on_event is not None:
+                self._on_event(run, event)
+
         try:
-            result = stream_to_end(run, row.write, row, None, row.show_state)
+            result = stream_to_end(run, row.write, row, None, receive)
         finally:
             with self._lock:
                 del self._running[number]

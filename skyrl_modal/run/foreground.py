@@ -72,7 +72,7 @@ class ForegroundRun:
         interrupts: Source of Ctrl-C. The first one stops the run with its grace period, the second one kills it. A
             thread forwards them, since a sink or a reporter may not return, for example if a pipe is not read. None if
             another object forwards them.
-        on_state: Receives changes of the run's state.
+        on_event: Receives messages, changes of the run's state, and its result.
     """
 
     def __init__(
@@ -81,14 +81,14 @@ class ForegroundRun:
         sink: Sink,
         reporter: Reporter,
         interrupts: Interrupts | None,
-        on_state: Callable[[RunState], None] | None = None,
+        on_event: Callable[[RunEvent], None] | None = None,
     ) -> None:
         self._run = run
         self._sink: Sink | None = sink
         self._reporter = reporter
         self._interrupts = interrupts
         self._events: EventQueue[object] = EventQueue()
-        self._on_state = on_state
+        self._on_event = on_event
         self._free_places = threading.BoundedSemaphore(MAX_QUEUED_EVENTS)
         self._record: RunResultRecord | None = None
         self._tail = b""
@@ -145,7 +145,7 @@ class ForegroundRun:
                     self._free_places.release()
 
     def _call_safely(self, function: Callable[..., object], *args: object) -> None:
-        """Call a function that may call code of the caller: sink, reporter, or ``on_state``.
+        """Call a function that may call code of the caller: sink, reporter, or ``on_event``.
 
         If it fails, the run is stopped, as a broken pipe would end a program, and the caller's code is not called any
         more. The error is raised when the run has ended: otherwise the run would continue without an owner.
@@ -158,7 +158,7 @@ class ForegroundRun:
         except (Exception, KeyboardInterrupt) as error:
             self._end_callback()
             self._error = self._error or error
-            self._sink, self._reporter, self._on_state = None, NullReporter(), None
+            self._sink, self._reporter, self._on_event = None, NullReporter(), None
             self._run.cancel()
 
     def _begin_callback(self) -> None:
@@ -199,6 +199,8 @@ class ForegroundRun:
             self._events.put(_ReadingEnded())
 
     def _handle(self, event: RunEvent | object) -> None:
+        if isinstance(event, MessageEvent | StateEvent | ResultEvent) and self._on_event is not None:
+            self._on_event(event)
         match event:
             case OutputEvent(data):
                 self._tail = (self._tail + data[-TAIL_BYTES:])[-TAIL_BYTES:]
@@ -211,9 +213,6 @@ class ForegroundRun:
                     self._reporter.warn(text)
                 else:
                     self._reporter.info(text)
-            case StateEvent(state):
-                if self._on_state is not None:
-                    self._on_state(state)
             case HandleEvent():
                 self._save_to_index()
                 self._report_token()
@@ -245,7 +244,7 @@ def stream_to_end(
     output: OutputTarget,
     reporter: Reporter,
     interrupts: Interrupts | None,
-    on_state: Callable[[RunState], None] | None = None,
+    on_event: Callable[[RunEvent], None] | None = None,
 ) -> RunResult:
     """Stream a run that this process started until it ends.
 
@@ -254,12 +253,12 @@ def stream_to_end(
         output: Receives the output.
         reporter: Receives the launcher's messages.
         interrupts: Source of Ctrl-C; None if another object forwards it.
-        on_state: Receives changes of the run's state.
+        on_event: Receives messages, changes of the run's state, and its result.
 
     Raises:
         Exception: What the backend, or code of the caller such as the sink, raised. The run has been stopped.
     """
-    return ForegroundRun(run, open_sink(output, reporter), reporter, interrupts, on_state).stream()
+    return ForegroundRun(run, open_sink(output, reporter), reporter, interrupts, on_event).stream()
 
 
 def show_events(run: Run, sink: Sink, reporter: Reporter) -> None:

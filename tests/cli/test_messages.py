@@ -45,3 +45,12 @@ def test_message_names_the_exceeded_limit(checkout: Path) -> None:
 def test_long_limit_is_not_rounded() -> None:
     """A limit of days is written with all digits."""
     assert "time limit of 1,296,000 s" in str(RunTimeout("r1", returncode=124, seconds=15 * 86400.0))
+
+
+@pytest.mark.parametrize("option", ["-i", "-t", "-it", "--interactive", "--tty"])
+def test_standard_input_is_refused(checkout: Path, option: str) -> None:
+    """A request for standard input or a terminal is a usage error that names other ways."""
+    done = run(checkout, option, "cat")
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "standard input and the terminal are not forwarded to the command" in done.stderr

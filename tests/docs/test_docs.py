@@ -115,11 +115,11 @@ def documented_options() -> set[str]:
 
 
 def existing_options() -> set[str]:
-    """Return the options of all commands."""
+    """Return the options of all commands, without those that only explain why they are refused."""
     found: set[str] = set()
     for command in cli.commands.values():
         for parameter in command.get_params(click.Context(command)):
-            if isinstance(parameter, click.Option) and "--help" not in parameter.opts:
+            if isinstance(parameter, click.Option) and "--help" not in parameter.opts and not parameter.hidden:
                 found |= {*parameter.opts, *parameter.secondary_opts}
     return found
 

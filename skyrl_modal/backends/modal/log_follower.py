@@ -171,7 +171,8 @@ class LogFollower:
                     state = RunState.RUNNING
                 elif entry.source == "stderr":
                     for line in entry.message.split("\n"):
-                        state = parse_state_line(line) or state
+                        reported = parse_state_line(line)
+                        state = state if reported is None else reported[0]
         return state
 
     async def find_output(self) -> StoredOutput | LogCopy:

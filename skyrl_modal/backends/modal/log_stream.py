@@ -64,10 +64,11 @@ class LogStream:
     def _forward_line(self, source: str, line: str) -> None:
         if source == "system":
             self._channel.message(f"Modal: {line}")
-        elif (state := parse_state_line(line)) is not None:
+        elif (reported := parse_state_line(line)) is not None:
+            event = StateEvent(*reported)
             if self._wait is not None:
-                self._wait.state_arrived(state)
-            self._channel.put(StateEvent(state))
+                self._wait.state_arrived(event.state)
+            self._channel.put(event)
         else:
             text, cause = parse_line(line)
             if self._wait is not None:
