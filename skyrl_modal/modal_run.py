@@ -18,7 +18,9 @@ from skyrl_modal.dataclass import replace
 from skyrl_modal.gitfiles.report import format_size
 from skyrl_modal.launcher import Launcher
 from skyrl_modal.prepare.command import normalize_command
+from skyrl_modal.prepare.plan import Plan
 from skyrl_modal.prepare.staging import Preparation, check_plan, report_plan
+from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.start_deadline import with_submission_time
 from skyrl_modal.run.foreground import report_end
 from skyrl_modal.run.handle import Run
@@ -104,11 +106,15 @@ class ModalRun:
             SpecError: The command is empty or invalid.
             BackendUnavailable: Modal cannot be reached, or did not accept the call.
         """
-        job = replace(self._run_app.job, command=normalize_command(command))
-        self._reporter.info(f"run {job.run_id}: {job.command}")
-        if job.command != self._plan.job.command:
-            self._check_command(job.command)
-        self._run_app.job = job = with_submission_time(job)
+        text, plan = normalize_command(command), self._plan
+        self._reporter.info(f"run {self._run_app.job.run_id}: {text}")
+        if text != plan.job.command:
+            plan = self._check_command(text)
+        if plan.job.resume is not None:
+            from skyrl_modal.prepare.resume_check import refuse_resume  # imported here, since most runs do not need it
+
+            refuse_resume(plan, self._backend)
+        self._run_app.job = job = with_submission_time(_with_command_of(plan.job, self._run_app.job))
         with translated_client_errors():
             call = self._function.spawn(*self._run_app.arguments(job))
         self._run_app.release()
@@ -133,8 +139,8 @@ class ModalRun:
             )
             atexit.register(self._reporter.warn, text)
 
-    def _check_command(self, command: str) -> None:
-        """Plan the command, if it was not known when the app's script was imported, and report new warnings.
+    def _check_command(self, command: str) -> Plan:
+        """Return the plan of a command that was not known when the app's script was imported. Report new warnings.
 
         Raises:
             SpecError: The command is invalid.
@@ -143,6 +149,7 @@ class ModalRun:
         for warning in plan.warnings:
             if warning not in self._plan.warnings:
                 self._reporter.warn(warning)
+        return plan
 
     def _wait(self, run: Run) -> RunResult:
         interrupts = 0
@@ -153,6 +160,17 @@ class ModalRun:
                 interrupts += 1
                 self._reporter.info(STOPPING_MESSAGE)
                 run.cancel(now=interrupts > 1)
+
+
+def _with_command_of(planned: Job, job: Job) -> Job:
+    """Return a job with the command of another one, and with what was found out about that command."""
+    return replace(
+        job,
+        command=planned.command,
+        checkpoint_folders=planned.checkpoint_folders,
+        resume=planned.resume,
+        continues_wandb_run=planned.continues_wandb_run,
+    )
 
 
 def _extend_logs_timeout() -> None:

@@ -39,6 +39,8 @@ FSDP_CONFIG, MEGATRON_METADATA = "fsdp_config.json", "metadata.json"
 #: As SkyRL writes it. ``global_step_020`` or ``global_step_5.old`` end a run that resumes with ``latest``.
 _STEP_NAME = re.compile(rf"{STEP_PREFIX}(0|[1-9][0-9]{{0,17}})")
 _SHARD = re.compile(r"(model|optim|extra_state)_world_size_([0-9]{1,6})_rank_([0-9]{1,6})\.pt")
+#: What Megatron writes before metadata.json besides the shards (megatron-core 0.16.1, dist_checkpointing).
+_MEGATRON_OTHERS = ("common.pt", ".metadata")
 _SHARD_KINDS = ("model", "optim", "extra_state")
 _MAX_POINTER_BYTES, _MAX_JSON_BYTES, _MAX_WORLD_SIZE = 64, 1 << 20, 1 << 16
 #: Reasons that are listed for each folder; the rest is counted.
@@ -289,8 +291,12 @@ class _StepReader:
         return _Model(CheckpointLayout.FSDP, reasons, size)
 
     def _megatron(self, group: str, names: Sequence[str]) -> _Model:
-        _, reason = self._json(f"{group}/{MEGATRON_METADATA}")
+        metadata, reason = self._json(f"{group}/{MEGATRON_METADATA}")
         reasons = [reason] if reason else []
+        if not reason and not isinstance(metadata.get("sharded_backend"), str):
+            reasons.append(f"{group}/{MEGATRON_METADATA}: it has no sharded_backend")
+        others = [f"{group}/{name}" for name in _MEGATRON_OTHERS if name in names]
+        reasons += [problem for name in others if (problem := self.state_file(name))]
         shards = [self._entries[f"{group}/{name}"] for name in sorted(names) if name.endswith(".distcp")]
         if not shards:
             reasons.append(f"{group}/*.distcp: missing")

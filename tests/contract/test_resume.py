@@ -184,6 +184,20 @@ def test_run_without_resume_is_only_warned(launcher: MakeLauncher, capfd: pytest
     assert first.wait(30).state is RunState.CANCELLED
 
 
+@pytest.mark.usefixtures("trainer_checkout")
+@pytest.mark.parametrize("backend", ["modal"], indirect=True)
+def test_no_writable_volume_is_refused(launcher: MakeLauncher) -> None:
+    """Nothing is started if no checkpoint would remain. On this machine, files outside of volumes remain."""
+    used, before = launcher(resume="auto", volumes=[]), runs()
+
+    for start in (used.submit, used.run):
+        with pytest.raises(SpecError, match="Mount a writable volume") as caught:
+            start(f"bash {SCRIPT}")
+        assert (caught.value.field, caught.value.value) == ("resume", "auto")
+
+    assert [run.id for run in runs()] == [run.id for run in before]
+
+
 @LOCAL_FIRST
 def test_resume_without_a_trainer_has_no_effect(launcher: MakeLauncher) -> None:
     """For a command that is no trainer there is a warning, and further attempts start it as it is."""
