@@ -127,6 +127,8 @@ class Execution(Protocol):
 
     * ``events_from(offset: int) -> Iterator[RunEvent]``: like ``events``, without the first bytes of the output, whose
       number ``log_size`` has returned. Without it, the output is read from its beginning.
+    * ``read_part(path: str, offset: int, limit: int) -> bytes``: a part of a file of the run's folder, with the errors
+      of ``read_file``. Without it, a file that grows is read from its beginning each time.
     * ``read_last_lines(count: int) -> bytes | None``: the last lines of the output, without reading the rest of it;
       None if that is not possible now.
     """

@@ -5,7 +5,7 @@ What a command does is imported in its function, so that `--help` and the other 
 
 from __future__ import annotations
 
-from skyrl_modal.cli import machine_commands, run_commands, start_commands, volume_commands
+from skyrl_modal.cli import machine_commands, metrics_commands, run_commands, start_commands, volume_commands
 from skyrl_modal.cli.base import cli
 
-__all__ = ["cli", "machine_commands", "run_commands", "start_commands", "volume_commands"]
+__all__ = ["cli", "machine_commands", "metrics_commands", "run_commands", "start_commands", "volume_commands"]

@@ -21,6 +21,7 @@ from skyrl_modal.container.log_follower import LogFollower
 from skyrl_modal.container.log_sources import LogSearch
 from skyrl_modal.container.machine_logs import KernelMessages, gpu_report, memory_counters
 from skyrl_modal.container.masking import SecretMask
+from skyrl_modal.formats.metrics_steps import MetricsSteps
 from skyrl_modal.protocol.kept_logs import GPU_LOG, KERNEL_LOG, KILLED_KEY, MEMORY_LOG
 from skyrl_modal.protocol.rank_config import RankConfig
 from skyrl_modal.protocol.run_folder import SUPERVISOR_LOG, open_regular_file
@@ -77,6 +78,7 @@ class LogKeeper:
         self._has_failed = False
         self._is_changed = False
         self._lock = threading.RLock()
+        self._metrics = MetricsSteps(folder.parent.parent, config.rank)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log-keeper", daemon=True)
 
@@ -150,6 +152,7 @@ class LogKeeper:
         due = time.monotonic() + interval * (1 + self._commit_offset)
         while not self._closing.wait(POLL_INTERVAL):
             self.collect()
+            self._is_changed |= self._metrics.update()  # the caller sees new metrics when they are committed
             if self._is_changed and time.monotonic() >= due:
                 seconds = self._commit()
                 interval = min(2 * interval, COMMIT_INTERVAL)

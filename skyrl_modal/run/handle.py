@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from skyrl_modal.protocol.result import RunResultRecord
     from skyrl_modal.protocol.state import RunState
     from skyrl_modal.run.kept_logs import KeptLog
+    from skyrl_modal.run.metrics import Metrics
     from skyrl_modal.run.output_reader import OutputReader
     from skyrl_modal.run.result import RunResult
 
@@ -263,6 +264,36 @@ class Run:
         from skyrl_modal.run.checkpoints import list_checkpoints
 
         return list_checkpoints(get_backend(self._backend_name), self.job) if self.job.checkpoint_folders else []
+
+    @translate_system_errors()
+    def metrics(self, follow: bool = False, *, path: str | None = None) -> Metrics:
+        """Return the metrics that the processes of the run have logged, with one row for each step.
+
+        They are recorded while the run executes, whatever tracker the training uses: see docs/metrics.md. A run on
+        Modal shows what its container has committed, about once a minute.
+
+        Args:
+            follow: Whether an iteration over the rows continues until the run has ended.
+            path: Read this file of a volume of the run instead: lines of JSON, such as ``metrics.jsonl`` of a Tinker
+                client, by its path in the container.
+
+        Raises:
+            SpecError: The path is on no volume of the run, or is to be followed.
+            PathNotFound: There is no such path. It is also a FileNotFoundError.
+            BackendUnavailable: The backend cannot answer now.
+
+        Example:
+            >>> from skyrl_modal import runs
+            >>> for run in runs(limit=1):
+            ...     rewards = [row.get("reward/avg_raw_reward") for row in run.metrics()]
+        """
+        from skyrl_modal.run.metrics import Metrics, RunFiles, VolumeFile
+
+        if path is None:
+            return Metrics(RunFiles(self._execution), follow=follow)
+        if follow:
+            raise SpecError("follow", follow, "a file on a volume cannot be followed; omit follow, or omit path")
+        return Metrics(VolumeFile(self.job, self._backend_name, path))
 
     def _output(self, warn: Callable[[str], object]) -> OutputReader:
         from skyrl_modal.run.output_reader import OutputReader

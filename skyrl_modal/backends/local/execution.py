@@ -224,11 +224,26 @@ class LocalExecution:
         Raises:
             FileNotFoundError: There is no such file.
         """
+        with self._open_file(path) as file:
+            return _end_of(file, _MAX_FILE_BYTES)
+
+    def read_part(self, path: str, offset: int, limit: int) -> bytes:
+        """Return a part of a regular file of the run's folder; empty at its end.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+        """
+        with self._open_file(path) as file:
+            file.seek(offset)
+            return file.read(limit)
+
+    def _open_file(self, path: str) -> IO[bytes]:
+        """Open a regular file of the run's folder. Links are not followed."""
         full = self._folder.path / path
         try:
             if any((self._folder.path / parent).is_symlink() for parent in PurePosixPath(path).parents):
                 raise FileNotFoundError(f"{full} is in a folder that is a symbolic link")
-            return _read_end(full, _MAX_FILE_BYTES)
+            return open_regular_file(full)
         except NotRegularFileError as error:
             raise FileNotFoundError(f"{full}: {error.strerror}") from error
 
@@ -331,14 +346,14 @@ class LocalExecution:
         self._ended.set()
 
 
-def _read_end(path: Path, limit: int) -> bytes:
-    with open_regular_file(path) as file:
-        omitted = os.fstat(file.fileno()).st_size - limit
-        if omitted <= 0:
-            return file.read(limit)
-        file.seek(omitted)
-        return b"(%d bytes are omitted here)\n" % omitted + file.read(limit)
+def _end_of(file: IO[bytes], limit: int) -> bytes:
+    omitted = os.fstat(file.fileno()).st_size - limit
+    if omitted <= 0:
+        return file.read(limit)
+    file.seek(omitted)
+    return b"(%d bytes are omitted here)\n" % omitted + file.read(limit)
 
 
 def _read_text(path: Path) -> str:
-    return _read_end(path, _MAX_FILE_BYTES).decode("utf-8", "replace").strip()
+    with open_regular_file(path) as file:
+        return _end_of(file, _MAX_FILE_BYTES).decode("utf-8", "replace").strip()

@@ -188,6 +188,17 @@ class ModalExecution:
             raise FileNotFoundError(f"{path} does not exist in the run's folder on its volume")
         return content
 
+    def read_part(self, path: str, offset: int, limit: int) -> bytes:
+        """Return a part of a file of the run's folder on its volume; empty at its end. What is before it is read too.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+        """
+        content = self._wait_for(self._folder.read(path, limit=offset + limit))
+        if content is None:
+            raise FileNotFoundError(f"{path} does not exist in the run's folder on its volume")
+        return content[offset:]
+
     def state(self) -> RunState:
         """Return the run's current state. A run that no container has started by its deadline is ended."""
         call = self._submitted_call()

@@ -90,7 +90,8 @@ def _instrument_after_execution(name: str, loader: "Any") -> None:
             return execute(module)
         vars(loader).pop("exec_module", None)  # this function; the method of the class is visible again
         execute(module)
-        return _instrument(name, module)
+        _instrument(name, module)
+        return None
 
     loader.exec_module = exec_module
 
@@ -102,7 +103,7 @@ def _instrument(name: str, module: "ModuleType") -> None:
         if instrumentation is None:
             from importlib.util import module_from_spec, spec_from_file_location
 
-            spec = spec_from_file_location(key, os.path.join(_FOLDER, "instrumentation.py"))
+            spec: Any = spec_from_file_location(key, os.path.join(_FOLDER, "instrumentation.py"))
             instrumentation = module_from_spec(spec)
             spec.loader.exec_module(instrumentation)
             sys.modules[key] = instrumentation

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,20 +13,9 @@ import pytest
 
 from skyrl_modal import Launcher
 from tests.support.loopback import LoopbackModal
+from tests.support.pythons import find_python
 
 OWN_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
-
-
-def find_python(minor: str) -> str | None:
-    """Return a Python of a minor version, from PATH or from pyenv; None if there is none."""
-    candidates = [shutil.which(f"python{minor}")]
-    candidates += [str(path) for path in Path.home().glob(f".pyenv/versions/{minor}.*/bin/python{minor}")]
-    for candidate in filter(None, candidates):
-        done = subprocess.run([candidate, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
-                              check=False, capture_output=True, text=True)  # fmt: skip
-        if done.stdout.strip() == minor:
-            return candidate
-    return None
 
 
 @pytest.mark.slow
