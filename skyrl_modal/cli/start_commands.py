@@ -46,7 +46,7 @@ def run(quiet: bool, strict: bool, fix: bool, command: Sequence[str], **options:
 
     result = make_launcher(options).run(_to_command(command), quiet=quiet, strict=strict, fix=fix)
     is_own = result.cause in (None, FailureCause.COMMAND_FAILED)
-    if quiet and not is_own and result.state in (RunState.FAILED, RunState.LOST):
+    if quiet and not is_own and result.state in (RunState.FAILED, RunState.LOST, RunState.OVER_BUDGET):
         # The exit code, such as 125, would not explain itself: the command has printed nothing about it.
         print_error(result.detail or f"the run failed: {result.cause}")
     sys.exit(result.returncode)

@@ -38,10 +38,12 @@ class EarlierContainer:
     Attributes:
         is_known: Whether the lease could be read. If not, an earlier container may still be running.
         was_ending: Whether it had been asked to exit, and was killed before it could release the lease.
+        killed: The last entry of one that was killed, if it has times; None otherwise.
     """
 
     is_known: bool = True
     was_ending: bool = False
+    killed: ContainerEntry | None = None
 
 
 class AttemptLease:
@@ -52,16 +54,26 @@ class AttemptLease:
         run_id: The run.
         rank: The rank that this container executes.
         report: Receives messages.
+        started_at: When this process started: seconds since the epoch; None if that is of no interest.
 
     Attributes:
         store: The Dict with the leases.
+        holder: Random digits of this execution of the function.
         is_lost: Whether another container has taken over the lease.
     """
 
-    def __init__(self, store: LeaseStore, run_id: str, rank: int, report: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        store: LeaseStore,
+        run_id: str,
+        rank: int,
+        report: Callable[[str], None],
+        started_at: float | None = None,
+    ) -> None:
         self.store = store
         self._key = container_key(run_id, rank)
-        self._holder = os.urandom(8).hex()
+        self._started_at = started_at
+        self.holder = os.urandom(8).hex()
         self._report = report
         self._count = 0
         self._is_held = False
@@ -87,13 +99,14 @@ class AttemptLease:
             return None
         value = send(lambda: self.store.get(self._key))
         entry = ContainerEntry.decode(value)
-        return None if entry.holder == self._holder else entry
+        return None if entry.holder == self.holder else entry
 
     def _take_over(self) -> None:
         send(lambda: self.store.put(self._key, self._value()))
 
     def _value(self) -> str:
-        return ContainerEntry(self._holder, self._count, self._is_ending).encode()
+        seen_at = None if self._started_at is None else time.time()
+        return ContainerEntry(self.holder, self._count, self._is_ending, self._started_at, seen_at).encode()
 
     def call_if_lost(self, function: Callable[[], None]) -> None:
         """Call a function, in another thread, if another container takes over the lease, since this one was late."""
@@ -126,7 +139,7 @@ class AttemptLease:
                 return
             with contextlib.suppress(StoreUnavailable):
                 value = send(lambda: self.store.get(self._key))
-                if value is not None and ContainerEntry.decode(value).holder != self._holder:
+                if value is not None and ContainerEntry.decode(value).holder != self.holder:
                     self.is_lost = True
                     if self._on_lost is not None:
                         self._on_lost()
@@ -158,7 +171,7 @@ class _Wait:
                     self._entry, self._changed_at = entry, now
                 elif now - self._changed_at >= EXPIRY_TIMEOUT:
                     take_over()
-                    return self._finish("does not respond", was_ending=entry.is_ending)
+                    return self._finish("does not respond", killed=entry)
                 self._replied_at = time.monotonic()
                 self._report_progress()
             except StoreUnavailable as error:
@@ -182,7 +195,9 @@ class _Wait:
         self._reports += 1
         self._report(f"waiting for the earlier container of this run to end ({self._elapsed:.0f} s)")
 
-    def _finish(self, what: str, *, was_ending: bool = False) -> EarlierContainer:
+    def _finish(self, what: str, *, killed: ContainerEntry | None = None) -> EarlierContainer:
         if self._reports:
             self._report(f"the earlier container {what}; continuing after {self._elapsed:.0f} s")
-        return EarlierContainer(was_ending=was_ending)
+        if killed is None:
+            return EarlierContainer()
+        return EarlierContainer(was_ending=killed.is_ending, killed=None if killed.seen_at is None else killed)

@@ -88,9 +88,10 @@ class Outcome:
     def of_stop(cls, reason: StopReason, returncode: int = INTERRUPTED) -> Outcome:
         """Return the outcome of a stop request. A container that ends is followed by another one, which continues."""
         is_preempted = reason is StopReason.CONTAINER_ENDING
+        is_over_budget = reason is StopReason.OVER_BUDGET
         return cls(
-            state=RunState.CANCELLED,
-            returncode=returncode,
+            state=RunState.OVER_BUDGET if is_over_budget else RunState.CANCELLED,
+            returncode=TIMED_OUT if is_over_budget else returncode,
             cause=cause_of_stop(reason),
             detail=describe_stop(reason),
             stop_reason=reason,

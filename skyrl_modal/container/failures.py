@@ -19,6 +19,7 @@ _STOP_DESCRIPTIONS = {
     StopReason.CONTAINER_ENDING: "the container is ending",
     StopReason.LEASE_EXPIRED: "the caller has sent no sign of life for longer than its lease",
     StopReason.START_DEADLINE: "the command did not start in time",
+    StopReason.OVER_BUDGET: "the cost has reached the budget",
     StopReason.KILL: "killed without a grace period",
 }
 
@@ -103,5 +104,6 @@ def cause_of_stop(reason: StopReason) -> FailureCause:
     causes = {
         StopReason.CONTAINER_ENDING: FailureCause.PREEMPTED,
         StopReason.LEASE_EXPIRED: FailureCause.LEASE_EXPIRED,
+        StopReason.OVER_BUDGET: FailureCause.OVER_BUDGET,
     }
     return causes.get(reason, FailureCause.STOPPED)

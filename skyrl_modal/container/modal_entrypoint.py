@@ -37,6 +37,7 @@ from skyrl_modal.container.stop_signals import RestartNeeded, run_with_stop_requ
 from skyrl_modal.container.supervisor import Supervisor, SupervisorServices
 from skyrl_modal.container.unpack import unpack_mounts
 from skyrl_modal.container.unsaved_files import container_places
+from skyrl_modal.container.usage_meter import UsageMeter, mark_counted, uncounted_age
 from skyrl_modal.container.volume_commits import MountedVolume, VolumeCommits
 from skyrl_modal.dataclass import replace
 from skyrl_modal.event_queue import EventQueue, wait_interruptibly
@@ -104,7 +105,8 @@ def _run_rank(record: Job, config: RankConfig, archives: Mapping[str, str]) -> d
             f"the image or a stored secret defines {', '.join(replaced)}; the command has the run's own values"
         )
     store: Any = modal.Dict.from_name(LEASE_DICT, create_if_missing=True)
-    lease = AttemptLease(store, record.run_id, config.rank, print_message)
+    started_at = None if record.rate is None or config.rank else time.time() - uncounted_age()
+    lease = AttemptLease(store, record.run_id, config.rank, print_message, started_at)
     earlier = lease.acquire()
     try:
         volumes = _reload_volumes(record, config, earlier)
@@ -154,6 +156,7 @@ def _run_rank_zero(
     previous = PreviousContainer(job, print_message)
     for chunk in folder.read_output():
         text.count(chunk)
+    usage = None if job.rate is None else UsageMeter(job, job.rate, lease.holder, earlier.killed)
     decision = previous.decide(was_ending=earlier.was_ending)
     match decision:
         case Finished(result):
@@ -161,7 +164,7 @@ def _run_rank_zero(
             return result
         case Lost(result):
             print_message(result.detail, result.cause)
-            result = _with_digest(result, text)
+            result = _with_digest(result if usage is None else usage.end(result), text)
             folder.write_result(result)
             volumes.commit()
             _release_other_ranks(config)
@@ -179,6 +182,7 @@ def _run_rank_zero(
                 _make_services(text, volumes, archives, kept, tunnels),
                 replace_container=replacements.request,
                 lease_store=lease.store,
+                usage=usage,
             ),
             attempts=decision.attempts,
             history=decision.history,
@@ -190,6 +194,8 @@ def _run_rank_zero(
     text.write(b"", final=True)
     result = _finish(folder, _with_digest(result, text), volumes)
     supervisor.release_checkpoints(result)
+    if usage is not None:  # with the time of the commits
+        result = usage.add_to(result)
     kept.keep()
     if result.next_start is NextStart.NONE:
         if previous.was_replaced:
@@ -347,6 +353,7 @@ def _run_worker(
             worker.report(error)
     finally:
         worker.close()
+        mark_counted()
     if stopped_by is not None:
         raise stopped_by
 

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from skyrl_modal.container.live_view import PipeWriter
 from skyrl_modal.container.supervisor import Supervisor, SupervisorServices
 from skyrl_modal.container.unsaved_files import sandbox_places
+from skyrl_modal.dataclass import replace
 from skyrl_modal.protocol.codec import decode, encode_tagged
 from skyrl_modal.protocol.events import ResultEvent, SupervisorEvent
 from skyrl_modal.protocol.exit_codes import LAUNCHER_FAILED
@@ -106,6 +107,10 @@ def _run_supervisor(job: Job, config: RankConfig, ready: int | None, caller: int
     services = SupervisorServices(
         live=PipeWriter(1, RunFolder(job.run_folder).file(OUTPUT_FILE)), emit=writer.write, lost_places=sandbox_places
     )
+    if job.rate is not None:
+        from skyrl_modal.container.usage_meter import UsageMeter  # imported here, since most local runs cost nothing
+
+        services = replace(services, usage=UsageMeter(job, job.rate, os.urandom(8).hex()))
     supervisor = Supervisor(job, config, services, start_timeout=job.limits.start_deadline)
     if not _install_signal_handlers(supervisor, ready):
         return LAUNCHER_FAILED

@@ -25,6 +25,7 @@ from skyrl_modal.container.events import (
     RankJoined,
     RankMessageReceived,
 )
+from skyrl_modal.dataclass import replace
 from skyrl_modal.protocol.codec import ProtocolError, decode_tagged, encode_tagged
 from skyrl_modal.protocol.messages import CommitRequest, HeadMessage, Hello, RankMessage
 
@@ -243,7 +244,8 @@ def connect_to_rank_zero(
     Raises:
         OSError: Rank 0 could not be reached in time.
     """
-    deadline = time.monotonic() + timeout
+    begin = time.monotonic()
+    deadline = begin + timeout
     while True:
         try:
             remaining = max(0.1, deadline - time.monotonic())
@@ -257,6 +259,8 @@ def connect_to_rank_zero(
                 return None
     connected.settimeout(None)
     connection = Connection(connected)
+    if hello.age is not None:
+        hello = replace(hello, age=hello.age + time.monotonic() - begin)
     connection.send(hello)
 
     def read() -> None:

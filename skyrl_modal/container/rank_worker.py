@@ -177,7 +177,7 @@ class RankWorker:
         except StartError as error:
             failure = error
         address = (config.addresses[0], config.port)
-        hello = Hello(config.tokens.ranks, config.rank, config.gpus)
+        hello = Hello(config.tokens.ranks, config.rank, config.gpus, age=self._find_age())
         try:
             self._head = connect_to_rank_zero(
                 address, hello, timeout=timeout, put=self._events.put, is_cancelled=lambda: self._is_stopping
@@ -195,6 +195,14 @@ class RankWorker:
             if message is not None:
                 self._log(message)
         return True
+
+    def _find_age(self) -> float | None:
+        """Return the seconds since this process started; None for a run that costs nothing."""
+        if self._job.rate is None:
+            return None
+        from skyrl_modal.container.usage_meter import uncounted_age  # imported here: most local runs cost nothing
+
+        return uncounted_age()
 
     def _follow_head(self) -> None:
         """Handle events until rank 0 requests the end, or is lost."""

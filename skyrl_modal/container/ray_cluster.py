@@ -77,6 +77,7 @@ class ClusterServices:
         open_url: Returns a URL by which a port of this node's 127.0.0.1 can be reached.
         keep_logs: Begins to keep the logs of an attempt, and returns what keeps them.
         secrets: The values to mask in the logs that are kept.
+        watch_rank: Receives the events of other ranks, in their threads; None if they are not counted.
     """
 
     events: EventRouter
@@ -84,6 +85,7 @@ class ClusterServices:
     open_url: Callable[[int], str]
     keep_logs: Callable[[int], LogKeeper]
     secrets: SecretMask
+    watch_rank: Callable[[RankEvent], None] | None = None
 
 
 class RayCluster:
@@ -131,6 +133,8 @@ class RayCluster:
 
     def _route(self, event: RankEvent) -> None:
         """Pass on an event of another rank. Its log lines are reported, and its stop request is one for the run."""
+        if self._services.watch_rank is not None:
+            self._services.watch_rank(event)
         if isinstance(event, RankMessageReceived):
             match event.message:
                 case LogLine(text):

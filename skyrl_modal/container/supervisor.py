@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from skyrl_modal.container.replacement import Replacement
     from skyrl_modal.container.run_checkpoints import RunCheckpoints
     from skyrl_modal.container.stall import StallDetector, StallWatch
+    from skyrl_modal.container.usage_meter import UsageMeter
 
 #: Seconds after the start of a command without Ray from which its logs are followed. Most short commands have none.
 LOG_DELAY = 1.0
@@ -63,6 +64,7 @@ class SupervisorServices:
         create_files: Creates the mounted files, and returns a message about it; None if they exist already.
         lost_places: Returns the folders whose new files are lost with the run; None if there are none.
         commit_logs: Saves the run's folder on its volume while the command runs; None if that is not needed.
+        usage: Counts the time of the run's containers; None if the run costs nothing.
         replace_container: Requests another container for this one, whose GPUs do not work; None if there is no other.
         lease_store: The Dict with the leases, on Modal; None on this machine.
     """
@@ -73,6 +75,7 @@ class SupervisorServices:
     create_files: Callable[[], str | None] | None = None
     lost_places: LostPlaces | None = None
     commit_logs: Callable[[], None] | None = None
+    usage: UsageMeter | None = None
     replace_container: Callable[[], Replacement] | None = None
     lease_store: LeaseStore | None = None
 
@@ -171,6 +174,8 @@ class Supervisor:
             next_start=outcome.next_start,
             unsaved=unsaved,
         )
+        if self._services.usage is not None:
+            result = self._services.usage.end(result)
         try:
             self._folder.write_result(result)
         except OSError as error:
@@ -183,6 +188,8 @@ class Supervisor:
         self._folder.create()
         self._folder.write_job(_mask_job(job, self._secrets))
         self._start_start_timer()
+        if self._services.usage is not None and not self._services.usage.begin(self.request_stop):
+            raise RunStopped(StopReason.OVER_BUDGET)
         messages = [None if self._services.create_files is None else self._services.create_files()]
         for message in [*messages, prepare_workdir(job)]:
             if message is not None:
@@ -207,6 +214,8 @@ class Supervisor:
             outcome = self._decide(cluster, outcome, is_late=is_late)
             if outcome.next_start is NextStart.NONE:
                 return outcome
+            if self._services.usage is not None and self._services.usage.is_spent:
+                raise RunStopped(StopReason.OVER_BUDGET)
             if cluster.disconnected_ranks or (self._checkpoints is not None and self._checkpoints.needs_new_containers):
                 # A lost rank cannot be restarted here; the platform starts the whole cluster again.
                 self._write_status(RunState.RUNNING)  # with the history, for the next container
@@ -297,6 +306,8 @@ class Supervisor:
             self._report(text, FailureCause.START_DEADLINE)
             return Outcome.of_failure(Failure(FailureCause.START_DEADLINE, text))
         outcome = Outcome.of_stop(reason)
+        if reason is StopReason.OVER_BUDGET:
+            self._report(outcome.detail, outcome.cause)
         if outcome.next_start is NextStart.SAME_ATTEMPT:
             # The command was not running, so no attempt was interrupted.
             return replace(outcome, next_start=NextStart.PENDING_ATTEMPT)
@@ -326,6 +337,7 @@ class Supervisor:
             open_url=self._services.open_url,
             keep_logs=self._keep_logs,
             secrets=self._secrets,
+            watch_rank=None if self._services.usage is None else self._services.usage.watch_rank,
         )
         return RayCluster(self._job, self._config, dict(self._env), services)
 
@@ -426,6 +438,10 @@ class Supervisor:
 
     def _write_status(self, state: RunState) -> None:
         url = None if self._cluster is None else self._cluster.url
+        usage = self._services.usage
+        if usage is not None:  # a commit for the state includes it
+            usage.set_attempt(self._attempts)
+            usage.write()
         record = StatusRecord(state=state, attempt=self._attempts, dashboard_url=url, history=self._history)
         try:
             self._folder.write_status(record)

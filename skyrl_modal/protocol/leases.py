@@ -77,11 +77,15 @@ class ContainerEntry:
         holder: Random digits of one execution of the function.
         count: Number of renewals.
         is_ending: Whether the platform has asked the container to exit.
+        started_at: When its process started: seconds since the epoch, by its own clock; None if that is not known.
+        seen_at: When it renewed the lease, by the same clock.
     """
 
     holder: str
     count: int = 0
     is_ending: bool = False
+    started_at: float | None = None
+    seen_at: float | None = None
 
     def encode(self) -> str:
         """Return the value as text.
@@ -91,14 +95,22 @@ class ContainerEntry:
             >>> entry.encode(), ContainerEntry.decode(entry.encode()) == entry
             ('a1 3 ending', True)
         """
-        return f"{self.holder} {self.count} {'ending' if self.is_ending else 'running'}"
+        text = f"{self.holder} {self.count} {'ending' if self.is_ending else 'running'}"
+        if self.started_at is None or self.seen_at is None:
+            return text
+        return f"{text} {self.started_at:.3f} {self.seen_at:.3f}"
 
     @classmethod
     def decode(cls, value: object) -> Self:
         """Return the entry for a value. Any other text is the entry of an unknown holder."""
         holder, _, rest = str(value).partition(" ")
-        count, _, state = rest.partition(" ")
-        return cls(holder, int(count) if count.isdecimal() else 0, state == "ending")
+        count, state, started_at, seen_at, *_ = [*rest.split(" "), "", "", "", ""]
+        times = _parse_time(started_at), _parse_time(seen_at)
+        return cls(holder, int(count) if count.isdecimal() else 0, state == "ending", *times)
+
+
+def _parse_time(text: str) -> float | None:
+    return float(text) if text.replace(".", "", 1).isdecimal() else None
 
 
 @dataclass(frozen=True, slots=True)

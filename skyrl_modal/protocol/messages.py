@@ -69,12 +69,14 @@ class Hello:
         rank: The rank that connects.
         gpus: GPUs of its node; None if they were not counted.
         gpu_problem: What failed when they were counted; empty if nothing did.
+        age: Seconds since its process started; None if that is of no interest.
     """
 
     token: str = field(repr=False)
     rank: int
     gpus: int | None = None
     gpu_problem: str = ""
+    age: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

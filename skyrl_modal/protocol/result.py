@@ -85,6 +85,8 @@ class RunResultRecord:
         volume_error: Why a volume could not be committed; None if all were.
         next_start: Whether another container continues the run.
         unsaved: New files of rank 0 that were lost, by folder.
+        container_seconds: Seconds of all containers of all attempts together; None if they were not counted.
+        cost: What they cost, in US dollars; None if that is not known.
         schema_version: Version of this record's schema.
     """
 
@@ -103,6 +105,8 @@ class RunResultRecord:
     volume_error: str | None = None
     next_start: NextStart = NextStart.NONE
     unsaved: tuple[UnsavedFolder, ...] = ()
+    container_seconds: float | None = None
+    cost: float | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

@@ -47,6 +47,8 @@ class StopReason(TolerantStrEnum):
     LEASE_EXPIRED = "lease_expired"
     #: The command did not start within ``start_deadline``.
     START_DEADLINE = "start_deadline"
+    #: The cost reached ``budget``.
+    OVER_BUDGET = "over_budget"
     #: A stop without a grace period.
     KILL = "kill"
     UNKNOWN = "unknown"

@@ -289,11 +289,16 @@ def report_end(result: RunResult, reporter: Reporter, reported: Collection[Failu
         reporter: Receives the messages.
         reported: Causes that messages of the run have reported.
     """
-    is_failure = result.state in (RunState.FAILED, RunState.LOST) or result.cause is FailureCause.LEASE_EXPIRED
+    failed = (RunState.FAILED, RunState.LOST, RunState.OVER_BUDGET)
+    is_failure = result.state in failed or result.cause is FailureCause.LEASE_EXPIRED
     if is_failure and result.detail and result.cause not in reported:
         reporter.info(result.detail)
     limit = "" if result.time_limit is None else f" at the limit of {result.time_limit:,.10g} s"
     ending = f"{result.state}{limit}, exit code {result.returncode} after {result.duration:.1f} s"
+    if result.cost:
+        from skyrl_modal.views.money import format_money  # imported here, since most local runs cost nothing
+
+        ending += f", cost {format_money(result.cost)}"
     reporter.info(f"{ending}; log: {result.log_path}")
     if result.state in _EXPLAINED_STATES:
         _report_cause(result, reporter)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from skyrl_modal.backends import get_backend, installed_backends
+from skyrl_modal.dataclass import replace
 from skyrl_modal.errors import (
     BackendUnavailable,
     RecordError,
@@ -161,6 +162,42 @@ class Run:
         """
         token = self._execution.handle.get("ray_token")
         return None if token is None else str(token)
+
+    @property
+    @translate_system_errors()
+    def cost(self) -> float | None:
+        """What the containers of all attempts cost, in US dollars, until now or until the end of the run.
+
+        It is an estimate by the rate that was known when the run started; Modal's invoice has precedence. A local run
+        costs nothing unless ``Launcher.rate`` was given. None if the rate, or the time of a run that was lost, is not
+        known.
+
+        Raises:
+            BackendUnavailable: The backend cannot answer now.
+        """
+        return self.cost_at(self.state)
+
+    def cost_at(self, state: RunState) -> float | None:
+        """Like ``cost``, for a state that ``state`` has returned a moment ago."""
+        if self.job.rate is None:
+            return self._cost_without_rate
+        if state.is_final:
+            return self._final_cost(self._execution.wait(0))
+        from skyrl_modal.run.cost import cost_until_now  # imported here, since most runs cost nothing
+
+        return cost_until_now(self.job, self._execution)
+
+    @property
+    def _cost_without_rate(self) -> float | None:
+        """A run without a rate costs nothing, except on Modal: then its rate is not known."""
+        return None if self._backend_name == "modal" else 0.0
+
+    def _final_cost(self, record: RunResultRecord) -> float | None:
+        if record.cost is not None or self.job.rate is None:
+            return self._cost_without_rate if record.cost is None else record.cost
+        from skyrl_modal.run.cost import cost_of_lost_run  # imported here, since most runs leave a result
+
+        return cost_of_lost_run(self.job, self._execution)
 
     @property
     def log_path(self) -> str:
@@ -355,9 +392,15 @@ class Run:
                 output_tail = self._output(warnings.warn).read_end(TAIL_BYTES)
             except (OSError, RecordError, BackendUnavailable):  # the record describes how the run ended
                 output_tail = b""
-        return RunResult.from_record(
+        result = RunResult.from_record(
             record, backend=self._backend_name, log_path=self.log_path, output_tail=output_tail
         )
+        if record.cost is not None:
+            return result
+        try:
+            return replace(result, cost=self._final_cost(record))
+        except BackendUnavailable:  # the record describes how the run ended
+            return result
 
 
 @translate_system_errors()

@@ -36,6 +36,10 @@ class RunResult:
         log_tail: The last lines of the output.
         time_limit: The exceeded limit of a run in state ``timed_out``, in seconds; else None.
         unsaved: Folders with new files that were in no volume, and were lost with the run.
+        cost: What the containers of all attempts cost, in US dollars; None if that is not known. A local run costs
+            nothing unless ``Launcher.rate`` is given.
+        container_seconds: The time of all containers together; None if it was not counted, as for a run that costs
+            nothing.
     """
 
     run_id: str
@@ -52,6 +56,8 @@ class RunResult:
     log_tail: str = field(default="", repr=False)
     time_limit: float | None = None
     unsaved: tuple[UnsavedFolder, ...] = ()
+    cost: float | None = None
+    container_seconds: float | None = None
 
     @classmethod
     def from_record(
@@ -80,6 +86,8 @@ class RunResult:
             log_tail="\n".join(last_lines(output_tail, TAIL_LINES)),
             time_limit=record.time_limit,
             unsaved=record.unsaved,
+            cost=record.cost,
+            container_seconds=record.container_seconds,
         )
 
     @property

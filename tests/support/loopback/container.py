@@ -22,6 +22,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -257,6 +258,7 @@ class ContainerProcess:
         child_block, block = os.pipe2(os.O_CLOEXEC)
         filter_fd = None if self.plane.mode.pidfd_open else filter_without_pidfd_open()
         filters = [] if filter_fd is None else [filter_fd]
+        self.container.started_at = time.time()
         self.process = subprocess.Popen(
             self.command(child_info, child_block, filter_fd),
             stdin=subprocess.DEVNULL,

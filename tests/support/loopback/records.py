@@ -144,6 +144,7 @@ class Container:
     process: ContainerProcess | None = None
     done: asyncio.Event = attrs.field(factory=asyncio.Event)
     created_at: float = attrs.field(factory=time.time)
+    started_at: float = 0.0  # when its process was started, from which on it is charged
     ready_at: float = 0.0
     finished_at: float = 0.0
     result: api_pb2.GenericResult | None = None
@@ -152,6 +153,11 @@ class Container:
     address: str = "127.0.0.1"
     gang: Any = None
     replace_at: float = 0.0  # event loop time at which a preempted container is replaced
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from the start of the container's process to its end, or until now."""
+        return (self.finished_at or time.time()) - self.started_at if self.started_at else 0.0
 
     @property
     def pid(self) -> int | None:

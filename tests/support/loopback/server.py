@@ -305,6 +305,10 @@ class LoopbackModal:
             lambda: next((c for c in every.values() if c.state == state), None), timeout, f"no container is {state}"
         )  # type: ignore[return-value]  # wait_until never returns None
 
+    def container_seconds(self) -> float:
+        """Return the seconds of all containers together, also of those that have exited: what Modal would charge."""
+        return self._call(lambda: sum(one.seconds for one in self.plane.scheduler.containers.values()))
+
     def wait_for_no_container(self, timeout: float = DEFAULT_TIMEOUT) -> None:
         """Wait until all containers have exited."""
         every = self.plane.scheduler.containers
