@@ -44,6 +44,19 @@ class SkyRLModalError(Exception):
         True
     """
 
+    def _render_traceback_(self) -> list[str]:
+        """Return the traceback that IPython shows, without the frames of this package and of IPython itself."""
+        import os
+        import traceback  # imported here: only IPython calls this
+
+        package = os.path.dirname(os.path.abspath(__file__))
+        own = [
+            frame
+            for frame in traceback.extract_tb(self.__traceback__)
+            if not frame.filename.startswith(package) and f"{os.sep}IPython{os.sep}" not in frame.filename
+        ]
+        return [*"".join(traceback.format_list(own)).splitlines(), f"{type(self).__name__}: {self}"]
+
 
 class SpecError(SkyRLModalError, ValueError):
     r"""A declared value is invalid.

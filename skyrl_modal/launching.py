@@ -26,7 +26,7 @@ from skyrl_modal.run.half_written import remove_half_written
 from skyrl_modal.run.handle import Run
 from skyrl_modal.run.index import RunIndex
 from skyrl_modal.run.interrupts import Interrupts, catch_interrupts
-from skyrl_modal.run.output_sink import OutputTarget, open_sink
+from skyrl_modal.run.output_sink import OutputTarget, ParallelOutput, open_sink
 from skyrl_modal.run.result import RunResult
 from skyrl_modal.spec.fields import check_whole_number, is_below
 from skyrl_modal.spec.run_spec import RunSpec
@@ -84,11 +84,15 @@ def _run(
     quiet: bool,
     options: StartOptions,
     interrupts: Interrupts,
+    is_awaited: bool = False,
 ) -> RunResult:
     reporter = with_log(NullReporter() if quiet else StderrReporter())
     open_sink(output)  # refuses an invalid target before anything starts
     run = _start(launcher, command, owned=True, reporter=reporter, options=options, interrupts=interrupts)
     on_event = None if options.on_event is None else partial(options.on_event, run)
+    if output is None and is_awaited:
+        with ParallelOutput(run.job.name or run.id, reporter) as prefixing:
+            return stream_to_end(run, prefixing, reporter, interrupts, on_event)
     return stream_to_end(run, output, reporter, interrupts, on_event)
 
 
@@ -103,7 +107,7 @@ async def arun(
     def run_or_none() -> RunResult | None:
         """Return the result; None if the task was cancelled before the run started."""
         try:
-            return _run(launcher, command, output, quiet=quiet, options=options, interrupts=interrupts)
+            return _run(launcher, command, output, quiet=quiet, options=options, interrupts=interrupts, is_awaited=True)
         except KeyboardInterrupt:
             return None
 

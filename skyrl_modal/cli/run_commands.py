@@ -130,7 +130,7 @@ def why(is_json: bool, run_id: str) -> None:
     """Show why a run failed: cause, lines of its logs, and remedy. A run that succeeded has no diagnosis."""
     from skyrl_modal.views.diagnosis import diagnosis_to_json, format_diagnosis
 
-    diagnosis = attach_run(run_id).result().diagnosis
+    diagnosis = attach_run(run_id).result(0).diagnosis
     if is_json:
         print_line(diagnosis_to_json(diagnosis))
     else:

@@ -179,6 +179,12 @@ class Selection:
     def _secret_search(self) -> SearchResult:
         return search_files(self.root, self.files, self.statuses, self._search_cache)
 
+    def _repr_html_(self) -> str:
+        """Return the selection for a notebook."""
+        import html  # imported here: only a notebook needs it
+
+        return f"<pre>{html.escape(str(self))}</pre>"
+
     def _unused_includes(self) -> list[str]:
         """Warn about includes that match no file."""
         unused = []

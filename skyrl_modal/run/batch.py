@@ -16,7 +16,7 @@ from skyrl_modal.reporting import Reporter, RunTable
 from skyrl_modal.run.foreground import stream_to_end
 from skyrl_modal.run.handle import Run
 from skyrl_modal.run.interrupts import InterruptEvent, catch_interrupts
-from skyrl_modal.run.result import RunResult
+from skyrl_modal.run.result import ResultList, RunResult
 
 #: Bytes of an incomplete line that are kept in order to display it.
 _MAX_LINE_BYTES = 4096
@@ -109,7 +109,7 @@ class Batch:
                         self._cancel_all(now=count > 1)
             results = [future.result() for future in futures]
         interrupts.raise_if_recorded()
-        return [result for result in results if result is not None]
+        return ResultList(result for result in results if result is not None)
 
     def _run_one(self, number: int) -> RunResult | None:
         """Run one command; None if the batch was stopped before its start."""

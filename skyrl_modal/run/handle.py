@@ -58,6 +58,27 @@ class Run:
     def __repr__(self) -> str:
         return f"Run(id={self.id!r}, command={self.job.command!r}, backend={self._backend_name!r})"
 
+    def _repr_html_(self) -> str:
+        """Return the run for a notebook, with its state now."""
+        from skyrl_modal.views.notebook import rows_to_html  # only a notebook needs it
+
+        try:
+            state, reason, url = str(self.state), self.unavailable_reason or "", self.url or ""
+        except SkyRLModalError as error:  # the run is shown, although its backend does not answer
+            state, reason, url = "unknown", str(error), ""
+        job = self.job
+        rows = [
+            ("reason", reason),
+            ("run", self.id),
+            ("backend", self.backend),
+            ("name", job.name or ""),
+            ("tags", ", ".join(job.tags)),
+            ("command", job.command),
+            ("created", job.created_at.partition(".")[0].replace("T", " ")),
+            ("url", url),
+        ]
+        return rows_to_html(rows, state=state)
+
     @classmethod
     @translate_system_errors()
     def attach(cls, run_id: str) -> Run:
@@ -366,13 +387,12 @@ class Run:
                 raise RunTimeout(run_id=self.id, seconds=timeout or 0.0) from error
             return self._to_result(record)
 
-    def result(self) -> RunResult:
-        """Return the result of a run that has ended.
+    def result(self, timeout: float | None = None) -> RunResult:
+        """Wait until the run has ended, and return its result, like the method of a ``concurrent.futures.Future``.
 
-        Raises:
-            RunTimeout: It has not ended. It continues.
+        Arguments and errors are those of ``wait``. ``result(0)`` does not wait.
         """
-        return self.wait(0)
+        return self.wait(timeout)
 
     @translate_system_errors()
     def cancel(self, *, now: bool = False) -> None:
@@ -421,4 +441,14 @@ def runs(limit: int | None = 50) -> list[Run]:
         >>> [run.state for run in runs(limit=0)]
         []
     """
-    return [Run._from_record(record) for record in itertools.islice(RunIndex().newest_first(), limit)]
+    return RunList(Run._from_record(record) for record in itertools.islice(RunIndex().newest_first(), limit))
+
+
+class RunList(list[Run]):
+    """A list of runs, which a notebook shows as a table."""
+
+    def _repr_html_(self) -> str:
+        from skyrl_modal.views.notebook import table_to_html  # only a notebook needs it
+
+        rows = [(run.id, run.backend, run.job.name or "", run.job.created_at[:16], run.job.command) for run in self]
+        return table_to_html(("run", "backend", "name", "created", "command"), rows)

@@ -7,8 +7,10 @@ import io
 import os
 import select
 import sys
+import threading
 from collections.abc import Callable
-from typing import IO, Any
+from types import TracebackType
+from typing import IO, Any, ClassVar, Self
 
 from skyrl_modal.errors import SpecError
 from skyrl_modal.reporting import NullReporter, Reporter
@@ -111,3 +113,49 @@ class _StandardOutput:
             self._reporter.warn(
                 f"standard output cannot be written to ({reason}). The run continues, and its complete output is stored"
             )
+
+
+class ParallelOutput:
+    """Standard output of one of several runs of this process that are awaited at the same time.
+
+    While there are several, each line begins with the name of its run; a line is then written when it has ended.
+
+    Args:
+        label: The name of the run.
+        reporter: Receives a warning if standard output cannot be written to.
+    """
+
+    _active: ClassVar[set[ParallelOutput]] = set()
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, label: str, reporter: Reporter) -> None:
+        self._prefix = f"[{label}] ".encode()
+        self._write = open_sink(None, reporter)
+        self._rest = b""
+        self._is_inside_line = False
+
+    def __enter__(self) -> Self:
+        with self._lock:
+            self._active.add(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._active.discard(self)
+        if self._rest:
+            self._write(self._prefix + self._rest + b"\n")
+
+    def __call__(self, data: bytes) -> None:
+        """Write a part of the output."""
+        if len(self._active) < 2 and not self._rest:
+            self._write(data)
+            self._is_inside_line = not data.endswith(b"\n")
+            return
+        if self._is_inside_line:  # the line began when there was no other run
+            self._write(b"\n")
+            self._is_inside_line = False
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if lines:
+            self._write(b"".join(self._prefix + line + b"\n" for line in lines))

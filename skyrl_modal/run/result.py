@@ -107,6 +107,26 @@ class RunResult:
 
         return diagnose_run(self)
 
+    def __bool__(self) -> bool:
+        """Return whether the run succeeded."""
+        return self.succeeded
+
+    def _repr_html_(self) -> str:
+        """Return the result for a notebook."""
+        from skyrl_modal.views.notebook import rows_to_html  # only a notebook needs it
+
+        rows = [
+            ("exit code", self.returncode),
+            ("cause", self.cause or ""),
+            ("detail", self.detail),
+            ("run", self.run_id),
+            ("attempts", self.attempts),
+            ("started", f"{self.started_at:%Y-%m-%d %H:%M:%S} UTC"),
+            ("duration", f"{self.duration:,.1f} s"),
+            ("log", self.log_path),
+        ]
+        return rows_to_html(rows, state=self.state, tail=self.log_tail)
+
     def check_returncode(self) -> None:
         """Raise the exception that describes how the run ended. Do nothing if it succeeded.
 
@@ -125,6 +145,19 @@ class RunResult:
             raise RunLost(**facts)
         if self.state is not RunState.SUCCEEDED:
             raise CommandFailed(**facts, returncode=self.returncode)
+
+
+class ResultList(list[RunResult]):
+    """A list of results, which a notebook shows as a table."""
+
+    def _repr_html_(self) -> str:
+        from skyrl_modal.views.notebook import table_to_html  # only a notebook needs it
+
+        rows = [
+            (result.run_id, result.state, result.returncode, f"{result.duration:,.1f} s", result.detail)
+            for result in self
+        ]
+        return table_to_html(("run", "state", "exit code", "duration", "detail"), rows)
 
 
 def _detail(record: RunResultRecord) -> str:

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -18,8 +18,13 @@ from rich.text import Text
 from skyrl_modal.dataclass import dataclass
 from skyrl_modal.protocol.log_lines import prefixed
 from skyrl_modal.protocol.state import RunState
+from skyrl_modal.views.notebook import is_notebook, table_to_html
 from skyrl_modal.views.text import escape_controls, write_text
 
+if TYPE_CHECKING:
+    from skyrl_modal.views.notebook_table import NotebookTable
+
+_HEADINGS = ("name", "run", "state", "last line")
 #: Longer cells are cut.
 _MAX_CELL = 200
 #: Sequences that change the color of text (ECMA-48, SGR), which programs write in their output.
@@ -44,18 +49,27 @@ class LiveRunTable:
         self._names = list(names)
         self._rows = [_Row() for _ in names]
         self._lock = threading.Lock()
+        self._notebook: NotebookTable | None = None
+        if is_notebook():
+            from skyrl_modal.views.notebook_table import NotebookTable  # only a notebook has IPython
+
+            self._notebook = NotebookTable(self._to_html)
         self._console = Console(stderr=True)
         self._live = Live(self._table(), console=self._console, refresh_per_second=4, transient=False)
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
+        if self._notebook is not None:
+            self._notebook.start()
+        elif self._console.is_terminal:
             self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._console.is_terminal:
+        if self._notebook is not None:
+            self._notebook.stop()
+        elif self._console.is_terminal:
             self._live.update(self._table())
             self._live.stop()
 
@@ -69,7 +83,9 @@ class LiveRunTable:
             row.run_id = row.run_id if run_id is None else run_id
             row.state = row.state if state is None else state
             row.line = row.line if line is None else _COLOR.sub("", line)
-            if self._console.is_terminal:
+            if self._notebook is not None:
+                self._notebook.update()
+            elif self._console.is_terminal:
                 self._live.update(self._table())
             elif is_new_state:
                 text = f"{self._names[number]}: {row.state} {row.run_id} {row.line}".rstrip()
@@ -77,8 +93,12 @@ class LiveRunTable:
                     with contextlib.suppress(OSError, ValueError):  # as in StderrReporter
                         write_text(sys.stderr, prefixed(escape_controls(text)))
 
+    def _to_html(self) -> str:
+        rows = [(name, row.run_id, row.state, row.line) for name, row in zip(self._names, self._rows, strict=True)]
+        return table_to_html(_HEADINGS, [[cell[:_MAX_CELL] for cell in map(str, row)] for row in rows])
+
     def _table(self) -> Table:
-        table = Table("name", "run", "state", "last line", expand=True)
+        table = Table(*_HEADINGS, expand=True)
         for name, row in zip(self._names, self._rows, strict=True):
             _add_row(table, (name, row.run_id, row.state, row.line))
         return table

@@ -53,19 +53,31 @@ def write_text(stream: TextIO, text: str) -> None:
     stream.flush()
 
 
-class StderrReporter:
-    """A reporter that writes to standard error.
+def message_stream() -> TextIO | None:
+    """Return where messages are written: standard error; in a notebook, which shows that as an error, standard output.
 
-    It looks up ``sys.stderr`` for each message, since a notebook replaces it. A message that cannot be written is
-    discarded: the run and its exit code do not depend on it.
+    It is looked up for each message, since a notebook replaces it.
+    """
+    if "ipykernel" in sys.modules:
+        from skyrl_modal.views.notebook import is_notebook  # imported here: other programs need no HTML
+
+        return sys.stdout if is_notebook() else sys.stderr
+    return sys.stderr
+
+
+class StderrReporter:
+    """A reporter that writes to standard error; in a notebook to standard output.
+
+    A message that cannot be written is discarded: the run and its exit code do not depend on it.
     """
 
     def info(self, text: str) -> None:
         """Write a message of one or more lines, each with the prefix."""
-        if sys.stderr is not None:
+        stream = message_stream()
+        if stream is not None:
             lines = "\n".join(escape_controls(line) for line in text.splitlines())
             with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
-                write_text(sys.stderr, prefixed(lines))
+                write_text(stream, prefixed(lines))
 
     def warn(self, text: str) -> None:
         """Write a warning."""

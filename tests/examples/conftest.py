@@ -52,3 +52,14 @@ def ray_address() -> Iterator[str]:
         head.send_signal(signal.SIGTERM)
         head.communicate()
         shutil.rmtree(folder)
+
+
+@pytest.fixture
+def small_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a checkout that the notebook finds by $SKYRL_REPO_ROOT."""
+    root = tmp_path / "SkyRL"
+    (root / "skyrl-gym").mkdir(parents=True)
+    (root / "skyrl-gym" / "pyproject.toml").write_text("")
+    monkeypatch.setenv("SKYRL_REPO_ROOT", str(root))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    return root

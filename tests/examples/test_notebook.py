@@ -20,17 +20,6 @@ NOTEBOOK = Path(__file__).resolve().parents[2] / "examples" / "notebook.ipynb"
 TIMEOUT = 90.0
 
 
-@pytest.fixture
-def small_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a checkout that the notebook finds by $SKYRL_REPO_ROOT."""
-    root = tmp_path / "SkyRL"
-    (root / "skyrl-gym").mkdir(parents=True)
-    (root / "skyrl-gym" / "pyproject.toml").write_text("")
-    monkeypatch.setenv("SKYRL_REPO_ROOT", str(root))
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    return root
-
-
 def test_all_cells_run(small_checkout: Path) -> None:
     """All cells of the notebook run, and their outputs are as described."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)

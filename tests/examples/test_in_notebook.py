@@ -1,0 +1,99 @@
+"""What a notebook shows, in a real kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+IMPORTS = "from skyrl_modal import Launcher, runs\nlauncher = Launcher(backend='local', gpu=None, ray=None)\n"
+
+RunCells = Callable[..., list[list[dict[str, Any]]]]
+
+
+@pytest.fixture
+def run_cells(small_checkout: Path) -> RunCells:
+    """Run cells in one kernel, and return the outputs of each."""
+
+    def run(*sources: str) -> list[list[dict[str, Any]]]:
+        cells = [nbformat.v4.new_code_cell(source) for source in (IMPORTS, *sources)]
+        notebook = nbformat.v4.new_notebook(cells=cells)
+        client = NotebookClient(notebook, timeout=100, kernel_name="python3", allow_errors=True)
+        client.execute()
+        return [cell.outputs for cell in notebook.cells[1:]]
+
+    return run
+
+
+def html_of(outputs: list[dict[str, Any]]) -> str:
+    """Return the HTML that a cell shows."""
+    return "".join(output.get("data", {}).get("text/html", "") for output in outputs)
+
+
+def text_of(outputs: list[dict[str, Any]], stream: str) -> str:
+    """Return what a cell writes to a stream."""
+    return "".join(output["text"] for output in outputs if output.get("name") == stream)
+
+
+def test_objects_are_shown_as_html(run_cells: RunCells) -> None:
+    """Plans, results, runs and lists of them are tables, and text from a run is escaped."""
+    plan, result, value, table, waited, listed, selected = run_cells(
+        "launcher.plan('true')",
+        "launcher.run(\"echo '<b>bold</b>'; exit 3\", quiet=True)",
+        "result = _\nbool(result), bool(launcher.run('true', quiet=True))",
+        "launcher.map(['true', 'exit 2'])",
+        "run = launcher.submit('sleep 1')\nprint(run.result().state)\nrun",
+        "runs(limit=2)",
+        "launcher.plan('true').selections[0]",
+    )
+
+    assert "command  true" in html_of(plan)
+    assert "failed</td>" in html_of(result)
+    assert "&lt;b&gt;bold&lt;/b&gt;" in html_of(result)
+    assert "<b>bold" not in html_of(result)
+    assert value[0]["data"]["text/plain"] == "(False, True)"
+    live, results = (html_of([output]) for output in table)
+    assert "succeeded</td>" in live
+    assert "exit code 2" in live
+    assert "failed</td>" in results
+    assert text_of(waited, "stdout") == "succeeded\n"
+    assert "sleep 1" in html_of(waited)
+    assert html_of(listed).count("<tr>") == 3
+    assert "skyrl-gym" in html_of(selected)
+
+
+def test_messages_are_not_shown_as_errors(run_cells: RunCells) -> None:
+    """The launcher's messages are on standard output, which a notebook does not show in red."""
+    (outputs,) = run_cells("result = launcher.run('echo output')")
+
+    assert text_of(outputs, "stderr") == ""
+    assert "output\n" in text_of(outputs, "stdout")
+    assert "succeeded, exit code 0" in text_of(outputs, "stdout")
+
+
+def test_parallel_outputs_name_their_run(run_cells: RunCells) -> None:
+    """Lines of runs that are awaited at the same time begin with the name of their run."""
+    (outputs,) = run_cells(
+        "import asyncio, attrs\n"
+        "one, two = (attrs.evolve(launcher, name=name) for name in ('one', 'two'))\n"
+        "wait = 'for i in 1 2 3; do echo $i; sleep 0.5; done'\n"
+        "results = await asyncio.gather(one.arun(wait, quiet=True), two.arun(wait, quiet=True))",
+    )
+
+    lines = text_of(outputs, "stdout").splitlines()
+    assert {"[one] 2", "[two] 2"} <= set(lines)
+
+
+def test_traceback_of_a_wrong_value_is_short(run_cells: RunCells) -> None:
+    """An error of the package is shown with the lines of the notebook only."""
+    (outputs,) = run_cells("def make():\n    return Launcher(timeout='soon')\nmake()")
+
+    [error] = outputs
+    text = "\n".join(error["traceback"])
+    assert text.count("File ") == 2
+    assert "return Launcher(timeout='soon')" in text
+    assert "SpecError: timeout='soon'" in text
