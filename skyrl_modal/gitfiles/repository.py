@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 import stat
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
-from skyrl_modal.gitfiles.config import attributes_file, excludes_file, read_config
+from skyrl_modal.gitfiles.config import GitConfig, attributes_file, excludes_file, read_config
 from skyrl_modal.gitfiles.files import MAX_SMALL_FILE_BYTES, UnsuitableFileError, find_unsuitable, read_regular_file
 from skyrl_modal.gitfiles.ignore_file import MAX_IGNORE_FILE_BYTES, IgnoreFile, TooManyLinesError, parse_ignore_file
 from skyrl_modal.gitfiles.index import MAX_INDEX_BYTES, Index
@@ -102,14 +102,7 @@ class Repository:
 
         git has no time limit of its own, and would wait for a file that is a named pipe.
         """
-        if self.config.blocks_git or self.git_dir is None or self.common_dir is None:
-            return self.config.blocks_git
-        paths = [folder / name for folder in dict.fromkeys((self.git_dir, self.common_dir)) for name in _GIT_FILES]
-        paths += filter(None, (excludes_file(self.config, self.top), attributes_file(self.config, self.top)))
-        for path in paths:
-            if problem := find_unsuitable(path, MAX_INDEX_BYTES):
-                return f"{path} is {problem}"
-        return ""
+        return _find_block(self.config, self.git_dir, self.common_dir, self.top)
 
     @cached_property
     def index(self) -> Index:
@@ -119,14 +112,9 @@ class Repository:
             self.top,
             sha256=self.config.values.get("extensions.objectformat") == b"sha256",
             ignore_case=self.ignore_case,
-            on_damage=self._report_damaged_index,
-            blocks_git=lambda: self.blocks_git,
-        )
-
-    def _report_damaged_index(self, error: IndexReadError) -> None:
-        self.problems.append(
-            f"git's index of {self.top} cannot be read ({error}): tracked files that an ignore file matches are "
-            "excluded. Run `git status` to see what is wrong with it"
+            # Without references to this object: the index would be kept until Python searches for cycles.
+            on_damage=partial(_report_damaged_index, self.problems, self.top),
+            blocks_git=partial(_find_block, self.config, self.git_dir, self.common_dir, self.top),
         )
 
     @cached_property
@@ -139,6 +127,25 @@ class Repository:
     def readable_index(self) -> Index | None:
         """The index, or None if it cannot be read, which is then noted in ``problems``."""
         return self.index if self.index.is_readable else None
+
+
+def _report_damaged_index(problems: list[str], top: Path, error: IndexReadError) -> None:
+    problems.append(
+        f"git's index of {top} cannot be read ({error}): tracked files that an ignore file matches are excluded. Run "
+        "`git status` to see what is wrong with it"
+    )
+
+
+def _find_block(config: GitConfig, git_dir: Path | None, common_dir: Path | None, top: Path) -> str:
+    """Return why no git process can be started in a repository; empty if nothing is wrong."""
+    if config.blocks_git or git_dir is None or common_dir is None:
+        return config.blocks_git
+    paths = [folder / name for folder in dict.fromkeys((git_dir, common_dir)) for name in _GIT_FILES]
+    paths += filter(None, (excludes_file(config, top), attributes_file(config, top)))
+    for path in paths:
+        if problem := find_unsuitable(path, MAX_INDEX_BYTES):
+            return f"{path} is {problem}"
+    return ""
 
 
 def unreadable_message(shown: str, error: OSError) -> str:

@@ -189,15 +189,16 @@ class _Comparison:
         system_file: Path | None = None,
         index: PrivateIndex | None = None,
     ) -> GitProcess:
+        top, git_dir = self._top, self._git_dir  # a reference to this object would be a cycle, and keep it
         return GitProcess(
-            self._git_dir,
-            self._top,
+            git_dir,
+            top,
             arguments,
             cwd=self._folder,
             settings=settings or (),
             system_file=system_file,
             index=None if index is None else index.path,
-            find_cause=lambda: find_blocking_file(self._top, self._git_dir),
+            find_cause=lambda: find_blocking_file(top, git_dir),
         )
 
 
