@@ -182,7 +182,28 @@ else:
             import inspect
 
             signature = inspect.signature(_same_with_attrs(declared).__init__)
-            return signature.replace(parameters=list(signature.parameters.values())[1:])
+            computed = {item.alias: item.factory for item in declared._declared_fields if item.factory is not None}
+            parameters = [
+                one.replace(default=_ComputedDefault(computed[one.name])) if one.name in computed else one
+                for one in list(signature.parameters.values())[1:]
+            ]
+            return signature.replace(parameters=parameters)
+
+    class _ComputedDefault:
+        """A default that is computed for each instance, in a signature. ``help`` shows its current value."""
+
+        def __init__(self, factory) -> None:
+            self._factory = factory
+
+        def __repr__(self) -> str:
+            return _describe_default(self._factory())
+
+    def _describe_default(value: object) -> str:
+        if isinstance(value, list):
+            return f"[{', '.join(map(_describe_default, value))}]"
+        if has(type(value)) and value == type(value)():
+            return f"{type(value).__name__}()"
+        return repr(value)
 
     _REFUSE_CHANGE, _ATTRS_FIELDS, _SIGNATURE = _RefuseChange(), _AttrsFields(), _Signature()
 

@@ -65,6 +65,7 @@ class SpecError(SkyRLModalError, ValueError):
         field: The name of the field, for example ``"timeout"``.
         value: The invalid value.
         remedy: What is wrong with it, and which values are valid.
+        source: Where the value was set, with the value, such as ``$MODAL_GPU=A100:0``; empty if that is not known.
 
     Example:
         >>> str(SpecError("timeout", "soon", 'pass seconds, a timedelta, or text such as "90m"'))
@@ -74,14 +75,18 @@ class SpecError(SkyRLModalError, ValueError):
     field: str
     value: object
     remedy: str
+    source: str
 
-    def __init__(self, field: str, value: object, remedy: str) -> None:
+    def __init__(self, field: str, value: object, remedy: str, source: str = "") -> None:
         super().__init__(field, value, remedy)
         self.field = field
         self.value = value
         self.remedy = remedy
+        self.source = source
 
     def __str__(self) -> str:
+        if self.source:
+            return f"{self.source}: {self.remedy}"
         return f"{self.field}={self.value!r}: {self.remedy}"
 
 
@@ -102,7 +107,7 @@ class CheckoutNotFound(SkyRLModalError):
         places = "".join(f"\n  {why}: {folder} and the folders above it" for why, folder in self.searched)
         return (
             "no SkyRL checkout (a folder that contains skyrl-gym/) was found. Searched places:"
-            f"{places}\nSet SKYRL_REPO_ROOT, pass Launcher(checkout=...), or start from inside the checkout."
+            f"{places}\nSet SKYRL_REPO_ROOT, pass --checkout or Launcher(checkout=...), or start from inside of it."
         )
 
 

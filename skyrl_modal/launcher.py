@@ -7,13 +7,13 @@ import when they are called: it loads preparation, backends and runs, which take
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from skyrl_modal.backends import check_backend
 from skyrl_modal.declaration import field, frozen
-from skyrl_modal.errors import translate_system_errors
-from skyrl_modal.spec.fields import OPTION_HELP
-from skyrl_modal.spec.run_spec import RunSpec
+from skyrl_modal.errors import SpecError, translate_system_errors
+from skyrl_modal.spec.option import option
+from skyrl_modal.spec.run_spec import HARDWARE, RunSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -88,9 +88,13 @@ class Launcher(RunSpec):
 
     backend: str | Backend = field(
         factory=lambda: os.environ.get("SKYRL_MODAL_BACKEND", "modal"),
-        metadata={
-            OPTION_HELP: "modal, local, or the name of an installed backend. Default: $SKYRL_MODAL_BACKEND, else modal."
-        },
+        metadata=option(
+            "modal, local, or the name of an installed backend.",
+            default="modal",
+            variable="SKYRL_MODAL_BACKEND",
+            section=HARDWARE,
+            metavar="NAME",
+        ),
     )
 
     @backend.validator
@@ -261,6 +265,34 @@ class Launcher(RunSpec):
         from skyrl_modal import launching
 
         return launching.plan(self, command, check=check)
+
+    @classmethod
+    @translate_system_errors()
+    def from_config(cls, profile: str | None = None, **fields: Any) -> Self:
+        """Return a launcher with the settings of configuration files, as ``skyrl-modal run`` uses them.
+
+        ``Launcher(...)`` itself reads no file. The files are ``skyrl-modal.toml`` or ``[tool.skyrl-modal]`` of
+        ``pyproject.toml``, in the working directory, the nearest folder above it, or the checkout; and the user's own.
+
+        Args:
+            profile: The profile to use; None for ``$SKYRL_MODAL_PROFILE``, or for none if that is not set.
+            fields: Fields of the launcher, which replace those of the environment and of the files.
+
+        Raises:
+            SpecError: A value or a file is invalid, or no file has the profile. The error contains its source.
+
+        Example:
+            >>> Launcher.from_config(backend="local", timeout="90m").timeout
+            5400.0
+        """
+        from skyrl_modal.config.resolve import resolve  # imported here, since most scripts use no file
+
+        found = resolve(cls, {}, profile=profile, checkout=fields.get("checkout"))
+        declared = {**found.launcher_fields(), **fields}
+        try:
+            return cls(**declared)
+        except SpecError as error:
+            raise (error if error.field in fields else found.located(error)) from None
 
     @classmethod
     @translate_system_errors()

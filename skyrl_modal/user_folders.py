@@ -35,6 +35,11 @@ def cache_folder() -> Path:
     return _find_folder("cache", "XDG_CACHE_HOME", ".cache")
 
 
+def config_folder() -> Path:
+    """Return the folder with the user's configuration. It may not exist."""
+    return _find_folder("config", "XDG_CONFIG_HOME", ".config")
+
+
 def _find_folder(kind: str, variable: str, default: str) -> Path:
     """Return the folder of a kind, as platformdirs does: on Linux by the variable, or below the home folder."""
     if sys.platform == "linux":

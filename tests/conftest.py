@@ -40,9 +40,16 @@ def isolated_user_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(MARK, value)
         measure_local_supervisors(patch)
-        for name in ("XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"):
+        for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"):
             patch.setenv(name, str(folder / name))
-        for name in ("SKYRL_REPO_ROOT", "SKYRL_MODAL_BACKEND", "MODAL_GPU", "MODAL_APP_NAME", "RAY_ADDRESS"):
+        for name in (
+            "SKYRL_REPO_ROOT",
+            "SKYRL_MODAL_BACKEND",
+            "MODAL_GPU",
+            "MODAL_APP_NAME",
+            "RAY_ADDRESS",
+            "SKYRL_MODAL_PROFILE",
+        ):
             patch.delenv(name, raising=False)
         patch.setenv("HYPOTHESIS_STORAGE_DIRECTORY", str(folder / "hypothesis"))
         yield

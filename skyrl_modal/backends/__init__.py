@@ -156,5 +156,14 @@ def check_backend(value: object) -> None:
 
 
 def _unknown_backend(value: Any) -> SpecError:
-    names = ", ".join(f'"{name}"' for name in installed_backends())
-    return SpecError("backend", value, f"pass {names}, or an object that implements skyrl_modal.backends.Backend")
+    from difflib import get_close_matches  # imported here, since it is needed for errors only
+
+    names = installed_backends()
+    near = get_close_matches(value, names, n=1) if isinstance(value, str) else []
+    question = f"Did you mean {near[0]}? " if near else ""
+    return SpecError(
+        "backend",
+        value,
+        f"{question}Installed backends: {', '.join(names)}. In Python, an object that implements "
+        "skyrl_modal.backends.Backend can be passed too",
+    )

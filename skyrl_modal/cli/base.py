@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from skyrl_modal.errors import SpecError
 from skyrl_modal.protocol.exit_codes import BROKEN_PIPE
 from skyrl_modal.views.standard_streams import discard_standard_output
 
@@ -15,8 +17,80 @@ if TYPE_CHECKING:
     from skyrl_modal.run.handle import Run
 
 
+class Command(click.Command):
+    """A command whose errors name the option or argument with the invalid value."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except SpecError as error:
+            raise self._located(error, ctx) from None
+
+    def _located(self, error: SpecError, ctx: click.Context) -> SpecError:
+        """Return an error that names where its value was passed, if that is known."""
+        if error.source:
+            return error
+        for parameter in self.params:
+            if parameter.name == error.field:
+                name = parameter.opts[0] if isinstance(parameter, click.Option) else error.field.upper()
+                return SpecError(error.field, error.value, error.remedy, source=f"{name} {error.value!r}")
+        return error
+
+
+class LauncherCommand(Command):
+    """A command with an option for each setting of the launcher, and further ones of its own."""
+
+    #: The settings that have options; empty for all.
+    settings: tuple[str, ...] = ()
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return all options and arguments. The launcher, which has the help texts, is loaded where they are needed."""
+        from skyrl_modal.cli.launcher_options import launcher_options
+
+        return [*super().get_params(ctx), *launcher_options(self.settings)]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the command's own options, then those of the launcher below headings."""
+        headings = ("Options", "Hardware", "Limits", "Files", "Environment", "Names")
+        sections: dict[str, list[tuple[str, str]]] = {heading: [] for heading in headings}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
+            if record is not None:
+                sections.setdefault(getattr(parameter, "section", "Options"), []).append(record)
+        for heading, records in sections.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
+
+    def _located(self, error: SpecError, ctx: click.Context) -> SpecError:
+        from skyrl_modal.cli.launcher_options import located
+
+        return super()._located(located(error, ctx), ctx)
+
+
+class VolumeCommand(LauncherCommand):
+    """A command about the files of volumes."""
+
+    settings = ("backend", "volumes")
+
+
 class CommandGroup(click.Group):
     """The commands. A reader that closes the output, as with ``| head``, ends them like any other program."""
+
+    command_class = Command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the requested command. Earlier versions of click do not name the nearest one for an unknown name."""
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            from difflib import get_close_matches  # imported here, since it is needed for errors only
+
+            near = get_close_matches(name, list(self.commands), n=1)
+            ctx.fail(f"No such command {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the requested command."""
@@ -27,21 +101,11 @@ class CommandGroup(click.Group):
             sys.exit(BROKEN_PIPE)
 
 
-class LauncherCommand(click.Command):
-    """A command with an option for each field of Launcher that has one, and further ones of its own."""
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Return all options and arguments. The launcher, which has the help texts, is loaded where they are needed."""
-        from skyrl_modal.cli.launcher_options import launcher_options
-
-        return [*launcher_options(), *super().get_params(ctx)]
-
-
-def make_launcher(options: dict[str, Any]) -> Launcher:
-    """Return the launcher for the values of its options."""
+def make_launcher(options: Mapping[str, Any]) -> Launcher:
+    """Return the launcher for the values of its options, the environment and the configuration files."""
     from skyrl_modal.cli.launcher_options import make_launcher as make
 
-    return make(**options)
+    return make(options)
 
 
 def attach_run(run_id: str) -> Run:

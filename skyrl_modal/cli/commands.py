@@ -5,7 +5,20 @@ What a command does is imported in its function, so that `--help` and the other 
 
 from __future__ import annotations
 
-from skyrl_modal.cli import machine_commands, metrics_commands, run_commands, start_commands, volume_commands
+from importlib import import_module
+
 from skyrl_modal.cli.base import cli
 
-__all__ = ["cli", "machine_commands", "metrics_commands", "run_commands", "start_commands", "volume_commands"]
+__all__ = ["cli"]
+
+#: The modules whose commands are registered when they are imported.
+_MODULES = (
+    "config_commands",
+    "machine_commands",
+    "metrics_commands",
+    "run_commands",
+    "start_commands",
+    "volume_commands",
+)
+for _name in _MODULES:
+    import_module(f"skyrl_modal.cli.{_name}")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 
 from skyrl_modal.cli.base import LauncherCommand, cli, make_launcher
-from skyrl_modal.cli.output import print_error, print_line
-from skyrl_modal.errors import StorageError
+from skyrl_modal.cli.output import print_error, print_line, print_rows
+from skyrl_modal.errors import SpecError, StorageError
 from skyrl_modal.views.text import StderrReporter
 
 
@@ -83,3 +84,49 @@ def submit(strict: bool, fix: bool, command: Sequence[str], **options: Any) -> N
     except (StorageError, BrokenPipeError):
         StderrReporter().info(f"the run {run.id} was started")
         raise
+
+
+@_start_options
+@cli.command("map", cls=LauncherCommand)
+@click.option("--max-parallel", type=click.IntRange(min=1), help="Number of commands that may run at the same time.")
+@click.option("--quiet", "-q", is_flag=True, help="Suppress the progress.")
+@click.option("--json", "is_json", is_flag=True, help="Print the results as JSON.")
+@click.argument("file", type=click.File("rb"))
+def map_command(
+    max_parallel: int | None, quiet: bool, is_json: bool, strict: bool, fix: bool, file: BinaryIO, **options: Any
+) -> None:
+    """Run the commands in FILE, one on each line, several at the same time. FILE can be -, for standard input.
+
+    Empty lines, and lines that begin with #, are skipped. A failure does not stop the others. The exit code is 0 if
+    all commands succeeded, and otherwise 1.
+    """
+    commands = _read_commands(file)
+    names = None if sys.stderr is not None and sys.stderr.isatty() else [f"line {line}" for line, _ in commands]
+    launcher = make_launcher(options)
+    texts = [command for _, command in commands]
+    results = launcher.map(texts, max_parallel=max_parallel, names=names, quiet=quiet, strict=strict, fix=fix)
+    if is_json:
+        from skyrl_modal.run.result import result_to_json
+
+        rows = [{"command": text, **result_to_json(one)} for text, one in zip(texts, results, strict=True)]
+        print_line(json.dumps(rows, indent=2))
+    else:
+        cells = [
+            (one.run_id or "-", one.state, str(one.returncode), f"{one.duration:.1f} s", text)
+            for text, one in zip(texts, results, strict=True)
+        ]
+        print_rows(("run", "state", "exit code", "duration", "command"), cells)
+    sys.exit(0 if all(one.succeeded for one in results) else 1)
+
+
+def _read_commands(file: BinaryIO) -> list[tuple[int, str]]:
+    """Return the commands of a file, each with the number of its line."""
+    try:
+        lines = file.read().decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise SpecError("file", file.name, f"it is not UTF-8 (byte {error.start})") from None
+    found = [(number, line.strip()) for number, line in enumerate(lines, 1)]
+    commands = [(number, line) for number, line in found if line and not line.startswith("#")]
+    if not commands:
+        raise SpecError("file", file.name, "it has no command")
+    return commands

@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
-from skyrl_modal.cli.base import LauncherCommand, cli, make_launcher
+from skyrl_modal.cli.base import VolumeCommand, cli, make_launcher
 from skyrl_modal.cli.output import print_line, print_rows
 from skyrl_modal.views.text import warnings_as_messages
 
 
-@cli.command(cls=LauncherCommand)
+@cli.command(cls=VolumeCommand)
 @click.argument("path", default="/root/data")
 def ls(path: str, **options: Any) -> None:
     """List a folder of a volume, by its path in the container."""
@@ -20,7 +20,7 @@ def ls(path: str, **options: Any) -> None:
     print_rows(("type", "bytes".rjust(14), "path"), rows)
 
 
-@cli.command(cls=LauncherCommand)
+@cli.command(cls=VolumeCommand)
 @click.argument("path")
 @click.argument("local", default=".")
 def pull(path: str, local: str, **options: Any) -> None:
@@ -29,7 +29,7 @@ def pull(path: str, local: str, **options: Any) -> None:
         print_line(make_launcher(options).pull(path, local))
 
 
-@cli.command(cls=LauncherCommand)
+@cli.command(cls=VolumeCommand)
 @click.argument("local")
 @click.argument("path")
 def push(local: str, path: str, **options: Any) -> None:

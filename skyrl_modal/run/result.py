@@ -165,3 +165,10 @@ def _detail(record: RunResultRecord) -> str:
     texts = [record.detail]
     texts += [text for text in (record.output.error, record.volume_error) if text and text not in record.detail]
     return "\n".join(filter(None, texts))
+
+
+def result_to_json(result: RunResult) -> dict[str, Any]:
+    """Return a result as data that ``json.dumps`` accepts, with the names of its attributes as keys."""
+    from skyrl_modal.protocol.codec import encode  # imported here, since most callers print no JSON
+
+    return {**encode(result), "started_at": result.started_at.isoformat()}

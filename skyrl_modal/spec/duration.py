@@ -50,3 +50,17 @@ def _parse_text(text: str) -> float | None:
     if re.fullmatch(r"\d+(\.\d+)?", text):
         return float(text)
     return None
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration as ``parse_duration`` accepts it, with as few units as are exact.
+
+    Example:
+        >>> format_duration(3600), format_duration(5400), format_duration(0.5)
+        ('1h', '1h30m', '0.5s')
+    """
+    text, rest = "", seconds
+    for unit in ("d", "h", "m"):
+        count, rest = divmod(rest, _UNIT_SECONDS[unit])
+        text += f"{count:.0f}{unit}" if count else ""
+    return f"{text}{rest:.10g}s" if rest or not text else text

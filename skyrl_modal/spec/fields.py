@@ -15,9 +15,6 @@ from skyrl_modal.spec.variables import check_value
 if TYPE_CHECKING:
     from skyrl_modal.declaration import Attribute
 
-#: The key of a field's metadata that holds the help text of its command line option.
-OPTION_HELP = "option_help"
-
 Validator = Callable[[Any, "Attribute[Any]", Any], None]
 
 # Expressions are compiled on first use, since importing Launcher imports this module.

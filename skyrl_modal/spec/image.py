@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from skyrl_modal.declaration import Attribute, field, frozen
 from skyrl_modal.errors import SpecError
 from skyrl_modal.spec.fields import check_strings, check_unicode, to_env, to_strings
+from skyrl_modal.spec.option import option
 
 if TYPE_CHECKING:
     from skyrl_modal.spec.image_steps import ImageStep
@@ -74,14 +75,61 @@ class ImageSpec:
         ('wandb',)
     """
 
-    base: str | None = field(default=None)
-    apt: Sequence[str] = field(default=(), converter=to_strings, validator=[check_strings, check_unicode])
-    pip: Sequence[str] = field(default=(), converter=to_strings, validator=[check_strings, check_unicode])
-    commands: Sequence[str] = field(default=(), converter=to_strings, validator=[check_strings, check_unicode])
+    base: str | None = field(
+        default=None,
+        metadata=option(
+            "Image in a registry (Modal).",
+            flag="--image",
+            default="the published SkyRL image whose Ray version the checkout pins",
+        ),
+    )
+    apt: Sequence[str] = field(
+        default=(),
+        converter=to_strings,
+        validator=[check_strings, check_unicode],
+        metadata=option(
+            "Debian package to add to the image (Modal).", "list", flag="--apt", default="none", metavar="PACKAGE"
+        ),
+    )
+    pip: Sequence[str] = field(
+        default=(),
+        converter=to_strings,
+        validator=[check_strings, check_unicode],
+        metadata=option(
+            "Python package to add to the image, in pip's notation (Modal).",
+            "list",
+            flag="--pip",
+            default="none",
+            metavar="PACKAGE",
+        ),
+    )
+    commands: Sequence[str] = field(
+        default=(),
+        converter=to_strings,
+        validator=[check_strings, check_unicode],
+        metadata=option("Shell commands to run while the image is built (Modal).", "list", flag=None, default="none"),
+    )
     steps: Sequence[ImageStep] = field(default=(), converter=_to_steps, validator=_check_steps)
-    env: Mapping[str, str] = field(factory=dict, converter=to_env, validator=check_unicode)
-    python: str | None = field(default=None)
-    registry_secret: str | None = None
+    env: Mapping[str, str] = field(
+        factory=dict,
+        converter=to_env,
+        validator=check_unicode,
+        metadata=option("Variables of the image (Modal).", "variables", flag=None, default="none"),
+    )
+    python: str | None = field(
+        default=None,
+        metadata=option(
+            "Python version to add to an image that has none, such as 3.12 (Modal).",
+            flag=None,
+            default="the image's own",
+        ),
+    )
+    registry_secret: str | None = field(
+        default=None,
+        metadata=option(
+            "Name of a Modal secret with the registry's user name and password (Modal).", flag=None, default="none"
+        ),
+    )
 
     @base.validator
     def _check_base(self, attribute: Attribute[str | None], value: object) -> None:

@@ -9,6 +9,7 @@ from skyrl_modal.declaration import Attribute, field, frozen
 from skyrl_modal.errors import SpecError
 from skyrl_modal.spec.duration import parse_duration
 from skyrl_modal.spec.fields import at_least, to_env
+from skyrl_modal.spec.option import option
 
 #: Ports that Ray assigns to its workers by default and refuses for other uses (``ray start --help``).
 RAY_WORKER_PORTS = range(10002, 20000)
@@ -39,13 +40,39 @@ class RaySpec:
         120.0
     """
 
-    port: int = field(default=6379)
-    dashboard: bool = False
-    num_cpus: int | None = field(default=None, validator=at_least(1))
-    object_store_memory: int | None = field(default=None, validator=at_least(75 * 1024 * 1024))
-    start_timeout: float = field(default=120.0, converter=_to_start_timeout)
-    env: Mapping[str, str] = field(factory=dict, converter=to_env)
-    on_worker_loss: str = field(default="fail")
+    port: int = field(default=6379, metadata=option("Port of Ray's head.", "whole", flag=None))
+    dashboard: bool = field(default=False, metadata=option("Also start Ray's dashboard.", "flag", flag="--dashboard"))
+    num_cpus: int | None = field(
+        default=None,
+        validator=at_least(1),
+        metadata=option("CPUs that Ray may assign on each node.", "whole", flag=None, default="all"),
+    )
+    object_store_memory: int | None = field(
+        default=None,
+        validator=at_least(75 * 1024 * 1024),
+        metadata=option(
+            "Size of Ray's object store on each node in bytes.", "whole", flag=None, default="Ray's own default"
+        ),
+    )
+    start_timeout: float = field(
+        default=120.0,
+        converter=_to_start_timeout,
+        metadata=option("Limit until every node has joined and Ray is ready.", "duration", flag=None),
+    )
+    env: Mapping[str, str] = field(
+        factory=dict,
+        converter=to_env,
+        metadata=option("Variables of Ray's own processes.", "variables", flag=None, default="none"),
+    )
+    on_worker_loss: str = field(
+        default="fail",
+        metadata=option(
+            "Whether a run fails if a node other than the first is lost, or waits until it has been restarted.",
+            "choice",
+            flag=None,
+            choices=("fail", "wait"),
+        ),
+    )
 
     @on_worker_loss.validator
     def _check_on_worker_loss(self, attribute: Attribute[str], value: object) -> None:

@@ -13,7 +13,6 @@ from skyrl_modal.errors import SpecError
 from skyrl_modal.spec.container_paths import RECORDS_FOLDER, find_nested
 from skyrl_modal.spec.duration import parse_duration
 from skyrl_modal.spec.fields import (
-    OPTION_HELP,
     above_zero,
     at_least,
     check_name,
@@ -31,6 +30,7 @@ from skyrl_modal.spec.fields import (
 from skyrl_modal.spec.gpu import GpuRequest, check_gpu_names, parse_gpu
 from skyrl_modal.spec.image import ImageSpec
 from skyrl_modal.spec.mount import MountSpec
+from skyrl_modal.spec.option import option
 from skyrl_modal.spec.ray import RaySpec
 from skyrl_modal.spec.secret import SecretSpec
 from skyrl_modal.spec.variables import check_names, check_total, check_value, variables_of_the_run
@@ -41,6 +41,9 @@ MAX_CPU = (2**32 - 1) // 1000
 MAX_MEMORY = 2**32 - 1
 #: US dollars per hour and node above which a rate is a mistake: more than a host with eight GPUs costs anywhere.
 MAX_RATE = 100_000
+
+#: Headings of the options.
+HARDWARE, LIMITS, FILES, NAMES = "Hardware", "Limits", "Files", "Names"
 
 
 # mypy's plugin for attrs accepts named functions only as converters.
@@ -94,11 +97,6 @@ def _to_checkout(value: str | Path | None) -> Path | None:
     return find_checkout(value)
 
 
-def _option(text: str) -> Mapping[str, str]:
-    """Return the metadata of a field that has a command line option with this help text."""
-    return {OPTION_HELP: text}
-
-
 @frozen(kw_only=True)
 class RunSpec:
     """Everything that a user declares about a run, except for the backend.
@@ -108,95 +106,186 @@ class RunSpec:
 
     image: ImageSpec = field(factory=ImageSpec, validator=instance_of(ImageSpec))
     volumes: Sequence[VolumeSpec] = field(
-        factory=lambda: [VolumeSpec()], converter=to_specs, validator=tuple_of(VolumeSpec)
+        factory=lambda: [VolumeSpec()],
+        converter=to_specs,
+        validator=tuple_of(VolumeSpec),
+        metadata=option(
+            "Volumes, which replace the default one.",
+            "volumes",
+            flag="--volume",
+            default="/root/data=skyrl-data",
+            section=FILES,
+        ),
     )
     mounts: Sequence[MountSpec] = field(
-        factory=lambda: [MountSpec()], converter=to_specs, validator=tuple_of(MountSpec)
+        factory=lambda: [MountSpec()],
+        converter=to_specs,
+        validator=tuple_of(MountSpec),
+        metadata=option(
+            "A further folder, at PATH in the container.", "mounts", flag="--mount", default="none", section=FILES
+        ),
     )
     gpu: str | Sequence[str] | None = field(
         factory=lambda: os.environ.get("MODAL_GPU", "L4:1"),
         converter=check_gpu_names,
-        metadata=_option(
-            'Such as A100-80GB:4; several with commas, in order of preference; "none". Default: $MODAL_GPU, else L4:1.'
+        metadata=option(
+            "Type and number, such as A100-80GB:4; several with commas, in order of preference; or none.",
+            "gpus",
+            default="L4:1",
+            variable="MODAL_GPU",
+            section=HARDWARE,
         ),
     )
     nodes: int = field(
-        default=1, validator=whole_number(1), metadata=_option("Number of nodes of the Ray cluster. Default: 1.")
+        default=1,
+        validator=whole_number(1),
+        metadata=option("Number of nodes of the Ray cluster.", "whole", section=HARDWARE),
     )
-    rdma: bool = field(default=False)
-    ray: RaySpec | None = field(factory=RaySpec, validator=instance_of(RaySpec, optional=True))
+    rdma: bool = field(
+        default=False,
+        metadata=option("Place several nodes where Modal provides RDMA between GPUs.", "flag", section=HARDWARE),
+    )
+    ray: RaySpec | None = field(
+        factory=RaySpec,
+        validator=instance_of(RaySpec, optional=True),
+        metadata=option("Whether Ray is running when the command starts.", "flag", default="on"),
+    )
     timeout: float = field(
         default=3600.0,
         converter=_to_timeout,
-        metadata=_option("Limit of each attempt, such as 90m or 24h. Default: 1h."),
+        metadata=option("Limit of each attempt.", "duration", section=LIMITS),
     )
     retries: int = field(
         default=0,
         validator=whole_number(0, 10),
-        metadata=_option("Further attempts after a failure or a timeout. Default: 0."),
+        metadata=option("Further attempts after a failure or a timeout.", "whole", section=LIMITS),
     )
     resume: str | None = field(
         default=None,
         validator=one_of("auto"),
-        metadata=_option(
-            "auto: continue each attempt from the newest complete checkpoint. Default: as the command does."
+        metadata=option(
+            "auto: continue each attempt from the newest complete checkpoint.",
+            "choice",
+            choices=("auto",),
+            default="as the command does",
+            section=LIMITS,
         ),
     )
     budget: float | None = field(
         default=None,
         validator=above_zero,
-        metadata=_option("Limit in US dollars for all attempts together. Default: no limit."),
+        metadata=option("Limit in US dollars for all attempts together.", "number", default="no limit", section=LIMITS),
     )
     rate: float | None = field(
         default=None,
         validator=at_least(0, MAX_RATE),
-        metadata=_option("US dollars per hour and node. Default: Modal's rates; a local run costs nothing."),
+        metadata=option(
+            "US dollars per hour and node.",
+            "number",
+            default="Modal's rates; a local run costs nothing",
+            section=LIMITS,
+        ),
     )
     stall: float | None = field(
         default=None,
         converter=_to_stall,
-        metadata=_option("End an attempt without output and without a new step for this time. Default: no limit."),
+        metadata=option(
+            "End an attempt without output and without a new step for this time.",
+            "duration",
+            default="no limit",
+            section=LIMITS,
+        ),
     )
     start_deadline: float | None = field(
         default=None,
         converter=_to_start_deadline,
-        metadata=_option("Time in which the command has to start, such as 30m. Default: no limit."),
+        metadata=option("Time in which the command has to start.", "duration", default="no limit", section=LIMITS),
     )
     lease: float = field(
         default=600.0,
         converter=_to_lease,
-        metadata=_option("How long a run may continue without a connection to this process. Default: 10m."),
+        metadata=option(
+            "How long a run may continue on Modal without a connection to this process.", "duration", section=LIMITS
+        ),
     )
-    secrets: Sequence[str | SecretSpec] = field(default=(), converter=_to_secrets)
-    env: Mapping[str, str] = field(factory=dict, converter=to_env)
-    cpu: float | None = field(default=None, validator=at_least(0.125, MAX_CPU))
-    memory: int | None = field(default=None, validator=at_least(128, MAX_MEMORY))
-    region: str | None = None
-    cloud: str | None = None
+    secrets: Sequence[str | SecretSpec] = field(
+        default=(),
+        converter=_to_secrets,
+        metadata=option(
+            "A variable of your environment, or of a .env file, whose value is kept out of all records.",
+            "secrets",
+            flag="--secret",
+            default="none",
+        ),
+    )
+    env: Mapping[str, str] = field(
+        factory=dict, converter=to_env, metadata=option("A variable for the command.", "variables", default="none")
+    )
+    cpu: float | None = field(
+        default=None,
+        validator=at_least(0.125, MAX_CPU),
+        metadata=option("CPU cores (Modal).", "number", default="as Modal does", section=HARDWARE),
+    )
+    memory: int | None = field(
+        default=None,
+        validator=at_least(128, MAX_MEMORY),
+        metadata=option("Memory in MiB (Modal).", "whole", default="as Modal does", section=HARDWARE),
+    )
+    region: str | None = field(
+        default=None, metadata=option("Region, such as us-east (Modal).", default="any", section=HARDWARE)
+    )
+    cloud: str | None = field(
+        default=None, metadata=option("Cloud provider, such as aws (Modal).", default="any", section=HARDWARE)
+    )
     workdir: str = field(
-        default=".", metadata=_option("Folder in the checkout that the command runs in. Default: the checkout.")
+        default=".",
+        metadata=option(
+            "Folder in the checkout that the command runs in.", default="the checkout", section=FILES, metavar="FOLDER"
+        ),
     )
     app_name: str = field(
         factory=lambda: os.environ.get("MODAL_APP_NAME", "my_skyrl_app"),
         validator=check_name,
-        metadata=_option("Name of the Modal app. Default: $MODAL_APP_NAME, else my_skyrl_app."),
+        metadata=option(
+            "Name of the Modal app.", default="my_skyrl_app", variable="MODAL_APP_NAME", section=NAMES, metavar="NAME"
+        ),
     )
     name: str | None = field(
-        default=None, validator=check_optional_name, metadata=_option("Name of the run, shown by ps.")
+        default=None,
+        validator=check_optional_name,
+        metadata=option("Name of the run, shown by ps.", default="none", section=NAMES, metavar="NAME"),
     )
     tags: Sequence[str] = field(
         default=(),
         converter=to_strings,
         validator=check_tags,
-        metadata=_option("Tag of the run, shown by ps; can be repeated."),
+        metadata=option(
+            "Tag of the run, shown by ps.", "list", flag="--tag", default="none", section=NAMES, metavar="TAG"
+        ),
     )
     checkout: Path | None = field(
         default=None,
         converter=_to_checkout,
-        metadata=_option("The SkyRL checkout. Default: searched for."),
+        metadata=option(
+            "The SkyRL checkout.",
+            "path",
+            default="searched for from the working directory upwards",
+            variable="SKYRL_REPO_ROOT",
+            section=FILES,
+        ),
     )
-    grace: float = field(default=6.0, converter=_to_grace)
-    should_retry: Sequence[int] | None = field(default=None, converter=to_exit_codes)
+    grace: float = field(
+        default=6.0,
+        converter=_to_grace,
+        metadata=option("Time between the first stop signal and SIGKILL.", "duration", section=LIMITS),
+    )
+    should_retry: Sequence[int] | None = field(
+        default=None,
+        converter=to_exit_codes,
+        metadata=option(
+            "Exit codes to retry after, such as 1,137.", "codes", default="after any failure", section=LIMITS
+        ),
+    )
 
     @rdma.validator
     def _check_rdma(self, attribute: Attribute[bool], value: object) -> None:

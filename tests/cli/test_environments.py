@@ -120,6 +120,7 @@ def finished_run(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def commands(run_id: str, checkout: Path) -> dict[str, tuple[list[str], set[int]]]:
     """Return the arguments of every command, and its exit codes apart from that of an error of the launcher."""
+    (checkout / "commands.txt").write_text("true\n")
     made = {
         "run": (["run", "--no-ray", "--gpu", "none", f"echo text; exit {RUN_CODE}"], {RUN_CODE}),
         "plan": (["plan", "true"], {0}),
@@ -132,6 +133,10 @@ def commands(run_id: str, checkout: Path) -> dict[str, tuple[list[str], set[int]
         "ls": (["ls"], {0}),
         "push": (["push", str(checkout / "train.py"), "/root/data/train.py"], {0}),
         "pull": (["pull", f"/root/data/.skyrl_modal/runs/{run_id}/output.log", str(checkout / "copied.txt")], {0}),
+        "map": (["map", "--no-ray", "--gpu", "none", "--quiet", str(checkout / "commands.txt")], {0, 1}),
+        "why": (["why", run_id], {0}),
+        "config": (["config"], {0}),
+        "init": (["init", "--help"], {0}),
         "doctor": (["doctor"], {0, 1}),
         "clean": (["clean", "--dry-run"], {0}),
         "--help": (["--help"], {0}),
