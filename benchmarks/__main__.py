@@ -27,6 +27,8 @@ GROUPS: list[tuple[tuple[str, ...], Callable[[Session], Iterator[Row]]]] = [
     (("masking",), masking.rows),
     (("ray",), ray_start.rows),
 ]
+#: Seconds after which a row begins no further round, and the number of rounds that it has in any case.
+ROW_SECONDS, LEAST_ROUNDS = 30.0, 3
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 #: What a complete run writes.
 PAGE, MEASUREMENTS = DOCS / "benchmarks.md", DOCS / "generated" / "benchmarks.json"
@@ -40,7 +42,8 @@ def measure(session: Session, rounds: int) -> Iterator[Row]:
         for row in rows(session):
             if not session.is_selected(row.name):
                 continue
-            row.run(rounds, skip_missing=session.is_quick, least=1 if session.is_quick else 3)
+            least = 1 if session.is_quick else LEAST_ROUNDS
+            row.run(rounds, skip_missing=session.is_quick, least=least, seconds=ROW_SECONDS)
             yield row
 
 
@@ -49,7 +52,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="nox -s bench --", description=(__doc__ or "").splitlines()[0])
     known = [prefix for prefixes, _ in GROUPS for prefix in prefixes]
     parser.add_argument("names", nargs="*", help=f"rows, or groups of rows: {', '.join(known)} (default: all)")
-    parser.add_argument("--rounds", type=int, default=11, help="rounds; fewer for rows that take long (default: 11)")
+    parser.add_argument("--rounds", type=int, default=11, help="rounds; rows that take long have fewer (default: 11)")
     parser.add_argument("--quick", action="store_true", help="one round of every row with small inputs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements to this file")
     parser.add_argument("--compare", type=Path, metavar="OLD", help="report changes since the measurements in a file")
@@ -85,6 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         PAGE.write_text(text, encoding="utf-8")
     print(text.partition("## Machine")[2])
     if old is not None:
+        old.results = [result for result in old.results if session.is_selected(result.name)]
         print("Changes beyond the noise:", *(list(compare(old, report)) or ["none"]), sep="\n  ")
 
 

@@ -8,6 +8,7 @@ the same outcome: the same files, the same output, the same exit code.
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import statistics
@@ -91,12 +92,13 @@ class Row:
     share: float = 1.0
     samples: dict[str, list[Sample]] = field(factory=dict)
 
-    def run(self, rounds: int, *, least: int = 3, skip_missing: bool = False) -> None:
+    def run(self, rounds: int, *, least: int = 3, seconds: float = math.inf, skip_missing: bool = False) -> None:
         """Measure all alternatives.
 
         Args:
             rounds: Number of measurements of each alternative.
-            least: Number of measurements of a row with a share of them, at least.
+            least: Number of measurements of a row that takes long, at least.
+            seconds: The time after which no further round begins.
             skip_missing: Whether to leave out alternatives whose tools are not installed.
 
         Raises:
@@ -104,8 +106,11 @@ class Row:
             MissingTool: A tool is not installed.
         """
         count = max(min(rounds, least), round(rounds * self.share))
+        begin = time.monotonic()
         try:
             for number in range(count):
+                if number >= least and time.monotonic() - begin > seconds:
+                    break
                 names = list(self.alternatives)
                 for name in names if number % 2 == 0 else reversed(names):
                     self._measure(name, f"{number + 1}/{count}", skip_missing=skip_missing)

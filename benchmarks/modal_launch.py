@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import os
 import resource
-import shutil
 import subprocess
 import sys
 import time
@@ -95,7 +94,6 @@ def rows(session: Session) -> Iterator[Row]:
             ways = Ways(session, root)
             goal = None if limit is None else Goal("ratio", limit)
             yield Row(f"modal.{name}", f"Modal, {title}", ways.later_runs(stack), BASELINE, goal, share=share)
-        trees.remove(root.parent)
     if not session.is_selected("modal.first"):
         return
     root = add_list(session.large_checkout)
@@ -128,13 +126,8 @@ class Ways:
     def __init__(self, session: Session, root: Path) -> None:
         script = session.folder / "main.py"
         script.write_text(MAIN)
-        self._cache = session.folder / "modal-caches"
-        self._environment = {
-            **os.environ,
-            "SKYRL_REPO_ROOT": str(root),
-            "PYTHONPATH": str(ROOT),
-            **{name: str(self._cache) for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_DATA_HOME")},
-        }
+        self._folder, self._numbers = session.folder / f"modal-{root.parent.name}", itertools.count()
+        self._environment = {**os.environ, "SKYRL_REPO_ROOT": str(root), "PYTHONPATH": str(ROOT)}
         self._ways: dict[str, Callable[[str], list[str]]] = {
             SUBJECT: lambda command: ["skyrl_modal", "run", "--quiet", "--no-ray", "--gpu", "none", command],
             BASELINE: lambda command: ["modal", "run", str(script), "--command", command],
@@ -167,9 +160,10 @@ class Ways:
         return {way: partial(measure, way) for way in self._ways}
 
     def _start_server(self, stack: ExitStack) -> LoopbackModal:
-        """Start a control plane that has no files yet, and empty the caches of this machine."""
-        shutil.rmtree(self._cache, ignore_errors=True)
-        self._cache.mkdir()
+        """Start a control plane that has no files yet, with caches of this machine that are empty."""
+        cache = self._folder / str(next(self._numbers))
+        cache.mkdir(parents=True)
+        self._environment |= dict.fromkeys(("XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_DATA_HOME"), str(cache))
         return stack.enter_context(LoopbackModal(client_timeout=30, scaledown=1))
 
     def _run(self, server: LoopbackModal, way: str, command: str) -> tuple[Sample, str]:

@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from benchmarks.measure import (
     SUBJECT,
     BenchmarkError,
     Goal,
-    Measure,
     Row,
     Sample,
     process_sample,
@@ -59,29 +58,37 @@ def rows(session: Session) -> Iterator[Row]:
 def streams(session: Session) -> Iterator[Row]:
     """Yield the rows on lines that a run prints. Both alternatives write output.log, and the output."""
     folder, count = session.folder, session.sizes.lines
-    command = [*PROGRAM, "run", "--backend", "local", "--no-ray", "-q", "--checkout", session.checkout, f"seq {count}"]
+    run = [*PROGRAM, "run", "--backend", "local", "--no-ray", "-q", "--checkout", session.checkout]
     size = int(subprocess.run(f"seq {count} | wc -c", shell=True, check=True, capture_output=True).stdout)  # noqa: S602  # constant
     megabytes = f"{size / 1e6:.0f} MB of lines"
 
-    def to_file(argv: list[str | Path]) -> Measure:
+    def to_file(argv: list[str | Path]) -> Sample:
         target = folder / "output"
+        sample = process_sample(argv, stdout=target)
+        return Sample(sample.wall, sample.cpu, target.stat().st_size)
 
-        def measure() -> Sample:
-            sample = process_sample(argv, stdout=target)
-            return Sample(sample.wall, sample.cpu, target.stat().st_size)
+    def with_run(lines: int) -> Sample:
+        return to_file([*run, f"seq {lines}"])
 
-        return measure
+    def with_tee(lines: int) -> Sample:
+        return to_file(["sh", "-c", f"seq {lines} | tee '{folder}/tee.log'"])
 
-    yield Row(
-        "output.file",
-        f"{megabytes} to a file, new process",
-        {
-            SUBJECT: to_file(list(command)),
-            "seq | tee output.log > file": to_file(["sh", "-c", f"seq {count} | tee '{folder}/tee.log'"]),
-        },
-        baseline="seq | tee output.log > file",
-        goal=Goal("ratio", 1.2),
-    )
+    def without_start(measure: Callable[[int], Sample]) -> Sample:
+        """Return the difference between all lines and one line."""
+        start, whole = measure(1), measure(count)
+        return Sample(whole.wall - start.wall, whole.cpu - start.cpu, whole.outcome)
+
+    tee_to_file = "seq | tee output.log > file"
+    for name, title, measures in (
+        ("file", f"{megabytes} to a file, new process", (partial(with_run, count), partial(with_tee, count))),
+        (
+            "rate",
+            f"{megabytes} to a file, without the launch: the difference to one line",
+            (partial(without_start, with_run), partial(without_start, with_tee)),
+        ),
+    ):
+        alternatives = dict(zip((SUBJECT, tee_to_file), measures, strict=True))
+        yield Row(f"output.{name}", title, alternatives, tee_to_file, Goal("ratio", 1.2))
 
     def to_callable() -> Sample:
         sample = script_sample(STREAM, session.checkout, str(count))

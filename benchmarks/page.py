@@ -26,9 +26,13 @@ alternatives; there is no network.
 | n | number of rounds |
 
 `nox -s bench` writes this page, and all measurements to `docs/generated/benchmarks.json`. `nox -s bench -- NAME...`
-measures some rows, such as `launch` or `launch.warm`. `--rounds N` sets the number of rounds, and `--json FILE` writes
-the measurements to a file. `--compare OLD.json` reports the changes since an earlier run: rows whose 95 % bootstrap
-intervals of the compared median do not overlap. `--quick` runs every row with small inputs, to test the benchmarks.
+measures some rows, such as `launch` or `launch.warm`. `--rounds N` sets the number of rounds (11), and `--json FILE`
+writes the measurements to a file. A row begins no further round after 30 s, but has three rounds in any case.
+`--compare OLD.json` reports the changes since an earlier run: rows whose 95 % bootstrap intervals of the compared
+median do not overlap. `--quick` runs every row with small inputs, to test the benchmarks.
+
+Files are removed at the end only, and need about 6 GB in the temporary folder: on ext4, the creation of many files
+takes several times as long in the minutes after many others were removed.
 
 `nox -s soak` looks for leaks: memory, file descriptors, processes, threads and disk during 500 short runs, an hour of
 output, and readings of the list of 1,000 runs.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import random
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,13 +136,6 @@ def copy_files(source: Path, target: Path) -> None:
     target.mkdir()
     entries = [entry.path for entry in os.scandir(source) if entry.name != ".git"]
     subprocess.run(["cp", "-a", "-t", target, *entries], check=True)
-
-
-def remove(*folders: Path) -> None:
-    """Remove folders, and write everything to the disk, so that this does not happen during the next measurement."""
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
-    os.sync()
 
 
 def _skyrl_path(number: int, draw: random.Random) -> str:
