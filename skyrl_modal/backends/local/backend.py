@@ -23,7 +23,7 @@ from skyrl_modal.backends.local.rank_process import RankProcess, RankStarter, Ra
 from skyrl_modal.backends.local.ray_folder import find_ray_place
 from skyrl_modal.backends.local.run_folder import host_run_folder
 from skyrl_modal.backends.local.run_lock import lock_file, remove_state, start_slots_folder, state_folder
-from skyrl_modal.backends.local.sandbox import Sandbox, find_sandbox, search_in_background
+from skyrl_modal.backends.local.sandbox import Sandbox, find_sandbox, forget_search, search_in_background
 from skyrl_modal.backends.local.scratch import (
     abandoned_folders,
     create_scratch_folder,
@@ -177,7 +177,11 @@ class LocalBackend:
             configs[0] = replace(configs[0], rank_fds=rank_fds, master_port=master_port)
             ranks = _start_ranks(starter, configs, streams, fds, on_failure, private_networks=network is not None)
             cleanup = _start_cleanup(starter, ranks, streams, fds, on_failure)
-            pids = [rank.wait_ready() for rank in ranks]
+            try:
+                pids = [rank.wait_ready() for rank in ranks]
+            except BackendUnavailable:
+                forget_search(scratch_root())  # the sandbox may not work any more
+                raise
             _connect_ranks(network, pids)
             stream = streams.event_stream(fds)
             on_failure.pop_all()

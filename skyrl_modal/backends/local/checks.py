@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from skyrl_modal.backends.base import CheckResult
 from skyrl_modal.backends.local.environment import path_of_run, search_path
 from skyrl_modal.backends.local.ray_folder import find_ray_place
-from skyrl_modal.backends.local.sandbox import SandboxSearch, find_sandbox
+from skyrl_modal.backends.local.sandbox import SandboxSearch, find_sandbox, forget_search
 from skyrl_modal.backends.local.scratch import scratch_parent, scratch_root
 from skyrl_modal.errors import BackendUnavailable, SpecError, StorageError
 from skyrl_modal.machine import RAY_TOKEN_VERSION, RayInstallation, find_ray
@@ -40,7 +40,8 @@ def run_checks() -> Iterator[CheckResult]:
 
     root = scratch_root()
     try:
-        search = find_sandbox(create_user_folder(root))
+        forget_search(create_user_folder(root))  # the check is to show what works now
+        search = find_sandbox(root)
     except (BackendUnavailable, StorageError) as error:
         yield CheckResult("disk" if isinstance(error, StorageError) else "namespaces", False, str(error))
         return

