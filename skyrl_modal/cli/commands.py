@@ -14,6 +14,7 @@ __all__ = ["cli"]
 #: The modules whose commands are registered when they are imported.
 _MODULES = (
     "config_commands",
+    "cost_commands",
     "machine_commands",
     "metrics_commands",
     "run_commands",

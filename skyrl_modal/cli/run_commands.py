@@ -77,24 +77,27 @@ def ps(show_all: bool) -> None:
     from skyrl_modal.run.handle import runs
 
     rows = [_describe_run(one) for one in runs(limit=None if show_all else _LISTED_RUNS)]
-    print_rows(("run", "state", "backend", "name", "tags", "command"), rows)
+    print_rows(("run", "state", "backend", "name", "tags", "cost", "command"), rows)
 
 
 def _describe_run(one: Run) -> tuple[str, ...]:
     """Return the cells of a run. An error about one run is printed, and does not affect the others."""
     from skyrl_modal.protocol.state import RunState
+    from skyrl_modal.views.money import format_money
 
     reason = one.unavailable_reason
-    state = RunState.UNKNOWN
+    state, cost = RunState.UNKNOWN, None
     if reason is None:
         try:
             state = one.state
+            cost = one.cost_at(state)
         except Exception as error:  # any error of a backend that another package may provide
             reason = str(error)
     if reason is not None:
         print_error(f"{one.id}: {reason}")
     command = (one.job.command.strip().splitlines() or [""])[0][:_LISTED_COMMAND_LENGTH]
-    return one.id, state, one.backend, one.job.name or "-", ",".join(one.job.tags) or "-", command
+    tags = ",".join(one.job.tags) or "-"
+    return one.id, state, one.backend, one.job.name or "-", tags, format_money(cost), command
 
 
 @cli.command()

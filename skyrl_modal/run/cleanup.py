@@ -22,6 +22,7 @@ from skyrl_modal.machine import tree_size
 from skyrl_modal.mount import SnapshotStore
 from skyrl_modal.run.handle import Run
 from skyrl_modal.run.index import RunIndex
+from skyrl_modal.run.spending import final_cost_path
 from skyrl_modal.spec.duration import parse_duration
 from skyrl_modal.user_folders import cache_folder
 
@@ -153,6 +154,7 @@ def _remove_records(report: CleanUpReport, before: float | None, dry_run: bool) 
 
     def remove(path: Path) -> bool:
         path.unlink(missing_ok=True)
+        final_cost_path(path.stem).unlink(missing_ok=True)
         for backend in _backends():
             forget = getattr(backend, "forget", None)
             if forget is not None:

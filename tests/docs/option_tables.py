@@ -23,6 +23,8 @@ from skyrl_modal.config.settings import all_settings
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 #: Pages that describe an option further.
 LINKS = {
+    "--budget": "cost.md#budget",
+    "--by": "cost.md",
     "--exclude": "mounting.md",
     "--fix": "checks.md#fix",
     "--include": "mounting.md",
