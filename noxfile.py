@@ -135,7 +135,8 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def slow(session: nox.Session) -> None:
     """Run the slow tests, such as planted faults, and every command in broken environments."""
-    run_tests(session, session.posargs or [*PYTEST_ARGUMENTS, *SLOW])
+    # With W&B, which is too large for the other sessions, the trainings that are killed log to it.
+    run_tests(session, session.posargs or [*PYTEST_ARGUMENTS, *SLOW], "wandb")
 
 
 @nox.session

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
-import json
 import math
 import secrets
 import signal
@@ -25,11 +24,10 @@ import tempfile
 import time
 import venv
 from pathlib import Path
-from typing import Any
 
 import platformdirs
 
-from skyrl_modal import ImageSpec, Launcher, MountSpec, VolumeSpec
+from skyrl_modal import ImageSpec, Launcher, MountSpec, Run, VolumeSpec
 from skyrl_modal.errors import SkyRLModalError
 
 SKYRL_VERSION = "0.4.0"
@@ -118,29 +116,19 @@ def shell(program: str, script: str, *arguments: str) -> str:
     return " ".join([program, f'"$SKYRL_REPO_ROOT/../{TRAINER.name}/{script}"', *arguments])
 
 
-def read_metrics(launcher: Launcher, run_id: str) -> list[dict[str, Any]]:
-    """Return what the training steps of a run have logged."""
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = launcher.pull(f"/root/data/.skyrl_modal/runs/{run_id}/metrics", Path(name) / "metrics")
-        for path in sorted(folder.iterdir()):
-            tables: dict[int, list[str]] = {}
-            for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
-                if "keys" in line:
-                    tables[line["table"]] = line["keys"]
-                else:
-                    rows.append({"step": line["step"], **dict(zip(tables[line["table"]], line["values"], strict=True))})
-    return [row for row in rows if REWARD in row]
+def training_rows(run: Run) -> list[dict[str, float]]:
+    """Return the metrics of the training steps of a run. An evaluation before the training has no reward."""
+    return [row for row in run.metrics() if REWARD in row]
 
 
-def check_resumed(rows: list[dict[str, Any]], resumed: list[dict[str, Any]], half: int, steps: int) -> None:
+def check_resumed(rows: list[dict[str, float]], resumed: list[dict[str, float]], half: int, steps: int) -> None:
     """Check that the second run continued after the last step of the first, without missing or repeated steps."""
     found = [row["step"] for row in (*rows, *resumed)]
     if found != list(range(1, steps + 1)) or len(rows) != half:
         raise SystemExit(f"quickstart: the second run did not resume from step {half}: {len(rows)} rows, then {found}")
 
 
-def reward_line(rows: list[dict[str, Any]]) -> str:
+def reward_line(rows: list[dict[str, float]]) -> str:
     """Return a line with the mean reward of the first and of the last steps."""
     rewards = [row[REWARD] for row in rows]
     before, after = statistics.fmean(rewards[:SHOWN]), statistics.fmean(rewards[-SHOWN:])
@@ -199,19 +187,17 @@ def main() -> None:
     first = launcher.run(f"{prepare} && {train} trainer.max_training_steps={half}", check=True)
     second = launcher.run(f"{train} trainer.max_training_steps={args.steps}", check=True)
 
-    rows, resumed = read_metrics(launcher, first.run_id), read_metrics(launcher, second.run_id)
+    run = Run.attach(second.run_id)
+    rows, resumed = training_rows(Run.attach(first.run_id)), training_rows(run)
     check_resumed(rows, resumed, half, args.steps)
-    checkpoints = sorted(
-        (Path(entry.path).name for entry in launcher.ls(f"{run_dir}/ckpts") if "global_step_" in entry.path),
-        key=lambda step: int(step.rpartition("_")[2]),
-    )
+    checkpoints = ", ".join(f"global_step_{each.step}" for each in run.checkpoints() if each.complete)
     print(
         f"\nrun 1: steps 1-{half}, {reward_line(rows)}, {first.duration:.0f} s, log {first.log_path}"
         f"\nrun 2: resumed from global_step_{half}, steps {half + 1}-{args.steps}, {reward_line(resumed)},"
         f" {second.duration:.0f} s, log {second.log_path}"
         f"\nboth:  {reward_line(rows + resumed)}"
-        f"\n{run_dir} on volume {args.volume}: dataset, ckpts ({', '.join(checkpoints)})"
-        f"\nmetrics of each step: skyrl-modal metrics {second.run_id}",
+        f"\n{run_dir} on volume {args.volume}: dataset, ckpts ({checkpoints})"
+        f"\nmore:  skyrl-modal metrics {second.run_id}; skyrl-modal checkpoints {second.run_id}",
         flush=True,
     )
 
