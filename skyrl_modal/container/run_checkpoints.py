@@ -5,6 +5,8 @@ It is imported only for runs whose checkpoint folders are known.
 
 from __future__ import annotations
 
+import threading
+
 from skyrl_modal.container.checkpoint_claims import ClaimedByOther, make_claim
 from skyrl_modal.container.failures import Failure, StartError, describe_error
 from skyrl_modal.container.lease_store import StoreUnavailable
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from skyrl_modal.container.lease_store import LeaseStore
     from skyrl_modal.container.resume import ResumedCommand
     from skyrl_modal.protocol.job import Job
+
+#: Seconds for which a release waits for claims that are being made.
+JOIN_TIMEOUT = 3.0
 
 
 class RunCheckpoints:
@@ -39,19 +44,27 @@ class RunCheckpoints:
         self._report = report
         self._note = note
         self._claims: list[Claim] = []
+        self._claiming: threading.Thread | None = None
 
     def claim(self) -> None:
-        """Claim the folders. Without ``resume="auto"``, a folder that another run writes to is only reported.
+        """Claim the folders.
+
+        Without ``resume="auto"``, a folder that another run writes to is only reported, on Modal while the command
+        starts.
 
         Raises:
             StartError: Another run that has not ended writes to one of them.
         """
+        if self._job.resume is None and self._store is not None:
+            self._claiming = threading.Thread(target=self._claim_all, name="checkpoint-claims", daemon=True)
+            self._claiming.start()
+        else:
+            self._claim_all()
+
+    def _claim_all(self) -> None:
         job = self._job
-        folders = [
-            *job.checkpoint_folders,
-            *([] if job.resume is None else [each.folder for each in job.resume.targets]),
-        ]
-        for folder in dict.fromkeys(folders):
+        targets = () if job.resume is None else job.resume.targets
+        for folder in dict.fromkeys([*job.checkpoint_folders, *(target.folder for target in targets)]):
             claim = make_claim(job, folder, self._store, self._report)
             if claim is None:
                 continue
@@ -93,5 +106,7 @@ class RunCheckpoints:
         Args:
             is_continued: Whether another container continues the run.
         """
+        if self._claiming is not None:
+            self._claiming.join(JOIN_TIMEOUT)  # a claim that it makes later expires
         for claim in self._claims:
             claim.release(is_continued=is_continued)
