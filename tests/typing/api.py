@@ -16,6 +16,7 @@ import skyrl_modal
 from skyrl_modal import (
     BackendUnavailable,
     CheckoutNotFound,
+    Checkpoint,
     CommandFailed,
     ImageSpec,
     Launcher,
@@ -136,6 +137,7 @@ assert_type(run.state, RunState)
 assert_type(run.url, str | None)
 assert_type(run.dashboard_token, str | None)
 assert_type(run.events(), Iterator[RunEvent])
+assert_type(run.checkpoints(), list[Checkpoint])
 assert_type(run.logs(), Iterator[str])
 assert_type(run.logs(follow=True, tail=10), Iterator[str])
 assert_type(run.log_bytes(follow=True, tail=10), Iterator[bytes])
