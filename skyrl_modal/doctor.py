@@ -13,24 +13,31 @@ from skyrl_modal.backends import get_backend, installed_backends
 from skyrl_modal.backends.base import CheckResult
 from skyrl_modal.backends.local.environment import search_path
 from skyrl_modal.checkout import Checkout, find_checkout, inspect_checkout, required_uv_version
+from skyrl_modal.dataclass import replace
 from skyrl_modal.errors import SkyRLModalError, translate_system_errors
 from skyrl_modal.machine import find_ray
 from skyrl_modal.prepare.ray_version import describe_mismatch, mismatch_remedy
 from skyrl_modal.ray_requirement import RayRequirement, permits
 
 
-def run_checks() -> Iterator[CheckResult]:
-    """Check what a run needs: Python, the checkout, and what each installed backend requires."""
+def run_checks(backend: str | None = None) -> Iterator[CheckResult]:
+    """Check what a run needs: Python, the checkout, and what each installed backend requires.
+
+    Args:
+        backend: The backend that is to be used. What it requires is not optional.
+    """
     yield CheckResult("Python", True, f"{sys.version.split()[0]} at {sys.executable}")
     checkout = yield from _check_checkout()
     if checkout is not None:
         yield from _check_ray_version(checkout.ray_requirement)
     yield _check_uv(None if checkout is None else checkout.root)
     for name in installed_backends():
+        is_chosen = name == backend
         try:
-            yield from get_backend(name).diagnose()
+            for check in get_backend(name).diagnose():
+                yield replace(check, optional=False) if is_chosen and check.is_required else check
         except Exception as error:  # any error of a backend that another package may provide
-            yield CheckResult(name, False, f"the backend could not be checked: {error}", optional=True)
+            yield CheckResult(name, False, f"the backend could not be checked: {error}", optional=not is_chosen)
 
 
 def _check_checkout() -> Generator[CheckResult, None, Checkout | None]:
@@ -39,7 +46,7 @@ def _check_checkout() -> Generator[CheckResult, None, Checkout | None]:
         with translate_system_errors():
             checkout = inspect_checkout(find_checkout())
     except SkyRLModalError as error:
-        yield CheckResult("checkout", False, str(error), optional=True)
+        yield CheckResult("checkout", False, "; ".join(map(str.strip, str(error).splitlines())), optional=True)
         return None
     requirement = checkout.ray_requirement
     ray = "requires no version of Ray" if requirement is None else f"requires {requirement.text}"

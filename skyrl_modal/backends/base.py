@@ -111,13 +111,15 @@ class CheckResult:
         subject: What was checked.
         ok: Whether it is as required.
         detail: What was found, and the remedy if it is not as required.
-        optional: Whether runs work without it.
+        optional: Whether runs work without it, or on another backend.
+        is_required: Whether no run of its backend with the defaults of ``Launcher`` can be executed without it.
     """
 
     subject: str
     ok: bool
     detail: str
     optional: bool = False
+    is_required: bool = False
 
 
 class Execution(Protocol):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+from pathlib import Path
 
 import click
 
-from skyrl_modal.cli.base import cli
-from skyrl_modal.cli.output import print_error, print_rows
+from skyrl_modal.cli.base import attach_run, cli
+from skyrl_modal.cli.output import print_error, print_line, print_rows
+from skyrl_modal.protocol.codec import encode
 from skyrl_modal.protocol.exit_codes import LAUNCHER_FAILED
 from skyrl_modal.views.text import StderrReporter
 
@@ -38,11 +42,33 @@ def clean(older_than: str | None, dry_run: bool) -> None:
 
 
 @cli.command()
-def doctor() -> None:
-    """Check what is available on this machine, and how to get what is missing."""
+@click.option("--backend", help="The backend to use. Default: $SKYRL_MODAL_BACKEND; without it, none is required.")
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--bundle",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Also write a .tar.gz for a bug report, without secrets: checks, versions, variables.",
+)
+@click.option("--run", "run_id", metavar="RUN_ID", help="Include the records and logs of this run in the archive.")
+def doctor(backend: str | None, is_json: bool, bundle: Path | None, run_id: str | None) -> None:
+    """Check what is available on this machine, and how to get what is missing.
+
+    Exit with 1 if something that every run needs is missing, or something that the backend needs.
+    """
     from skyrl_modal.doctor import run_checks
 
-    checks = list(run_checks())
+    if run_id is not None and bundle is None:
+        raise click.UsageError("--run is for the archive; add --bundle FILE")
+    checks = list(run_checks(backend or os.environ.get("SKYRL_MODAL_BACKEND")))
+    if bundle is not None:
+        from skyrl_modal.support_archive import write_support_archive
+
+        names = write_support_archive(bundle, checks, None if run_id is None else attach_run(run_id))
+        StderrReporter().info(f"wrote {bundle}: {', '.join(names)}. Look at it before you send it")
+    if is_json:
+        print_line(json.dumps([encode(check) for check in checks], indent=2))
+        sys.exit(0 if all(check.ok or check.optional for check in checks) else 1)
     rows = [("ok" if check.ok else "no", check.subject, check.detail) for check in checks]
     print_rows(("ok", "subject", "detail"), rows)
     sys.exit(0 if all(check.ok or check.optional for check in checks) else 1)

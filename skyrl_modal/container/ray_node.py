@@ -70,7 +70,7 @@ def require_ray(options: RayOptions, env: Mapping[str, str]) -> RayInstallation:
         raise StartError(
             Failure(
                 FailureCause.RAY_NOT_INSTALLED,
-                'there is no `ray` program on the PATH. On this machine: pip install "skyrl-modal[local]". In an '
+                "there is no `ray` program on the PATH. On this machine: pip install ray. In an "
                 "image: add ray to ImageSpec(pip=[...]). Or run without Ray: Launcher(ray=None)",
             )
         )

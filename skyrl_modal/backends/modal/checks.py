@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import urllib.request
 from collections.abc import Iterator
 
 import modal
@@ -30,8 +33,25 @@ def check_token() -> None:
 
 def diagnose() -> Iterator[CheckResult]:
     """Check what the Modal backend needs on this machine."""
+    yield from _check_proxies()
     if has_token():
         yield CheckResult("modal", True, f"client {modal.__version__}, with a token", optional=True)
     else:
         detail = f"client {modal.__version__}, without a token: run `modal setup`"
-        yield CheckResult("modal", False, detail, optional=True)
+        yield CheckResult("modal", False, detail, optional=True, is_required=True)
+
+
+def _check_proxies() -> Iterator[CheckResult]:
+    """Check that Modal's client can use the proxies of this environment (modal/_utils/proxy_support.py, 1.6.4)."""
+    proxies = sorted(name for name in urllib.request.getproxies() if name in ("http", "https", "all"))
+    if not proxies:
+        return
+    names = ", ".join(f"{name.upper()}_PROXY" for name in proxies)
+    if os.environ.get("MODAL_DISABLE_API_PROXY"):
+        yield CheckResult("proxies", True, f"{names}; Modal's client connects directly", optional=True)
+    elif importlib.util.find_spec("python_socks") is not None:
+        yield CheckResult("proxies", True, f"{names}, which Modal's client uses", optional=True)
+    else:
+        remedy = "pip install 'modal[api-proxy-support]', or set MODAL_DISABLE_API_PROXY=1 to connect directly"
+        detail = f"{names} set, and Modal's client lacks what it needs to use them: {remedy}"
+        yield CheckResult("proxies", False, detail, optional=True, is_required=True)

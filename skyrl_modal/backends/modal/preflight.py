@@ -97,7 +97,7 @@ def diagnose() -> Iterator[CheckResult]:
         with translated_client_errors(), contextlib.suppress(modal.exception.NotFoundError):
             modal.Volume.from_name(VolumeSpec().name).hydrate()
     except BackendUnavailable as error:
-        yield CheckResult("modal account", False, error.reason, optional=True)
+        yield CheckResult("modal account", False, error.reason, optional=True, is_required=True)
     else:
         yield CheckResult("modal account", True, "Modal accepts requests", optional=True)
 
