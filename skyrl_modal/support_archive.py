@@ -1,6 +1,6 @@
 """The archive of ``skyrl-modal doctor --bundle``: what is needed to understand a problem, without secrets.
 
-Values of variables whose name says that they are secret are removed, lines with keys of known formats too, and the home
+Values of variables with the name of a secret are removed, lines with keys of known formats too, and the home
 folder is written as ``~``. The files of the checkout, and those of the command, are not in it.
 """
 
@@ -35,7 +35,7 @@ _VARIABLES = ("SKYRL", "MODAL", "RAY", "UV_", "CUDA", "NVIDIA", "NCCL", "PYTHON"
 _SECRET_NAME = re.compile(r"(?i)token|secret|key|passw|credential|auth")
 #: Bytes of the end of each log.
 _MAX_LOG_BYTES = 1 << 20
-#: Length from which a value is removed wherever it occurs. Shorter ones occur in other words too.
+#: Length from which a value is removed wherever it occurs. Shorter ones occur in other text too.
 _MIN_SECRET_LENGTH = 6
 
 
