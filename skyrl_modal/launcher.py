@@ -16,7 +16,7 @@ from skyrl_modal.spec.option import option
 from skyrl_modal.spec.run_spec import HARDWARE, RunSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from skyrl_modal.backends import Backend, VolumeEntry
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from skyrl_modal.run.handle import Run
     from skyrl_modal.run.output_sink import OutputTarget
     from skyrl_modal.run.result import RunResult
+    from skyrl_modal.transfers.plan import TransferPlan
+    from skyrl_modal.transfers.volume_files import DiskUsage
 
     #: What receives the events of a run.
     OnEvent = Callable[[Run, RunEvent], None]
@@ -314,34 +316,44 @@ class Launcher(RunSpec):
 
         return launching.from_run(cls, run_id)
 
+    # -- files on volumes --------------------------------------------------------------------------------------------
+
     @translate_system_errors()
     def ls(self, path: str = "/root/data") -> list[VolumeEntry]:
-        """List a folder of a volume.
+        """List a folder of a volume, a file, or what matches a pattern.
 
         Args:
-            path: Its path in the container.
+            path: Its path in the container. A pattern such as ``"/root/data/ckpts/global_step_*"`` stands for all files
+                and folders that match it.
 
         Raises:
             SpecError: The path is on none of this launcher's volumes, or leads out of its volume.
             FileNotFoundError: There is no such path.
         """
-        from skyrl_modal import launching
+        from skyrl_modal import volume_access
 
-        return launching.list_folder(self, path)
+        return volume_access.list_path(self, path)
 
     @translate_system_errors()
-    def pull(self, path: str, local: str | Path) -> Path:
-        """Copy a file or folder from a volume to this machine, in one step: nothing incomplete remains at ``local``.
+    def pull(self, path: str | Sequence[str], local: str | Path, *, force: bool = False, quiet: bool = False) -> Path:
+        """Copy files or folders from a volume to this machine, in one step: nothing incomplete remains at ``local``.
 
-        A folder is merged into an existing one of the same name. Symbolic links at the target are not followed. Issue a
-        warning about entries that are not copied: named pipes, sockets, devices, and links out of the folder.
+        ``local`` with a slash at its end, or an existing folder, receives the copy under its name. Otherwise it is the
+        path of the copy. A folder is merged into an existing one of the same name. ``"/root/data/ckpts/"`` with a slash
+        at its end stands for the content of the folder.
+
+        Files that ``local`` has with the same size and time of the last change are not copied. If the transfer is
+        killed, the next one between the same places continues it. Symbolic links at the target are not followed. Issue
+        a warning about entries that are not copied: named pipes, sockets, devices, and links out of the folder.
 
         Args:
-            path: Its path in the container.
-            local: The path of the copy, or an existing folder that receives it.
+            path: One or several paths in the container, or patterns.
+            local: The path of the copy, or the folder that receives it.
+            force: Whether to copy files again that are unchanged.
+            quiet: Whether to suppress the progress, which is displayed while a transfer takes longer than a moment.
 
         Returns:
-            The path of the copy.
+            The path of the copy; of several, the folder that received them.
 
         Raises:
             SpecError: The path is on none of this launcher's volumes, or leads out of its volume; or ``local`` is a
@@ -349,26 +361,121 @@ class Launcher(RunSpec):
             FileNotFoundError: There is no such path.
             StorageError: The copy cannot be written. The target is unchanged.
         """
-        from skyrl_modal import launching
+        from skyrl_modal import volume_access
+        from skyrl_modal.views.transfer_progress import TransferProgress
 
-        return launching.pull(self, path, local)
+        progress = TransferProgress("pull", quiet=quiet)
+        return volume_access.pull(self, path, local, force=force, progress=progress)
 
     @translate_system_errors()
-    def push(self, local: str | Path, path: str) -> None:
-        """Copy a file or folder from this machine to a volume, in one step: nothing incomplete remains at ``path``.
+    def push(
+        self, local: str | Path | Sequence[str | Path], path: str, *, force: bool = False, quiet: bool = False
+    ) -> None:
+        """Copy files or folders from this machine to a volume, in one step: nothing incomplete remains at ``path``.
 
-        A folder is merged into an existing one. Issue a warning about entries that are not copied: named pipes,
-        sockets, devices, links out of the folder, and on Modal empty folders.
+        The destination follows the rule of ``pull``: with a slash at its end, or as an existing folder, it receives the
+        copy under its name. Otherwise it is the path of the copy. A folder is merged into an existing one of the same
+        name.
+
+        Files that a volume of the local backend has with the same size and time of the last change are not copied, and
+        contents that Modal has are not sent again. If the transfer is killed, the next one between the same places
+        continues it. Issue a warning about entries that are not copied: named pipes, sockets, devices, links out of the
+        folder, and on Modal empty folders.
 
         Args:
-            local: The file or folder.
-            path: The path of the copy in the container, or an existing folder that receives a file.
+            local: One or several files, folders or patterns.
+            path: The path of the copy in the container, or the folder that receives it.
+            force: Whether to copy files again that are unchanged.
+            quiet: Whether to suppress the progress, which is displayed while a transfer takes longer than a moment.
 
         Raises:
             SpecError: The path is on none of this launcher's volumes, or leads out of its volume.
             FileNotFoundError: There is no such file or folder.
             StorageError: A file cannot be read, or the copy cannot be written. The target is unchanged.
         """
-        from skyrl_modal import launching
+        from skyrl_modal import volume_access
+        from skyrl_modal.views.transfer_progress import TransferProgress
 
-        launching.push(self, local, path)
+        volume_access.push(self, local, path, force=force, progress=TransferProgress("push", quiet=quiet))
+
+    @translate_system_errors()
+    def plan_pull(self, path: str | Sequence[str], local: str | Path, *, force: bool = False) -> TransferPlan:
+        """Return what ``pull`` would copy, and where to. Nothing is written.
+
+        Args:
+            path: As in ``pull``. So are the other arguments and the errors.
+            local: As in ``pull``.
+            force: As in ``pull``.
+        """
+        from skyrl_modal import volume_access
+
+        return volume_access.plan_pull(self, path, local, force=force)
+
+    @translate_system_errors()
+    def plan_push(self, local: str | Path | Sequence[str | Path], path: str, *, force: bool = False) -> TransferPlan:
+        """Return what ``push`` would copy, and where to. Nothing is written.
+
+        Args:
+            local: As in ``push``. So are the other arguments and the errors.
+            path: As in ``push``.
+            force: As in ``push``.
+        """
+        from skyrl_modal import volume_access
+
+        return volume_access.plan_push(self, local, path, force=force)
+
+    @translate_system_errors()
+    def remove(self, path: str, *, recursive: bool = False, force: bool = False) -> list[str]:
+        """Remove a file or folder of a volume. A symbolic link is removed, and not what it leads to.
+
+        Args:
+            path: Its path in the container, or a pattern.
+            recursive: Whether to remove folders with their content.
+            force: Whether to remove the content of a whole volume, or records of runs.
+
+        Returns:
+            The paths that were removed.
+
+        Raises:
+            SpecError: The path is on none of this launcher's volumes, or leads out of its volume; or it is a folder and
+                ``recursive`` is False; or it contains records of runs and ``force`` is False. Nothing is removed.
+            FileNotFoundError: There is no such path.
+            StorageError: It cannot be removed.
+        """
+        from skyrl_modal import volume_access
+
+        return volume_access.remove(self, path, recursive=recursive, force=force)
+
+    def read(self, path: str) -> Iterator[bytes]:
+        """Yield the content of a file on a volume in pieces, without a copy on this machine.
+
+        Args:
+            path: Its path in the container.
+
+        Raises:
+            SpecError: The path is on none of this launcher's volumes, leads out of its volume, or is a folder.
+            FileNotFoundError: There is no such path.
+            StorageError: It is not a regular file, or cannot be read.
+
+        Example:
+            >>> b"".join(launcher.read("/root/data/metrics.json"))  # doctest: +SKIP
+        """
+        from skyrl_modal import volume_access
+
+        with translate_system_errors():
+            yield from volume_access.read(self, path)
+
+    @translate_system_errors()
+    def du(self, path: str = "/root/data") -> DiskUsage:
+        """Return the size of a file or folder on a volume, and of each file and folder in it.
+
+        Args:
+            path: Its path in the container.
+
+        Raises:
+            SpecError: The path is on none of this launcher's volumes, or leads out of its volume.
+            FileNotFoundError: There is no such path.
+        """
+        from skyrl_modal import volume_access
+
+        return volume_access.measure(self, path)

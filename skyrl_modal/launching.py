@@ -5,17 +5,15 @@ Each function does what the method of the same name documents. ``Launcher`` tran
 
 from __future__ import annotations
 
-import posixpath
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skyrl_modal.backends import Backend, VolumeEntry, get_backend, rates_of_plan, rates_of_run, run_check
+from skyrl_modal.backends import Backend, get_backend, rates_of_plan, rates_of_run, run_check
 from skyrl_modal.declaration import evolve, fields, frozen
-from skyrl_modal.errors import BackendUnavailable, PathNotFound, SkyRLModalError, SpecError, translate_system_errors
+from skyrl_modal.errors import BackendUnavailable, SkyRLModalError, SpecError, translate_system_errors
 from skyrl_modal.prepare.command import normalize_command, shorten_command
 from skyrl_modal.prepare.findings import unavailable_finding
 from skyrl_modal.prepare.plan import Plan
@@ -28,10 +26,8 @@ from skyrl_modal.run.index import RunIndex
 from skyrl_modal.run.interrupts import Interrupts, catch_interrupts
 from skyrl_modal.run.output_sink import OutputTarget, ParallelOutput, open_sink
 from skyrl_modal.run.result import RunResult
-from skyrl_modal.spec.fields import check_whole_number, is_below
+from skyrl_modal.spec.fields import check_whole_number
 from skyrl_modal.spec.run_spec import RunSpec
-from skyrl_modal.spec.volume import VolumeSpec
-from skyrl_modal.user_folders import local_path
 from skyrl_modal.views.text import StderrReporter
 
 if TYPE_CHECKING:
@@ -297,47 +293,3 @@ def from_run(cls: type[Launcher], run_id: str) -> tuple[Launcher, str]:
     for change in changes_since(record.job, launcher):
         warnings.warn(f"run {run_id}: {change}", stacklevel=_STACK_LEVEL)
     return launcher, record.job.command
-
-
-def list_folder(launcher: Launcher, path: str) -> list[VolumeEntry]:
-    """List a folder of a volume."""
-    volume, inside = _find_volume(launcher, path)
-    return [
-        VolumeEntry(posixpath.join(volume.mount_path, entry.path), entry.type, entry.size, entry.mtime)
-        for entry in backend_of(launcher).ls(volume, inside)
-    ]
-
-
-def pull(launcher: Launcher, path: str, local: str | Path) -> Path:
-    """Copy a file or folder from a volume to this machine."""
-    volume, inside = _find_volume(launcher, path)
-    target = local_path(local)
-    if target.is_symlink() and target.is_dir():
-        raise SpecError("local", str(local), f"it is a symbolic link. Pass the folder itself: {target.resolve()}")
-    if target.is_dir() and inside:
-        target = target / posixpath.basename(inside)
-    for text in backend_of(launcher).pull(volume, inside, target) or ():
-        warnings.warn(text, stacklevel=_STACK_LEVEL)
-    return target
-
-
-def push(launcher: Launcher, local: str | Path, path: str) -> None:
-    """Copy a file or folder from this machine to a volume."""
-    volume, inside = _find_volume(launcher, path)
-    source = local_path(local)
-    if not source.exists():
-        raise PathNotFound(f"there is no {source}")
-    for text in backend_of(launcher).push(volume, source, inside) or ():
-        warnings.warn(text, stacklevel=_STACK_LEVEL)
-
-
-def _find_volume(launcher: Launcher, path: str) -> tuple[VolumeSpec, str]:
-    """Return the volume that contains a path in the container, and the path on it."""
-    if "\0" in path:
-        raise SpecError("path", path, "it contains a null character")
-    normal = posixpath.normpath(path)
-    for volume in sorted(launcher.volumes, key=lambda volume: -len(volume.mount_path)):
-        if is_below(normal, volume.mount_path):
-            return volume, normal.removeprefix(volume.mount_path).lstrip("/")
-    paths = ", ".join(volume.mount_path for volume in launcher.volumes) or "none"
-    raise SpecError("path", path, f"it is on none of this launcher's volumes ({paths})")

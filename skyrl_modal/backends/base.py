@@ -10,6 +10,7 @@ from skyrl_modal.dataclass import dataclass, field
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from skyrl_modal.backends.transfer_options import TransferOptions
     from skyrl_modal.protocol.events import RunEvent
     from skyrl_modal.protocol.job import Job
     from skyrl_modal.protocol.result import RunResultRecord
@@ -252,21 +253,58 @@ class Backend(Protocol):
         """Check what this backend needs on this machine, for ``skyrl-modal doctor``."""
 
     def ls(self, volume: VolumeSpec, path: str) -> Sequence[VolumeEntry]:
-        """List a folder of a volume. Paths start at the volume's root.
+        """List a folder of a volume, or one file. Paths start at the volume's root.
 
         Raises:
             FileNotFoundError: There is no such volume or path.
         """
 
-    def pull(self, volume: VolumeSpec, path: str, local: Path) -> Sequence[str]:
+    def kind(self, volume: VolumeSpec, path: str) -> VolumeEntryKind | None:
+        """Return what a path of a volume is, after following links; None if there is no such volume or path."""
+
+    def walk(self, volume: VolumeSpec, path: str) -> Iterator[VolumeEntry]:
+        """Yield all entries below a folder of a volume, or one file. Symbolic links are not followed.
+
+        Raises:
+            FileNotFoundError: There is no such volume or path.
+        """
+
+    def read(self, volume: VolumeSpec, path: str) -> Iterator[bytes]:
+        """Yield the content of a file of a volume in pieces, which are small compared to the memory.
+
+        Raises:
+            FileNotFoundError: There is no such volume or path.
+        """
+
+    def remove(self, volume: VolumeSpec, path: str, *, recursive: bool) -> None:
+        """Remove a file of a volume, or a folder with its content. The volume itself remains.
+
+        Raises:
+            FileNotFoundError: There is no such volume or path.
+            SpecError: It is a folder, and ``recursive`` is False.
+        """
+
+    def pull(self, volume: VolumeSpec, path: str, local: Path, options: TransferOptions) -> Sequence[str]:
         """Copy a file or folder from a volume to this machine. Nothing incomplete may remain at ``local``.
+
+        Args:
+            volume: The volume.
+            path: What is copied.
+            local: The path of the copy itself. An existing folder is merged with the copy of a folder.
+            options: What the caller requests. With ``dry_run`` nothing is written.
 
         Returns:
             Warnings about entries that were not copied.
         """
 
-    def push(self, volume: VolumeSpec, local: Path, path: str) -> Sequence[str]:
-        """Copy a file or folder from this machine to a volume. A folder on the volume receives a file.
+    def push(self, volume: VolumeSpec, local: Path, path: str, options: TransferOptions) -> Sequence[str]:
+        """Copy a file or folder from this machine to a volume.
+
+        Args:
+            volume: The volume.
+            local: What is copied.
+            path: The path of the copy itself. An existing folder is merged with the copy of a folder.
+            options: What the caller requests. With ``dry_run`` nothing is written.
 
         Returns:
             Warnings about entries that were not copied.

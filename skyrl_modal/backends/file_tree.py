@@ -1,4 +1,4 @@
-"""Copies of a file or folder on file systems of this machine, and reports of what is not copied."""
+"""What a transfer copies of a file or folder of this machine, and reports of what is not copied."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from skyrl_modal.backends.contained_paths import PathOutside, path_below_alias, resolve_below
-from skyrl_modal.backends.transfer import STAGING_PREFIX, copy_file, special_kind, storage_errors
+from skyrl_modal.backends.staging import STAGING_PREFIX
+from skyrl_modal.backends.storage import special_kind, storage_errors
+from skyrl_modal.backends.tree_entries import EntryKind, TreeEntry
 from skyrl_modal.dataclass import dataclass
 from skyrl_modal.errors import StorageError
 
@@ -108,74 +110,55 @@ def walk_tree(tree: Path) -> Iterator[tuple[str, os.stat_result]]:
                     folders.append(path)
 
 
-def copy_tree(tree: Path, target: Path, rules: LinkRules, skipped: SkippedEntries) -> None:
-    """Copy a folder to a new folder.
+def list_entries(source: Path, rules: LinkRules, skipped: SkippedEntries) -> list[TreeEntry]:
+    """Return what has to be copied of a file or folder, each entry after its folder.
 
     Args:
-        tree: The folder, without symbolic links in its path.
-        target: The new folder.
+        source: The file or folder, without symbolic links in its path.
         rules: What happens to symbolic links.
         skipped: Receives the entries that are not copied.
 
     Raises:
-        StorageError: A file or folder cannot be read or written.
+        StorageError: It is neither a file nor a folder, or cannot be read.
     """
-    copied: list[tuple[Path, os.stat_result]] = []
-    with storage_errors(tree):
-        copied.append((target, tree.stat()))
-        target.mkdir(mode=0o700)
-        for path, status in walk_tree(tree):
+    with storage_errors(source):
+        status = source.stat()
+        kind = special_kind(status.st_mode)
+        if kind is not None:
+            raise StorageError(str(source), f"it is {kind}: only files and folders are copied")
+        if not stat.S_ISDIR(status.st_mode):
+            return [_file_entry("", source, status)]
+        entries = [_folder_entry("", status)]
+        for path, status in walk_tree(source):
             kind = special_kind(status.st_mode)
             if kind is not None:
                 skipped.add(path, f"it is {kind}")
             elif stat.S_ISDIR(status.st_mode):
-                (target / path).mkdir(mode=0o700)
-                copied.append((target / path, status))
+                entries.append(_folder_entry(path, status))
             elif stat.S_ISLNK(status.st_mode):
-                _copy_link(tree / path, target / path, path, rules, skipped)
+                entries += _link_entries(source / path, path, rules, skipped)
             else:
-                _copy_present_file(tree / path, target / path)
-        for folder, status in reversed(copied):
-            # Without these permissions the folder could not be moved to its place.
-            folder.chmod(status.st_mode & 0o777 | 0o700)
-            os.utime(folder, ns=(status.st_atime_ns, status.st_mtime_ns))
+                entries.append(_file_entry(path, source / path, status))
+        return entries
 
 
-def _copy_present_file(source: Path, target: Path) -> None:
-    """Copy a file, unless it was removed or renamed meanwhile."""
-    try:
-        copy_file(source, target)
-    except FileNotFoundError as error:
-        if os.fspath(error.filename) != os.fspath(source):
-            raise
+def _folder_entry(path: str, status: os.stat_result) -> TreeEntry:
+    return TreeEntry(path, EntryKind.FOLDER, mtime_ns=status.st_mtime_ns, mode=status.st_mode & 0o777)
 
 
-def _copy_link(link: Path, target: Path, path: str, rules: LinkRules, skipped: SkippedEntries) -> None:
+def _file_entry(path: str, source: Path, status: os.stat_result) -> TreeEntry:
+    return TreeEntry(path, EntryKind.FILE, status.st_size, status.st_mtime_ns, status.st_mode & 0o777, source)
+
+
+def _link_entries(link: Path, path: str, rules: LinkRules, skipped: SkippedEntries) -> list[TreeEntry]:
+    """Return the entry for a link; nothing if it is not copied, or was removed meanwhile."""
     try:
         found = rules.resolve(link)
+        if isinstance(found, str):
+            return [TreeEntry(path, EntryKind.LINK, link=found)]
+        return [_file_entry(path, found, found.stat())]
     except FileNotFoundError:
-        return  # removed meanwhile
+        return []
     except PathOutside as error:
         skipped.add(path, str(error))
-        return
-    if isinstance(found, str):
-        target.symlink_to(found)
-    else:
-        copy_file(found, target)
-
-
-def copy_item(source: Path, target: Path, rules: LinkRules, skipped: SkippedEntries) -> None:
-    """Copy a file or a folder.
-
-    Raises:
-        StorageError: It is neither, or cannot be read or written.
-    """
-    with storage_errors(source):
-        mode = source.stat().st_mode
-        if stat.S_ISDIR(mode):
-            copy_tree(source, target, rules, skipped)
-            return
-        kind = special_kind(mode)
-        if kind is not None:
-            raise StorageError(str(source), f"it is {kind}: only files and folders are copied")
-        copy_file(source, target)
+        return []

@@ -15,8 +15,8 @@ from pathlib import Path
 from attrs import field, frozen
 
 from skyrl_modal.backends import Backend, get_backend, installed_backends
+from skyrl_modal.backends.staging import abandoned_transfers
 from skyrl_modal.backends.temporary_folders import remove_tree
-from skyrl_modal.backends.transfer import abandoned_transfers
 from skyrl_modal.errors import BackendUnavailable, RecordError, SkyRLModalError
 from skyrl_modal.machine import tree_size
 from skyrl_modal.mount import SnapshotStore

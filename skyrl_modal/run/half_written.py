@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 
-from skyrl_modal.backends.transfer import remove_abandoned_transfers
+from skyrl_modal.backends.staging import remove_abandoned_transfers
 from skyrl_modal.run.index import RunIndex
 
 #: Limit for the removal of half-written files when a run starts. The next start continues.

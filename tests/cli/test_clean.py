@@ -16,8 +16,8 @@ from skyrl_modal.backends.local.descriptors import DescriptorSet
 from skyrl_modal.backends.local.run_lock import state_folder
 from skyrl_modal.backends.local.sandbox import Sandbox
 from skyrl_modal.backends.local.scratch import create_scratch_folder, scratch_root
-from skyrl_modal.backends.local.volumes import volume_folder
-from skyrl_modal.backends.transfer import STAGING_PREFIX
+from skyrl_modal.backends.local.volume_folder import volume_folder
+from skyrl_modal.backends.staging import STAGING_PREFIX
 from skyrl_modal.mount import SnapshotStore, select
 from skyrl_modal.protocol.state import RunState
 from skyrl_modal.run.cleanup import CleanUpReport, clean_up
@@ -201,13 +201,14 @@ def test_other_temporary_folders_are_kept(tmp_path: Path) -> None:
 
 
 def leave_transfer(folder: Path) -> Path:
-    """Leave a staging folder as a transfer does that is killed."""
+    """Leave a staging folder as a transfer does that was killed long ago."""
     staging = folder / f"{STAGING_PREFIX}left"
     staging.mkdir(parents=True)
     (staging / "item").write_bytes(b"x" * 10)
     links = user_state_folder() / "transfers"
     links.mkdir(parents=True, exist_ok=True)
     (links / "1-left").symlink_to(staging)
+    os.utime(links / "1-left", (LONG_AGO, LONG_AGO), follow_symlinks=False)
     return staging
 
 
@@ -256,10 +257,10 @@ def test_active_transfer_is_kept(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from skyrl_modal.backends.transfer import staged_transfer
-with staged_transfer(Path(sys.argv[1])) as staged:
+with staged_transfer(Path(sys.argv[1]), "test") as staged:
     print("staged", flush=True)
     sys.stdin.readline()
-    staged.write_text("complete")
+    staged.item.write_text("complete")
 """
     command = [sys.executable, "-c", script, str(tmp_path / "file")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from skyrl_modal.backends import VolumeEntry
 from skyrl_modal.backends.base import CheckResult, Handle, PreparedRun, StoredFile
+from skyrl_modal.backends.transfer_options import TransferOptions
 from skyrl_modal.protocol.events import OutputEvent, ResultEvent, RunEvent
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.result import RunResultRecord
-from skyrl_modal.protocol.state import FailureCause, RunState
+from skyrl_modal.protocol.state import FailureCause, RunState, VolumeEntryKind
 from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.spec.volume import VolumeSpec
 
@@ -125,10 +126,26 @@ class MemoryBackend:
         """Return no entries."""
         return []
 
-    def pull(self, volume: VolumeSpec, path: str, local: Path) -> Sequence[str]:
+    def kind(self, volume: VolumeSpec, path: str) -> VolumeEntryKind | None:
+        """Return None: there are no files."""
+        return None
+
+    def walk(self, volume: VolumeSpec, path: str) -> Iterator[VolumeEntry]:
+        """Yield no entries."""
+        return iter(())
+
+    def read(self, volume: VolumeSpec, path: str) -> Iterator[bytes]:
         """Raise FileNotFoundError: there are no files."""
         raise FileNotFoundError(path)
 
-    def push(self, volume: VolumeSpec, local: Path, path: str) -> Sequence[str]:
+    def remove(self, volume: VolumeSpec, path: str, *, recursive: bool) -> None:
+        """Raise FileNotFoundError: there are no files."""
+        raise FileNotFoundError(path)
+
+    def pull(self, volume: VolumeSpec, path: str, local: Path, options: TransferOptions) -> Sequence[str]:
+        """Raise FileNotFoundError: there are no files."""
+        raise FileNotFoundError(path)
+
+    def push(self, volume: VolumeSpec, local: Path, path: str, options: TransferOptions) -> Sequence[str]:
         """Raise FileNotFoundError: there are no volumes."""
         raise FileNotFoundError(volume.name)

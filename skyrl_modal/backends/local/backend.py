@@ -30,13 +30,7 @@ from skyrl_modal.backends.local.scratch import (
     scratch_parent,
     scratch_root,
 )
-from skyrl_modal.backends.local.volumes import (
-    copy_from_volume,
-    copy_to_volume,
-    list_folder,
-    path_on_volume,
-    volume_folder,
-)
+from skyrl_modal.backends.local.volume_folder import volume_folder
 from skyrl_modal.backends.temporary_folders import remove_tree
 from skyrl_modal.dataclass import dataclass, replace
 from skyrl_modal.errors import BackendUnavailable, SpecError, StorageError
@@ -48,6 +42,8 @@ from skyrl_modal.user_folders import create_user_folder
 if TYPE_CHECKING:
     from skyrl_modal.backends.local.network import ClusterNetwork
     from skyrl_modal.formats.checkpoint_listing import Listing
+    from skyrl_modal.backends.transfer_options import TransferOptions
+    from skyrl_modal.protocol.state import VolumeEntryKind
     from skyrl_modal.spec.run_spec import RunSpec
     from skyrl_modal.spec.volume import VolumeSpec
 
@@ -202,8 +198,12 @@ class LocalBackend:
         """Check what this backend needs on this machine, for ``skyrl-modal doctor``."""
         return run_checks()
 
+    # What reads and writes volumes is imported in these methods, since a run does not need it.
+
     def ls(self, volume: VolumeSpec, path: str) -> Sequence[VolumeEntry]:
         """Return the entries of a folder of a volume. For a file, return one entry."""
+        from skyrl_modal.backends.local.volumes import list_folder
+
         return list_folder(volume, path)
 
     def checkpoint_listing(self, volume: VolumeSpec, path: str) -> Listing:
@@ -212,17 +212,46 @@ class LocalBackend:
         Raises:
             SpecError: The path leads out of the volume.
         """
+        from skyrl_modal.backends.local.volumes import path_on_volume
         from skyrl_modal.formats.checkpoint_listing import FolderListing
 
         return FolderListing(str(path_on_volume(volume, path)))
 
-    def pull(self, volume: VolumeSpec, path: str, local: Path) -> Sequence[str]:
-        """Copy a file or folder from a volume to ``local``. Return warnings about entries that were not copied."""
-        return copy_from_volume(volume, path, local)
+    def kind(self, volume: VolumeSpec, path: str) -> VolumeEntryKind | None:
+        """Return what a path of a volume is; None if there is no such volume or path."""
+        from skyrl_modal.backends.local.volumes import find_kind
 
-    def push(self, volume: VolumeSpec, local: Path, path: str) -> Sequence[str]:
+        return find_kind(volume, path)
+
+    def walk(self, volume: VolumeSpec, path: str) -> Iterator[VolumeEntry]:
+        """Yield all entries below a folder of a volume. Symbolic links are not followed."""
+        from skyrl_modal.backends.local.volumes import walk_folder
+
+        return walk_folder(volume, path)
+
+    def read(self, volume: VolumeSpec, path: str) -> Iterator[bytes]:
+        """Yield the content of a file of a volume in pieces."""
+        from skyrl_modal.backends.local.volumes import read_file
+
+        return read_file(volume, path)
+
+    def remove(self, volume: VolumeSpec, path: str, *, recursive: bool) -> None:
+        """Remove a file of a volume, or a folder with its content."""
+        from skyrl_modal.backends.local.volumes import remove
+
+        remove(volume, path, recursive=recursive)
+
+    def pull(self, volume: VolumeSpec, path: str, local: Path, options: TransferOptions) -> Sequence[str]:
+        """Copy a file or folder from a volume to ``local``. Return warnings about entries that were not copied."""
+        from skyrl_modal.backends.local.volumes import copy_from_volume
+
+        return copy_from_volume(volume, path, local, options)
+
+    def push(self, volume: VolumeSpec, local: Path, path: str, options: TransferOptions) -> Sequence[str]:
         """Copy a file or folder from this machine to a volume. Return warnings about entries that were not copied."""
-        return copy_to_volume(volume, local, path)
+        from skyrl_modal.backends.local.volumes import copy_to_volume
+
+        return copy_to_volume(volume, local, path, options)
 
     def abandoned_folders(self) -> Iterator[Path]:
         """Yield the scratch folders of runs that are not active any more, and were killed before they removed them."""

@@ -25,7 +25,7 @@ from skyrl_modal.backends.local.run_folder import private_run_folder
 from skyrl_modal.backends.local.run_lock import supervisor_stderr
 from skyrl_modal.backends.local.sandbox import Layer, LayerMode, Sandbox
 from skyrl_modal.backends.local.scratch import ScratchFolder
-from skyrl_modal.backends.local.volumes import volume_folder
+from skyrl_modal.backends.local.volume_folder import volume_folder
 from skyrl_modal.dataclass import dataclass, field, replace
 from skyrl_modal.errors import BackendUnavailable, StorageError
 from skyrl_modal.protocol.codec import encode

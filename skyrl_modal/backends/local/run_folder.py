@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from skyrl_modal.backends.local.run_lock import state_folder
-from skyrl_modal.backends.local.volumes import volume_folder
+from skyrl_modal.backends.local.volume_folder import volume_folder
 from skyrl_modal.errors import RecordError
 from skyrl_modal.protocol.codec import ProtocolError
 from skyrl_modal.protocol.job import Job

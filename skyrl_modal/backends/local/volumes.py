@@ -5,25 +5,29 @@ from __future__ import annotations
 import os
 import posixpath
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skyrl_modal.backends.base import VolumeEntry
 from skyrl_modal.backends.contained_paths import PathOutside, resolve_below
-from skyrl_modal.backends.file_tree import LinkRules, SkippedEntries, copy_item
-from skyrl_modal.backends.transfer import staged_transfer, storage_errors
-from skyrl_modal.errors import PathNotFound, SpecError
+from skyrl_modal.backends.file_tree import LinkRules, walk_tree
+from skyrl_modal.backends.local.tree_copy import copy_item
+from skyrl_modal.backends.local.volume_folder import volume_folder
+from skyrl_modal.backends.storage import storage_errors
+from skyrl_modal.backends.temporary_folders import remove_tree
+from skyrl_modal.backends.transfer_options import TransferOptions
+from skyrl_modal.errors import PathNotFound, SpecError, StorageError
+from skyrl_modal.protocol.run_folder import open_regular_file
 from skyrl_modal.protocol.state import VolumeEntryKind
-from skyrl_modal.user_folders import create_user_folder, data_folder
+from skyrl_modal.user_folders import create_user_folder
 
 if TYPE_CHECKING:
     from skyrl_modal.spec.volume import VolumeSpec
 
 
-def volume_folder(name: str) -> Path:
-    """Return the folder of a volume."""
-    return data_folder() / "volumes" / name
+#: Bytes that are read at a time.
+_READ_SIZE = 1 << 20
 
 
 def list_folder(volume: VolumeSpec, path: str) -> Sequence[VolumeEntry]:
@@ -62,7 +66,100 @@ def _entry(path: str, status: os.stat_result | None) -> VolumeEntry:
     return VolumeEntry(path, kind, status.st_size, status.st_mtime)
 
 
-def copy_from_volume(volume: VolumeSpec, path: str, local: Path) -> Sequence[str]:
+def find_kind(volume: VolumeSpec, path: str) -> VolumeEntryKind | None:
+    """Return what a path of a volume is, after following links; None if there is no such volume or path.
+
+    A link that leads nowhere is of another kind than a file or a folder.
+
+    Raises:
+        SpecError: The path leads out of the volume.
+    """
+    place = path_on_volume(volume, path)
+    try:
+        return _entry(path, place.lstat()).type
+    except OSError:
+        pass
+    parent, name = posixpath.split(path)
+    is_dangling = bool(name) and os.path.lexists(path_on_volume(volume, parent) / name)
+    return VolumeEntryKind.OTHER if is_dangling else None
+
+
+def walk_folder(volume: VolumeSpec, path: str) -> Iterator[VolumeEntry]:
+    """Yield all entries below a folder of a volume; for a file, the file. Symbolic links are not followed.
+
+    Raises:
+        PathNotFound: There is no such volume or path.
+        SpecError: The path leads out of the volume.
+        StorageError: A folder cannot be read.
+    """
+    place = _existing_path(volume, path)
+    inside = place.relative_to(_root(volume)).as_posix()
+    with storage_errors(place):
+        status = place.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        yield _entry(inside, status)
+        return
+    for name, status in walk_tree(place):
+        yield _entry(posixpath.join("" if inside == "." else inside, name), status)
+
+
+def read_file(volume: VolumeSpec, path: str) -> Iterator[bytes]:
+    """Yield the content of a file of a volume in pieces.
+
+    Raises:
+        PathNotFound: There is no such volume or path.
+        SpecError: The path leads out of the volume, or is a folder.
+        StorageError: It is not a regular file, or cannot be read.
+    """
+    place = _existing_path(volume, path)
+    if place.is_dir():
+        raise SpecError("path", path, "it is a folder. Pass the path of a file")
+    with storage_errors(place), open_regular_file(place) as file:
+        while data := file.read(_READ_SIZE):
+            yield data
+
+
+def remove(volume: VolumeSpec, path: str, *, recursive: bool) -> None:
+    """Remove a file or folder of a volume. A symbolic link is removed, and not what it leads to.
+
+    Args:
+        volume: The volume.
+        path: The path; the root removes what is in it, and keeps the volume.
+        recursive: Whether to remove a folder with its content.
+
+    Raises:
+        PathNotFound: There is no such volume or path.
+        SpecError: The path leads out of the volume, or is a folder without ``recursive``.
+        StorageError: It cannot be removed.
+    """
+    parent, name = posixpath.split(posixpath.normpath(f"/{path}").strip("/"))
+    place = _existing_path(volume, parent) / name
+    try:
+        mode = place.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise PathNotFound(f"volume {volume.name} has no {path or '/'}") from error
+    with storage_errors(place):
+        if not stat.S_ISDIR(mode):
+            place.unlink()
+            return
+        if not recursive:
+            raise SpecError("path", path, "it is a folder. Pass recursive=True (rm -r) to remove it with its content")
+        if name:
+            _remove_folder(place)
+            return
+        for item in place.iterdir():
+            if item.is_dir() and not item.is_symlink():
+                _remove_folder(item)
+            else:
+                item.unlink()
+
+
+def _remove_folder(folder: Path) -> None:
+    if not remove_tree(folder):
+        raise StorageError(str(folder), "it could not be removed completely; check its permissions")
+
+
+def copy_from_volume(volume: VolumeSpec, path: str, local: Path, options: TransferOptions) -> Sequence[str]:
     """Copy a file or folder from a volume to this machine in one step.
 
     Returns:
@@ -75,11 +172,11 @@ def copy_from_volume(volume: VolumeSpec, path: str, local: Path) -> Sequence[str
     """
     source = _existing_path(volume, path)
     rules = LinkRules(root=_root(volume), tree=source, aliases=_aliases(volume), with_contents=True)
-    return _copy(source, local, rules)
+    return copy_item(source, local, rules, options)
 
 
-def copy_to_volume(volume: VolumeSpec, local: Path, path: str) -> Sequence[str]:
-    """Copy a file or folder from this machine to a volume in one step. A folder on the volume receives a file.
+def copy_to_volume(volume: VolumeSpec, local: Path, path: str, options: TransferOptions) -> Sequence[str]:
+    """Copy a file or folder from this machine to a volume in one step.
 
     The volume is created if it does not exist.
 
@@ -94,20 +191,12 @@ def copy_to_volume(volume: VolumeSpec, local: Path, path: str) -> Sequence[str]:
     folder = volume_folder(volume.name)
     if not folder.is_dir() and not volume.create_if_missing:
         raise PathNotFound(f"there is no volume {volume.name}, and create_if_missing is False")
-    create_user_folder(folder)
+    if not options.dry_run:
+        create_user_folder(folder)
     target = _target_path(volume, path)
     source = local.resolve()
-    if target.is_dir() and not source.is_dir():
-        target /= local.name or source.name
     rules = LinkRules(root=source, tree=source, aliases=[str(source)], kept_below=[volume.mount_path])
-    return _copy(source, target, rules)
-
-
-def _copy(source: Path, target: Path, rules: LinkRules) -> Sequence[str]:
-    skipped = SkippedEntries()
-    with staged_transfer(target) as staged:
-        copy_item(source, staged, rules, skipped)
-    return skipped.warnings()
+    return copy_item(source, target, rules, options)
 
 
 def _root(volume: VolumeSpec) -> Path:

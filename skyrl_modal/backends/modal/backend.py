@@ -16,7 +16,10 @@ from skyrl_modal.backends.modal.execution import ModalExecution
 from skyrl_modal.backends.modal.rate_request import RateRequest
 from skyrl_modal.backends.modal.rates import node_rates
 from skyrl_modal.backends.modal.run_checks import check_run
+from skyrl_modal.backends.transfer_options import TransferOptions
+from skyrl_modal.errors import PathNotFound
 from skyrl_modal.protocol.job import Job
+from skyrl_modal.protocol.state import VolumeEntryKind
 from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.spec.volume import VolumeSpec
 
@@ -126,19 +129,64 @@ class ModalBackend:
 
         return ModalCheckpointListing(volume, path)
 
-    def pull(self, volume: VolumeSpec, path: str, local: Path) -> Sequence[str]:
+    def kind(self, volume: VolumeSpec, path: str) -> VolumeEntryKind | None:
+        """Return what a path of a volume is; None if there is no such volume or path.
+
+        Raises:
+            BackendUnavailable: Modal cannot be reached, or refuses the token.
+        """
+        try:
+            return volumes.find_kind(volume, path)
+        except PathNotFound:
+            return None
+
+    def walk(self, volume: VolumeSpec, path: str) -> Iterator[VolumeEntry]:
+        """Yield all entries below a folder of a volume, or one file.
+
+        Raises:
+            FileNotFoundError: There is no such volume or path.
+            BackendUnavailable: Modal cannot be reached, or refuses the token.
+        """
+        return volumes.walk_folder(volume, path)
+
+    def read(self, volume: VolumeSpec, path: str) -> Iterator[bytes]:
+        """Yield the content of a file of a volume in pieces.
+
+        Raises:
+            FileNotFoundError: There is no such volume or path.
+            BackendUnavailable: Modal cannot be reached, or refuses the token.
+        """
+        return volumes.read_file(volume, path)
+
+    def remove(self, volume: VolumeSpec, path: str, *, recursive: bool) -> None:
+        """Remove a file of a volume, or a folder with its content.
+
+        Raises:
+            FileNotFoundError: There is no such volume or path.
+            SpecError: It is a folder, and ``recursive`` is False.
+            BackendUnavailable: Modal cannot be reached, or refuses the token.
+        """
+        volumes.remove(volume, path, recursive=recursive)
+
+    # What transfers files is imported in these methods, since a run does not need it.
+
+    def pull(self, volume: VolumeSpec, path: str, local: Path, options: TransferOptions) -> Sequence[str]:
         """Copy a file or folder from a volume to this machine. Return warnings about entries that were not copied.
 
         Raises:
             FileNotFoundError: There is no such volume or path.
             BackendUnavailable: Modal cannot be reached, or refuses the token.
         """
-        return volumes.download(volume, path, local)
+        from skyrl_modal.backends.modal.download import download
 
-    def push(self, volume: VolumeSpec, local: Path, path: str) -> Sequence[str]:
+        return download(volume, path, local, options)
+
+    def push(self, volume: VolumeSpec, local: Path, path: str, options: TransferOptions) -> Sequence[str]:
         """Copy a file or folder from this machine to a volume. Return warnings about entries that were not copied.
 
         Raises:
             BackendUnavailable: Modal cannot be reached, or refuses the token.
         """
-        return volumes.upload(volume, local, path)
+        from skyrl_modal.backends.modal.upload import upload
+
+        return upload(volume, local, path, options)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import modal
 
 from skyrl_modal.backends.modal.preflight import connect
-from skyrl_modal.backends.modal.volumes import translated_errors
+from skyrl_modal.backends.modal.volume_errors import volume_errors
 from skyrl_modal.errors import PathNotFound
 from skyrl_modal.formats.checkpoint_listing import MAX_ENTRIES, Entry, EntryKind
 from skyrl_modal.spec.volume import VolumeSpec
@@ -39,7 +39,7 @@ class ModalCheckpointListing:
         """
         connect()
         try:
-            with translated_errors(self._volume, self._path):
+            with volume_errors(self._volume, self._path):
                 listing = modal.Volume.from_name(self._volume.name).iterdir(self._path, recursive=True)
                 for number, entry in enumerate(listing):
                     if number >= MAX_ENTRIES:
@@ -62,7 +62,7 @@ class ModalCheckpointListing:
         if not path.endswith(_READ_ENDINGS):
             return None
         content = bytearray()
-        with translated_errors(self._volume, path):
+        with volume_errors(self._volume, path):
             for part in modal.Volume.from_name(self._volume.name).read_file(posixpath.join(self._path, path)):
                 content += part
                 if len(content) >= offset + size:

@@ -10,7 +10,7 @@ import pytest
 
 from skyrl_modal import Launcher, VolumeSpec
 from skyrl_modal.backends.local import sandbox
-from skyrl_modal.backends.local.volumes import volume_folder
+from skyrl_modal.backends.local.volume_folder import volume_folder
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ import pytest
 
 from skyrl_modal import Launcher, RaySpec, RunResult, RunState, VolumeSpec
 from skyrl_modal.backends.local.network import unavailable_reason
-from skyrl_modal.backends.local.volumes import volume_folder
+from skyrl_modal.backends.local.volume_folder import volume_folder
 from skyrl_modal.protocol.state import FailureCause
 from tests.conftest import MakeLauncher
 from tests.support.other_ray import OTHER_VERSION, other_ray

@@ -20,7 +20,7 @@ import pytest
 import skyrl_modal
 from skyrl_modal import MountSpec, Run, RunLost, RunState, VolumeSpec
 from skyrl_modal.backends.local.scratch import scratch_root
-from skyrl_modal.backends.local.volumes import volume_folder
+from skyrl_modal.backends.local.volume_folder import volume_folder
 from skyrl_modal.protocol.run_folder import RunFolder
 from skyrl_modal.protocol.state import FailureCause, StopReason
 from tests.conftest import MakeLauncher

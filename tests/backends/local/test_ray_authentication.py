@@ -16,7 +16,7 @@ from attrs import frozen
 
 from skyrl_modal import Launcher, RaySpec, Run, VolumeSpec
 from skyrl_modal.backends.local.network import ClusterNetwork, unavailable_reason
-from skyrl_modal.backends.local.volumes import volume_folder
+from skyrl_modal.backends.local.volume_folder import volume_folder
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 

@@ -12,7 +12,7 @@ import pytest
 
 from skyrl_modal import Launcher, SecretSpec, VolumeSpec
 from skyrl_modal.backends.local.run_lock import state_folder
-from skyrl_modal.backends.local.volumes import volume_folder
+from skyrl_modal.backends.local.volume_folder import volume_folder
 from skyrl_modal.protocol.state import FailureCause
 from tests.conftest import MakeLauncher
 from tests.support.processes import MARK, marked_processes

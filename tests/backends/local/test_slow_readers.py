@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from skyrl_modal import Launcher, Run, RunResult, RunState, VolumeSpec, runs
-from skyrl_modal.backends.local.volumes import volume_folder
+from skyrl_modal.backends.local.volume_folder import volume_folder
 
 #: Seconds that no correct run of these tests needs, also on a loaded machine.
 TIMEOUT = 60.0

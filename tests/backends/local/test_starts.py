@@ -14,7 +14,7 @@ import pytest
 from skyrl_modal import Launcher, VolumeSpec
 from skyrl_modal.backends.local.run_lock import state_folder
 from skyrl_modal.backends.local.scratch import abandoned_folders, scratch_root
-from skyrl_modal.backends.local.volumes import volume_folder
+from skyrl_modal.backends.local.volume_folder import volume_folder
 from tests.support.start_storm import run_storm
 
 #: Prints a line, waits until the test writes to a named pipe, uses its files, and reports to another one.

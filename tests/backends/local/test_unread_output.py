@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from skyrl_modal import Launcher, Run, RunResult, RunState, VolumeSpec
-from skyrl_modal.backends.local.volumes import volume_folder
+from skyrl_modal.backends.local.volume_folder import volume_folder
 from skyrl_modal.protocol.events import OutputEvent
 from tests.support.small_mounts import run_with_mount
 
@@ -217,7 +217,7 @@ with open("/root/data/count", "wb", buffering=0) as count:
 FULL_VOLUME_CALLER = """
 import sys
 from skyrl_modal import Launcher, runs
-from skyrl_modal.backends.local.volumes import volume_folder
+from skyrl_modal.backends.local.volume_folder import volume_folder
 
 sizes = []
 def sink(data):

@@ -162,7 +162,7 @@ def test_pushed_folder_does_not_follow_links(volume_launcher: Launcher, volume_r
     (tmp_path / "up" / "sub" / "file").write_text("x")
 
     with pytest.raises(StorageError):
-        volume_launcher.push(tmp_path / "up", "/root/data/target")
+        volume_launcher.push(f"{tmp_path / 'up'}/", "/root/data/target")
 
     assert paths_below(volume_root / "other") == []
     assert paths_below(volume_root / "target") == ["sub"]
@@ -201,7 +201,7 @@ def test_whole_volume_is_pulled_and_pushed(volume_launcher: Launcher, volume_roo
     copy = volume_launcher.pull("/root/data", tmp_path / "all")
     (copy / "new").write_text("new")
 
-    volume_launcher.push(copy, "/root/data")
+    volume_launcher.push(f"{copy}/", "/root/data")
     volume_launcher.push(copy / "new", "/root/data")
 
     assert paths_below(volume_root) == ["ck", "ck/latest", "ck/step_10", "ck/step_10/weights", "new"]

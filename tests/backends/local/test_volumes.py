@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from skyrl_modal import Launcher, VolumeSpec
-from skyrl_modal.backends import transfer
-from skyrl_modal.backends.local.volumes import volume_folder
-from skyrl_modal.backends.transfer import STAGING_PREFIX
+from skyrl_modal.backends.local.volume_folder import volume_folder
+from skyrl_modal.backends.staging import STAGING_PREFIX
 from skyrl_modal.errors import PathNotFound, SpecError, StorageError
+from skyrl_modal.run.cleanup import clean_up
 from tests.backends.local.conftest import paths_below
 
 #: Pulls a folder with a file of a given size, and stops itself in the middle of it.
@@ -25,18 +25,19 @@ KILLED_TRANSFER = """
 import os, signal, sys
 from pathlib import Path
 from skyrl_modal import Launcher, VolumeSpec
-from skyrl_modal.backends import file_tree
+from skyrl_modal.backends.local import tree_copy
 
-copy_file = file_tree.copy_file
+copy_file = tree_copy.copy_file
 
-def copy_half(source, target):
-    if source.name == "last":
-        target.write_bytes(b"half")
-        print("half", flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-    copy_file(source, target)
+def copy_half(entry, staged, *others):
+    if entry.source.name == "last":
+        with staged.writing(entry, 1) as (file, offset):
+            file.write(b"half")
+            print("half", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+    copy_file(entry, staged, *others)
 
-file_tree.copy_file = copy_half
+tree_copy.copy_file = copy_half
 launcher = Launcher(backend="local", mounts=[], volumes=[VolumeSpec(name=sys.argv[1])])
 getattr(launcher, sys.argv[2])(*sys.argv[3:])
 """
@@ -182,10 +183,10 @@ def test_failure_leaves_the_target_unchanged(
         raise OSError(28, "No space left on device", str(tmp_path / "file"))
 
     if failing == "os.replace":
-        monkeypatch.setattr(transfer.os, "replace", fail)
+        monkeypatch.setattr(os, "replace", fail)
     else:
         monkeypatch.setattr(
-            f"skyrl_modal.backends.{'file_tree' if failing == 'copy_file' else 'transfer'}.{failing}", fail
+            f"skyrl_modal.backends.{'local.tree_copy' if failing == 'copy_file' else 'transfer'}.{failing}", fail
         )
 
     with pytest.raises(StorageError, match="No space left"):
@@ -235,7 +236,7 @@ def staging_folders(folder: Path) -> list[str]:
 def test_killed_transfer_leaves_nothing_incomplete(
     volume_launcher: Launcher, volume_root: Path, volume: VolumeSpec, tmp_path: Path, exists: bool
 ) -> None:
-    """After SIGKILL the target is unchanged; the next transfer, to any place, removes the incomplete copy."""
+    """After SIGKILL the target is unchanged. Other transfers leave the incomplete copy; `clean` removes it."""
     (volume_root / "ck" / "last").write_text("complete")
     (tmp_path / "up").mkdir()
     (tmp_path / "up" / "last").write_text("complete")
@@ -244,17 +245,17 @@ def test_killed_transfer_leaves_nothing_incomplete(
             folder.mkdir()
             (folder / "last").write_text("old")
 
-    kill_transfer(volume, "push", str(tmp_path / "up"), "/root/data/pushed")
+    kill_transfer(volume, "push", f"{tmp_path / 'up'}/", "/root/data/pushed")
     places = [volume_root / "pushed"] if exists else [volume_root]
     assert [len(staging_folders(place)) for place in places] == [1]
     kill_transfer(volume, "pull", "/root/data/ck/last", str(tmp_path / "copy" / "last"))
 
     for folder in (tmp_path / "copy", volume_root / "pushed"):
         assert (folder / "last").read_text() == "old" if exists else not (folder / "last").exists()
-    assert staging_folders(places[0]) == []
-    assert len(staging_folders(tmp_path / "copy")) == 1
     volume_launcher.pull("/root/data/ck/last", tmp_path / "elsewhere")
-    assert staging_folders(tmp_path / "copy") == []
+    assert [len(staging_folders(place)) for place in (places[0], tmp_path / "copy")] == [1, 1]
+    clean_up()
+    assert staging_folders(places[0]) == staging_folders(tmp_path / "copy") == []
 
 
 def test_leftover_without_a_link_is_removed(volume_launcher: Launcher, tmp_path: Path) -> None:

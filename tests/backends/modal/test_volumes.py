@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from skyrl_modal import Launcher, VolumeSpec
-from skyrl_modal.backends.transfer import STAGING_PREFIX
+from skyrl_modal.backends.staging import STAGING_PREFIX
 from skyrl_modal.errors import PathNotFound, SkyRLModalError, SpecError, StorageError
 from tests.support.loopback import LoopbackModal
 
@@ -21,13 +21,13 @@ KILLED_TRANSFER = """
 import os, signal, sys
 import modal
 from skyrl_modal import Launcher, VolumeSpec
-from skyrl_modal.backends.modal import volumes
+from skyrl_modal.backends.staged_files import StagedFiles
 
 def kill(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 
 if sys.argv[2] == "pull":
-    modal.Volume.read_file_into_fileobj = kill
+    StagedFiles.writing = kill
 else:
     from modal.volume import _VolumeUploadContextManager
     _VolumeUploadContextManager._upload_file = kill
@@ -62,7 +62,7 @@ def test_whole_volume_is_pushed_and_pulled(made: Launcher, folder: Path, tmp_pat
     (tmp_path / "up" / "sub").mkdir(parents=True)
     (tmp_path / "up" / "sub" / "file").write_text("content")
 
-    made.push(tmp_path / "up", "/root/data")
+    made.push(f"{tmp_path / 'up'}/", "/root/data")
     made.push(tmp_path / "up" / "sub" / "file", "/root/data")
     made.push(tmp_path / "up" / "sub" / "file", "/root/data/sub/new")
     made.push(tmp_path / "up" / "sub" / "file", "/root/data/sub/new")
@@ -122,7 +122,7 @@ def test_link_at_the_target_is_not_followed(made: Launcher, folder: Path, tmp_pa
     with pytest.raises(SpecError):
         made.pull("/root/data/sub", tmp_path / "out")
     with pytest.raises(StorageError):
-        made.pull("/root/data", tmp_path / "copy")
+        made.pull("/root/data/", tmp_path / "copy")
 
     assert (tmp_path / "victim").read_text() == "unchanged"
     assert names(tmp_path / "elsewhere") == []
@@ -143,14 +143,14 @@ def test_missing_path_creates_nothing(made: Launcher, tmp_path: Path) -> None:
 def test_killed_transfer_leaves_nothing_incomplete(
     made: Launcher, folder: Path, volume: VolumeSpec, tmp_path: Path, verb: str
 ) -> None:
-    """After SIGKILL the target is unchanged, and the next transfer removes the incomplete copy."""
+    """After SIGKILL the target is unchanged, and the next transfer completes the copy."""
     for place in (folder, tmp_path / "up"):
         place.mkdir(exist_ok=True)
         (place / "file").write_text("new")
     before = names(folder)
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / "file").write_text("old")
-    arguments = ["/root/data", str(tmp_path / "copy")]
+    arguments = ["/root/data/", str(tmp_path / "copy")]
     if verb == "push":
         arguments = [str(tmp_path / "up"), "/root/data/pushed"]
 
@@ -160,5 +160,7 @@ def test_killed_transfer_leaves_nothing_incomplete(
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert names(folder) == before
     assert (tmp_path / "copy" / "file").read_text() == "old"
-    made.pull("/root/data/file", tmp_path / "elsewhere")
+    if verb == "pull":
+        made.pull("/root/data/", tmp_path / "copy")
+        assert (tmp_path / "copy" / "file").read_text() == "new"
     assert [name for name in os.listdir(tmp_path / "copy") if name.startswith(STAGING_PREFIX)] == []

@@ -1,0 +1,111 @@
+"""Files on volumes: lists, reads, measures and removes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from skyrl_modal.dataclass import dataclass
+from skyrl_modal.errors import PathNotFound, SpecError
+from skyrl_modal.protocol.state import VolumeEntryKind
+from skyrl_modal.transfers.locations import container_path, expand, find_volume, holds_records, in_container
+from skyrl_modal.transfers.patterns import is_pattern
+
+if TYPE_CHECKING:
+    from skyrl_modal.backends import Backend, VolumeEntry
+    from skyrl_modal.spec.volume import VolumeSpec
+
+
+@dataclass(frozen=True, slots=True)
+class DiskUsage:
+    """The size of a file or folder on a volume.
+
+    Attributes:
+        path: Its path in the container.
+        bytes: The size of all files.
+        files: Number of files.
+        entries: The same for each file and folder in the folder, sorted by name; empty for a file.
+    """
+
+    path: str
+    bytes: int
+    files: int
+    entries: Sequence[DiskUsage] = ()
+
+
+def list_path(backend: Backend, volumes: Sequence[VolumeSpec], path: str) -> list[VolumeEntry]:
+    """List a folder, a file, or what matches a pattern: a folder that matches is one entry."""
+    if not is_pattern(path):
+        volume, inside = find_volume(volumes, path)
+        return [in_container(volume, entry) for entry in backend.ls(volume, inside)]
+    found: list[VolumeEntry] = []
+    listed: dict[str, dict[str, VolumeEntry]] = {}
+    for volume, inside in expand(backend, volumes, path):
+        parent, _, name = inside.rpartition("/")
+        if parent not in listed:
+            listed[parent] = {entry.path.rpartition("/")[2]: entry for entry in backend.ls(volume, parent)}
+        if name in listed[parent]:
+            found.append(in_container(volume, listed[parent][name]))
+    return found
+
+
+def read(backend: Backend, volumes: Sequence[VolumeSpec], path: str) -> Iterator[bytes]:
+    """Yield the content of a file in pieces."""
+    volume, inside = find_volume(volumes, path)
+    return backend.read(volume, inside)
+
+
+def remove(
+    backend: Backend,
+    volumes: Sequence[VolumeSpec],
+    path: str,
+    *,
+    recursive: bool,
+    force: bool,
+    dry_run: bool = False,
+) -> list[str]:
+    """Remove a file or folder, or what matches a pattern. Return the paths in the container.
+
+    Everything is checked before anything is removed.
+
+    Raises:
+        SpecError: It is a folder and ``recursive`` is False; or the root of a volume or the records of runs, and
+            ``force`` is False.
+        PathNotFound: There is no such path, or nothing matches the pattern.
+    """
+    found = expand(backend, volumes, path)
+    for volume, inside in found:
+        where = container_path(volume, inside)
+        kind = backend.kind(volume, inside)
+        if kind is None and not inside:
+            raise PathNotFound(f"there is no volume {volume.name}")
+        if kind is None:
+            raise PathNotFound(f"volume {volume.name} has no {inside}. `skyrl-modal ls` lists what there is")
+        if kind is VolumeEntryKind.FOLDER and not recursive:
+            raise SpecError("path", where, "it is a folder. Pass recursive=True (rm -r) to remove it with its content")
+        if holds_records(inside) and not force:
+            what = f"everything on the volume {volume.name}" if not inside else "the records and logs of runs"
+            raise SpecError("path", where, f"this would remove {what}. Pass force=True (rm --force) to do so")
+    if not dry_run:
+        for volume, inside in found:
+            backend.remove(volume, inside, recursive=recursive)
+    return [container_path(volume, inside) for volume, inside in found]
+
+
+def measure(backend: Backend, volumes: Sequence[VolumeSpec], path: str) -> DiskUsage:
+    """Return the size of a file or folder, and of what is in the folder. Links are not followed."""
+    volume, inside = find_volume(volumes, path)
+    totals: dict[str, list[int]] = {}
+    is_file = False
+    prefix = f"{inside}/" if inside else ""
+    for entry in backend.walk(volume, inside):
+        is_file = entry.path == inside
+        name = entry.path.removeprefix(prefix).split("/")[0]
+        total = totals.setdefault(name, [0, 0])
+        if entry.type is VolumeEntryKind.FILE:
+            total[0] += entry.size
+            total[1] += 1
+    where = container_path(volume, inside)
+    sums = [sum(total[index] for total in totals.values()) for index in (0, 1)]
+    children = [] if is_file else [DiskUsage(f"{where}/{name}", *total) for name, total in sorted(totals.items())]
+    return DiskUsage(where, *sums, children)
