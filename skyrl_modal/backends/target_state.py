@@ -38,7 +38,7 @@ def select_changed(entries: Iterable[TreeEntry], target: Path, options: Transfer
                 missing.add(entry.path)
                 needed.add(entry.path)
             continue
-        options.monitor.found(str(place), entry.size, state)
+        options.monitor.found(entry.path, entry.size, state)
         if state is not FileState.UNCHANGED:
             needed.add(entry.path)
     for path in list(needed):

@@ -29,7 +29,7 @@ class TransferMonitor(Protocol):
         """Receive a file, before anything is copied.
 
         Args:
-            path: Its path at the target.
+            path: Its path in the copied folder; empty for a single file.
             size: Bytes.
             state: What is done with it.
         """

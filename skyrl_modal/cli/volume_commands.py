@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from skyrl_modal.cli.base import VolumeCommand, cli, make_launcher
+from skyrl_modal.cli.base import VolumeCommand, attach_run, cli, make_launcher
 from skyrl_modal.cli.output import print_line, print_rows, write_output
 from skyrl_modal.views.text import StderrReporter, escape_controls, warnings_as_messages
 
@@ -125,8 +125,19 @@ def rm(recursive: bool, force: bool, dry_run: bool, paths: Sequence[str], **opti
 @_QUIET
 @click.option("--dry-run", is_flag=True, help="Print what would be copied, and copy nothing.")
 @click.option("--json", "is_json", is_flag=True, help="With --dry-run: print JSON.")
-@click.argument("paths", metavar="PATH... [LOCAL]", nargs=-1, required=True)
-def pull(force: bool, quiet: bool, dry_run: bool, is_json: bool, paths: Sequence[str], **options: Any) -> None:
+@click.option("--run", "run_id", metavar="RUN_ID", help="Copy the folder of this run instead of a PATH.")
+@click.option("--checkpoints", is_flag=True, help="With --run: also copy its checkpoint folders.")
+@click.argument("paths", metavar="PATH... [LOCAL]", nargs=-1)
+def pull(
+    force: bool,
+    quiet: bool,
+    dry_run: bool,
+    is_json: bool,
+    run_id: str | None,
+    checkpoints: bool,
+    paths: Sequence[str],
+    **options: Any,
+) -> None:
     """Copy each PATH of a volume to LOCAL on this machine, and print where the copy is.
 
     LOCAL is the working directory if only one PATH is given. With a slash at its end, or as an existing folder, it
@@ -137,6 +148,11 @@ def pull(force: bool, quiet: bool, dry_run: bool, is_json: bool, paths: Sequence
     from skyrl_modal.errors import translate_system_errors
     from skyrl_modal.views.transfer_progress import TransferProgress
 
+    if run_id is not None:
+        _pull_run(run_id, paths, checkpoints=checkpoints, force=force, quiet=quiet, is_plan=dry_run or is_json)
+        return
+    if not paths or checkpoints:
+        raise click.UsageError("pass a PATH, or --run RUN_ID" if not paths else "--checkpoints requires --run")
     _check_json(is_json, dry_run)
     sources, local = (list(paths), ".") if len(paths) == 1 else (list(paths[:-1]), paths[-1])
     launcher = make_launcher(options)
@@ -181,6 +197,15 @@ def push(
             copy = volume_access.push(launcher, list(local), path, force=force, progress=progress)
     _print_summary(progress, quiet)
     print_line(escape_controls(copy))
+
+
+def _pull_run(run_id: str, paths: Sequence[str], *, checkpoints: bool, force: bool, quiet: bool, is_plan: bool) -> None:
+    if is_plan or len(paths) > 1:
+        raise click.UsageError("--run accepts only LOCAL, --checkpoints, --force and --quiet")
+    with warnings_as_messages():
+        local = paths[0] if paths else "."
+        copy = attach_run(run_id).pull(local, checkpoints=checkpoints, force=force, quiet=quiet)
+    print_line(escape_controls(str(copy)))
 
 
 def _one_or_several(paths: Sequence[str]) -> str | Sequence[str]:

@@ -27,6 +27,8 @@ from skyrl_modal.run.log_lines import TAIL_BYTES, decode_lines
 from skyrl_modal.run.unavailable import UnavailableExecution
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from skyrl_modal.backends import Execution
     from skyrl_modal.formats.checkpoints import Checkpoint
     from skyrl_modal.protocol.events import RunEvent
@@ -352,6 +354,43 @@ class Run:
         if follow:
             raise SpecError("follow", follow, "a file on a volume cannot be followed; omit follow, or omit path")
         return Metrics(VolumeFile(self.job, self._backend_name, path))
+
+    @translate_system_errors()
+    def pull(
+        self, local: str | Path = ".", *, checkpoints: bool = False, force: bool = False, quiet: bool = False
+    ) -> Path:
+        """Copy what the run wrote to this machine: its folder with the records, output, logs, metrics and trackers.
+
+        Files that were copied before and are unchanged are not copied again, so that it can be repeated while the run
+        is active.
+
+        Args:
+            local: The folder that receives the copy, in a folder with the run's id.
+            checkpoints: Whether to copy also the folders that the run's trainers write checkpoints to, as far as they
+                are known, to ``checkpoints/`` in the copy. They may be large, and contain those of other runs.
+            force: Whether to copy files again that are unchanged.
+            quiet: Whether to suppress the progress, which is displayed while a transfer takes longer than a moment.
+
+        Returns:
+            The folder with the copy.
+
+        Raises:
+            PathNotFound: No volume holds the run's folder, or it does not exist any more. It is also a
+                FileNotFoundError.
+            BackendUnavailable: The backend cannot answer now, or is not installed.
+            StorageError: The copy cannot be written.
+
+        Example:
+            >>> from skyrl_modal import runs
+            >>> for run in runs(limit=1):  # doctest: +SKIP
+            ...     print(run.pull("results"))
+        """
+        from skyrl_modal.run.files import pull_run
+        from skyrl_modal.views.transfer_progress import TransferProgress
+
+        progress = TransferProgress("pull", quiet=quiet)
+        backend = get_backend(self._backend_name)
+        return pull_run(backend, self.job, local, checkpoints=checkpoints, force=force, progress=progress)
 
     def _output(self, warn: Callable[[str], object]) -> OutputReader:
         from skyrl_modal.run.output_reader import OutputReader

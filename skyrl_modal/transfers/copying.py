@@ -13,7 +13,7 @@ from skyrl_modal.dataclass import dataclass
 from skyrl_modal.errors import PathNotFound, SpecError
 from skyrl_modal.protocol.state import VolumeEntryKind
 from skyrl_modal.transfers.destinations import Source, destination_paths, names_contents
-from skyrl_modal.transfers.locations import container_path, expand, find_volume
+from skyrl_modal.transfers.locations import container_path, expand, find_volume, missing_path
 from skyrl_modal.transfers.patterns import expand_local, is_pattern
 from skyrl_modal.transfers.plan import PlannedCopy, PlanRecorder, TransferPlan
 from skyrl_modal.user_folders import local_path
@@ -59,7 +59,7 @@ def find_pulls(backend: Backend, volumes: Sequence[VolumeSpec], path: str | Sequ
         for volume, inside in expand(backend, volumes, each):
             kind = backend.kind(volume, inside)
             if kind is None:
-                raise PathNotFound(f"volume {volume.name} has no {inside or '/'}. `skyrl-modal ls` lists what there is")
+                raise missing_path(volume, inside)
             name = posixpath.basename(container_path(volume, inside))
             is_folder = kind is VolumeEntryKind.FOLDER
             is_contents = names_contents(each) and not is_pattern(each)
@@ -123,10 +123,7 @@ def find_pushes(backend: Backend, volumes: Sequence[VolumeSpec], local: LocalSou
 
 def pull(backend: Backend, copies: Copies, *, force: bool, monitor: TransferMonitor) -> Sequence[str]:
     """Copy from volumes to this machine. Return messages about what was not copied."""
-    return _pull(backend, copies, TransferOptions(force=force, monitor=monitor))
-
-
-def _pull(backend: Backend, copies: Copies, options: TransferOptions) -> Sequence[str]:
+    options = TransferOptions(force=force, monitor=monitor)
     return [
         text for local, volume, inside in copies.pairs for text in backend.pull(volume, inside, local, options) or ()
     ]
@@ -134,10 +131,7 @@ def _pull(backend: Backend, copies: Copies, options: TransferOptions) -> Sequenc
 
 def push(backend: Backend, copies: Copies, *, force: bool, monitor: TransferMonitor) -> Sequence[str]:
     """Copy from this machine to volumes. Return messages about what was not copied."""
-    return _push(backend, copies, TransferOptions(force=force, monitor=monitor))
-
-
-def _push(backend: Backend, copies: Copies, options: TransferOptions) -> Sequence[str]:
+    options = TransferOptions(force=force, monitor=monitor)
     return [
         text for local, volume, inside in copies.pairs for text in backend.push(volume, local, inside, options) or ()
     ]
@@ -145,15 +139,21 @@ def _push(backend: Backend, copies: Copies, options: TransferOptions) -> Sequenc
 
 def plan_pull(backend: Backend, copies: Copies, *, force: bool) -> TransferPlan:
     """Return what a ``pull`` would do."""
-    recorder = PlanRecorder()
-    warnings = _pull(backend, copies, TransferOptions(force=force, dry_run=True, monitor=recorder))
+    recorder, warnings = PlanRecorder(), []
+    options = TransferOptions(force=force, dry_run=True, monitor=recorder)
+    for (local, volume, inside), planned in zip(copies.pairs, copies.planned, strict=True):
+        recorder.target = planned.target
+        warnings += backend.pull(volume, inside, local, options) or ()
     return TransferPlan(copies.planned, recorder.files, warnings)
 
 
 def plan_push(backend: Backend, copies: Copies, *, force: bool) -> TransferPlan:
     """Return what a ``push`` would do."""
-    recorder = PlanRecorder()
-    warnings = _push(backend, copies, TransferOptions(force=force, dry_run=True, monitor=recorder))
+    recorder, warnings = PlanRecorder(), []
+    options = TransferOptions(force=force, dry_run=True, monitor=recorder)
+    for (local, volume, inside), planned in zip(copies.pairs, copies.planned, strict=True):
+        recorder.target = planned.target
+        warnings += backend.push(volume, local, inside, options) or ()
     return TransferPlan(copies.planned, recorder.files, warnings)
 
 

@@ -6,7 +6,8 @@ import posixpath
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from skyrl_modal.errors import SpecError
+from skyrl_modal.dataclass import replace
+from skyrl_modal.errors import PathNotFound, SpecError
 from skyrl_modal.spec.container_paths import RECORDS_FOLDER
 from skyrl_modal.spec.fields import is_below
 from skyrl_modal.transfers.patterns import expand_on_volume
@@ -48,10 +49,17 @@ def container_path(volume: VolumeSpec, inside: str) -> str:
     return posixpath.join(volume.mount_path, inside) if inside else volume.mount_path
 
 
+def missing_path(volume: VolumeSpec, inside: str) -> PathNotFound:
+    """Return the error about a path on a volume that does not exist."""
+    if not inside:
+        return PathNotFound(f"there is no volume {volume.name}. A run or `push` creates it")
+    parent = posixpath.dirname(container_path(volume, inside))
+    where = container_path(volume, inside)
+    return PathNotFound(f"there is no {where} (volume {volume.name}). `skyrl-modal ls {parent}` lists what is there")
+
+
 def in_container(volume: VolumeSpec, entry: VolumeEntry) -> VolumeEntry:
     """Return an entry with its path in the container."""
-    from skyrl_modal.dataclass import replace
-
     return replace(entry, path=posixpath.join(volume.mount_path, entry.path))
 
 

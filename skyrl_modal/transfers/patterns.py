@@ -81,7 +81,8 @@ def expand_on_volume(backend: Backend, volume: VolumeSpec, path: str) -> list[st
     except FileNotFoundError:
         found = []
     if not found:
-        raise PathNotFound(f"nothing on the volume {volume.name} matches {path}")
+        pattern = posixpath.join(volume.mount_path, path)
+        raise PathNotFound(f"nothing matches {pattern} (volume {volume.name}); names that begin with a dot need a dot")
     return outermost(found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from typing import TYPE_CHECKING
 
 from skyrl_modal.backends.transfer_options import FileState
@@ -76,14 +77,16 @@ class PlanRecorder:
 
     Attributes:
         files: The files.
+        target: The path of the current copy.
     """
 
     def __init__(self) -> None:
         self.files: list[PlannedFile] = []
+        self.target = ""
 
     def found(self, path: str, size: int, state: FileState) -> None:
         """Record a file."""
-        self.files.append(PlannedFile(path, size, state))
+        self.files.append(PlannedFile(posixpath.join(self.target, path) if path else self.target, size, state))
 
     def transferred(self, size: int, *, is_resumed: bool = False) -> None:
         """Do nothing: nothing is copied."""

@@ -6,9 +6,16 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from skyrl_modal.dataclass import dataclass
-from skyrl_modal.errors import PathNotFound, SpecError
+from skyrl_modal.errors import SpecError
 from skyrl_modal.protocol.state import VolumeEntryKind
-from skyrl_modal.transfers.locations import container_path, expand, find_volume, holds_records, in_container
+from skyrl_modal.transfers.locations import (
+    container_path,
+    expand,
+    find_volume,
+    holds_records,
+    in_container,
+    missing_path,
+)
 from skyrl_modal.transfers.patterns import is_pattern
 
 if TYPE_CHECKING:
@@ -77,10 +84,8 @@ def remove(
     for volume, inside in found:
         where = container_path(volume, inside)
         kind = backend.kind(volume, inside)
-        if kind is None and not inside:
-            raise PathNotFound(f"there is no volume {volume.name}")
         if kind is None:
-            raise PathNotFound(f"volume {volume.name} has no {inside}. `skyrl-modal ls` lists what there is")
+            raise missing_path(volume, inside)
         if kind is VolumeEntryKind.FOLDER and not recursive:
             raise SpecError("path", where, "it is a folder. Pass recursive=True (rm -r) to remove it with its content")
         if holds_records(inside) and not force:

@@ -41,8 +41,8 @@ from skyrl_modal.user_folders import create_user_folder
 
 if TYPE_CHECKING:
     from skyrl_modal.backends.local.network import ClusterNetwork
-    from skyrl_modal.formats.checkpoint_listing import Listing
     from skyrl_modal.backends.transfer_options import TransferOptions
+    from skyrl_modal.formats.checkpoint_listing import Listing
     from skyrl_modal.protocol.state import VolumeEntryKind
     from skyrl_modal.spec.run_spec import RunSpec
     from skyrl_modal.spec.volume import VolumeSpec

@@ -47,9 +47,9 @@ def upload(volume: VolumeSpec, local: Path, path: str, options: TransferOptions)
     files = _files_to_upload(local, skipped)
     connect()
     if options.dry_run:
-        _report_files(volume, path, files, options.monitor, _find_existing(volume, path))
+        _report_files(path, files, options.monitor, _find_existing(volume, path))
         return skipped.warnings()
-    sizes = _report_files(volume, path, files, options.monitor, set())
+    sizes = _report_files(path, files, options.monitor, set())
     with storage_errors(local), volume_errors(volume, path):
         target = modal.Volume.from_name(volume.name, create_if_missing=volume.create_if_missing, version=volume.version)
         if files:
@@ -76,9 +76,7 @@ def _find_existing(volume: VolumeSpec, path: str) -> set[str]:
         return set()
 
 
-def _report_files(
-    volume: VolumeSpec, path: str, files: dict[str, Path], monitor: TransferMonitor, existing: set[str]
-) -> list[int]:
+def _report_files(path: str, files: dict[str, Path], monitor: TransferMonitor, existing: set[str]) -> list[int]:
     """Report the files to the monitor, and return their sizes."""
     sizes = []
     for relative, file in files.items():
@@ -86,7 +84,7 @@ def _report_files(
             sizes.append(file.stat().st_size)
         target = _target(path, relative)
         state = FileState.REPLACED if target in existing else FileState.NEW
-        monitor.found(f"{volume.mount_path}{target}", sizes[-1], state)
+        monitor.found(relative, sizes[-1], state)
     return sizes
 
 

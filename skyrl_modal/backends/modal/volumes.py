@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator, Sequence
 
 import modal
@@ -57,7 +58,12 @@ def find_kind(volume: VolumeSpec, path: str) -> VolumeEntryKind:
         PathNotFound: There is no such volume or path.
         BackendUnavailable: Modal cannot be reached, or refuses the token.
     """
-    entries = list_folder(volume, path)
+    if path.endswith("*"):  # the client refuses to list such a path (modal 1.6.4)
+        entries = [entry for entry in list_folder(volume, posixpath.dirname(path)) if entry.path == path]
+        if not entries:
+            raise PathNotFound(f"volume {volume.name} has no {path}")
+    else:
+        entries = list_folder(volume, path)
     if len(entries) == 1 and entries[0].path == path:
         return entries[0].type
     return VolumeEntryKind.FOLDER
