@@ -139,7 +139,7 @@ def push(backend: Backend, copies: Copies, *, force: bool, monitor: TransferMoni
 
 def plan_pull(backend: Backend, copies: Copies, *, force: bool) -> TransferPlan:
     """Return what a ``pull`` would do."""
-    recorder, warnings = PlanRecorder(), []
+    recorder, warnings = PlanRecorder(), list[str]()
     options = TransferOptions(force=force, dry_run=True, monitor=recorder)
     for (local, volume, inside), planned in zip(copies.pairs, copies.planned, strict=True):
         recorder.target = planned.target
@@ -149,7 +149,7 @@ def plan_pull(backend: Backend, copies: Copies, *, force: bool) -> TransferPlan:
 
 def plan_push(backend: Backend, copies: Copies, *, force: bool) -> TransferPlan:
     """Return what a ``push`` would do."""
-    recorder, warnings = PlanRecorder(), []
+    recorder, warnings = PlanRecorder(), list[str]()
     options = TransferOptions(force=force, dry_run=True, monitor=recorder)
     for (local, volume, inside), planned in zip(copies.pairs, copies.planned, strict=True):
         recorder.target = planned.target

@@ -100,17 +100,16 @@ def remove(
 def measure(backend: Backend, volumes: Sequence[VolumeSpec], path: str) -> DiskUsage:
     """Return the size of a file or folder, and of what is in the folder. Links are not followed."""
     volume, inside = find_volume(volumes, path)
-    totals: dict[str, list[int]] = {}
+    sizes: dict[str, list[int]] = {}
     is_file = False
     prefix = f"{inside}/" if inside else ""
     for entry in backend.walk(volume, inside):
         is_file = entry.path == inside
         name = entry.path.removeprefix(prefix).split("/")[0]
-        total = totals.setdefault(name, [0, 0])
+        found = sizes.setdefault(name, [])
         if entry.type is VolumeEntryKind.FILE:
-            total[0] += entry.size
-            total[1] += 1
+            found.append(entry.size)
     where = container_path(volume, inside)
-    sums = [sum(total[index] for total in totals.values()) for index in (0, 1)]
-    children = [] if is_file else [DiskUsage(f"{where}/{name}", *total) for name, total in sorted(totals.items())]
-    return DiskUsage(where, *sums, children)
+    children = [DiskUsage(f"{where}/{name}", sum(found), len(found)) for name, found in sorted(sizes.items())]
+    total, files = sum(child.bytes for child in children), sum(child.files for child in children)
+    return DiskUsage(where, total, files, () if is_file else children)

@@ -168,7 +168,7 @@ def test_files_are_read_and_measured(made: Launcher) -> None:
     assert [(os.path.basename(each.path), each.files) for each in usage.entries] == [
         (".hidden", 1), ("a.txt", 1), ("b.pt", 1), ("sub", 2)
     ]  # fmt: skip
-    assert (made.du("/root/data/ds/a.txt").files, made.du("/root/data/ds/a.txt").entries) == (1, [])
+    assert (made.du("/root/data/ds/a.txt").files, made.du("/root/data/ds/a.txt").entries) == (1, ())
 
 
 def test_run_is_pulled(launcher: MakeLauncher, tmp_path: Path) -> None:

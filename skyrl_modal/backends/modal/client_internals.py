@@ -6,7 +6,7 @@ Each function also works with a client that does not have what it uses: with les
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -14,6 +14,8 @@ import modal
 
 #: What the name of the attribute begins with in which an object of the client has the one that does the work.
 _INNER_PREFIX = "_sync_original_"
+#: Blocks of 8 MiB that are sent at the same time to a volume of version 2.
+_SENT_BLOCKS = 8
 
 
 def _inner_attribute(wrapper: object) -> str | None:
@@ -21,8 +23,11 @@ def _inner_attribute(wrapper: object) -> str | None:
     return next((name for name in vars(wrapper) if name.startswith(_INNER_PREFIX)), None)
 
 
-def report_upload(batch: object, report: Callable[..., Any]) -> bool:
-    """Let an upload report its progress, as ``modal volume put`` does. Return whether it will.
+def prepare_upload(batch: object, report: Callable[..., Any]) -> None:
+    """Let an upload report its progress, as ``modal volume put`` does, and send fewer blocks at the same time.
+
+    The client sends 128 blocks at the same time, so that up to 1 GB has been sent, and no block is complete, if the
+    upload is killed.
 
     Args:
         batch: What ``Volume.batch_upload`` yields.
@@ -31,10 +36,9 @@ def report_upload(batch: object, report: Callable[..., Any]) -> bool:
     """
     attribute = _inner_attribute(batch)
     inner = getattr(batch, attribute) if attribute is not None else None
-    if not hasattr(inner, "_progress_cb"):
-        return False
-    inner._progress_cb = report  # type: ignore[union-attr]  # hasattr
-    return True
+    for name, value in (("_progress_cb", report), ("_put_concurrency", _SENT_BLOCKS)):
+        if hasattr(inner, name):
+            setattr(inner, name, value)
 
 
 class _RangeStub:
@@ -67,7 +71,7 @@ class _RangeClient:
         return getattr(self._client, name)
 
 
-async def read_from(volume: modal.Volume, path: str, offset: int) -> AsyncIterator[bytes]:
+async def read_from(volume: modal.Volume, path: str, offset: int) -> AsyncGenerator[bytes, None]:
     """Yield the content of a file of a volume from an offset on, which is a multiple of 8 MiB.
 
     The RPC has a range; ``Volume.read_file`` does not pass one. If the range has no effect, the beginning is

@@ -18,7 +18,7 @@ import modal
 
 from skyrl_modal.backends.contained_paths import PathOutside
 from skyrl_modal.backends.file_tree import LinkRules, SkippedEntries, walk_tree
-from skyrl_modal.backends.modal.client_internals import report_upload
+from skyrl_modal.backends.modal.client_internals import prepare_upload
 from skyrl_modal.backends.modal.preflight import connect
 from skyrl_modal.backends.modal.volume_errors import volume_errors
 from skyrl_modal.backends.modal.volumes import walk_folder
@@ -55,7 +55,7 @@ def upload(volume: VolumeSpec, local: Path, path: str, options: TransferOptions)
         if files:
             progress = _UploadProgress(options.monitor)
             with target.batch_upload(force=True) as batch:
-                report_upload(batch, progress.report)
+                prepare_upload(batch, progress.report)
                 for relative, file in files.items():
                     batch.put_file(file, _target(path, relative))
             progress.end(len(sizes), sum(sizes))

@@ -58,6 +58,7 @@ def find_kind(volume: VolumeSpec, path: str) -> VolumeEntryKind:
         PathNotFound: There is no such volume or path.
         BackendUnavailable: Modal cannot be reached, or refuses the token.
     """
+    entries: Sequence[VolumeEntry]
     if path.endswith("*"):  # the client refuses to list such a path (modal 1.6.4)
         entries = [entry for entry in list_folder(volume, posixpath.dirname(path)) if entry.path == path]
         if not entries:
