@@ -1,4 +1,4 @@
-"""What a caller requests about a transfer, and what it is told while the transfer is active."""
+"""What a caller requests about a transfer, and what is reported to the caller meanwhile."""
 
 from __future__ import annotations
 

@@ -265,13 +265,14 @@ class VolumeFile:
         self._is_read = False
         volume, inside = _volume_of(job, path)
         from skyrl_modal.backends import get_backend
+        from skyrl_modal.backends.transfer_options import TransferOptions
         from skyrl_modal.protocol.run_folder import open_regular_file
         from skyrl_modal.spec.volume import VolumeSpec
 
         spec = VolumeSpec(name=volume.name, mount_path=volume.mount_path, create_if_missing=False)
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "metrics.jsonl"
-            get_backend(backend_name).pull(spec, inside, target)
+            get_backend(backend_name).pull(spec, inside, target, TransferOptions())
             with open_regular_file(target) as file:
                 self._reader.feed(_limited_lines(file))
 

@@ -44,6 +44,8 @@ from skyrl_modal.protocol.codec import from_json, to_json
 from skyrl_modal.protocol.events import RunEvent
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.state import FailureCause, StopReason
+from skyrl_modal.transfers.plan import TransferPlan
+from skyrl_modal.transfers.volume_files import DiskUsage
 
 # -- declaration ------------------------------------------------------------------------------------------------
 
