@@ -8,7 +8,6 @@ to is used again: names in it that a run on a shared volume could have guessed o
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -34,6 +33,8 @@ def transfer_key(source: str, target: Path) -> str:
         source: Identifies what is copied.
         target: The path of the copy.
     """
+    import hashlib  # imported here, since the start of a run only removes old staging folders
+
     try:
         boot = _BOOT_ID.read_text()
     except OSError:  # not Linux
