@@ -28,7 +28,7 @@ GROUPS: list[tuple[tuple[str, ...], Callable[[Session], Iterator[Row]]]] = [
     (("ray",), ray_start.rows),
 ]
 #: Seconds after which a row begins no further round, and the number of rounds that it has in any case.
-ROW_SECONDS, LEAST_ROUNDS = 30.0, 3
+ROW_SECONDS, LEAST_ROUNDS = 60.0, 3
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 #: What a complete run writes.
 PAGE, MEASUREMENTS = DOCS / "benchmarks.md", DOCS / "generated" / "benchmarks.json"

@@ -6,12 +6,24 @@ import importlib.util
 import itertools
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from benchmarks import trees
-from benchmarks.measure import SUBJECT, Goal, Measure, MissingTool, Row, Sample, Worker, call_sample, process_sample
+from benchmarks.measure import (
+    SUBJECT,
+    BenchmarkError,
+    Goal,
+    Measure,
+    MissingTool,
+    Row,
+    Sample,
+    Worker,
+    call_sample,
+    process_sample,
+)
 from benchmarks.session import Session
 from skyrl_modal.mount import SnapshotStore, select
 
@@ -44,6 +56,37 @@ def step():
         if ".git" not in folder.split(os.sep)
         for name in names
     )
+"""
+
+
+#: Creates a file for each file of a folder, and one link to it: what a snapshot needs at least. Arguments: the folder,
+#: the copy, and which of how many folders this process copies.
+LEAST_COPY = """
+import os, sys
+source, target, first, step = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+pool = os.path.join(target, "pool" + str(first))
+os.makedirs(pool)
+pool = os.open(pool, os.O_RDONLY)
+top, folders, number = len(source), 0, 0
+for parent, subfolders, names, folder in os.fwalk(source):
+    if parent == source:
+        subfolders.remove(".git")
+    folders += 1
+    if folders % step != first:
+        continue
+    copy = target + "/tree" + parent[top:]
+    os.makedirs(copy, exist_ok=True)
+    copy = os.open(copy, os.O_RDONLY)
+    for name in names:
+        file = os.open(name, os.O_RDONLY, dir_fd=folder)
+        data = os.read(file, 1 << 22)
+        os.close(file)
+        number += 1
+        file = os.open(str(number), os.O_WRONLY | os.O_CREAT, 0o644, dir_fd=pool)
+        os.write(file, data)
+        os.close(file)
+        os.link(str(number), name, src_dir_fd=pool, dst_dir_fd=copy)
+    os.close(copy)
 """
 
 
@@ -110,10 +153,24 @@ def snapshots(session: Session) -> Iterator[Row]:
         os.sync()
         return call_sample(make, outcome=summary)
 
+    def least() -> Sample:
+        target = session.folder / f"least{next(numbers)}"
+
+        def make() -> Path:
+            argv = [sys.executable, "-I", "-S", "-c", LEAST_COPY, str(root), str(target)]
+            processes = [subprocess.Popen([*argv, str(number), "2"]) for number in range(2)]
+            codes = [process.wait() for process in processes]
+            if any(codes):
+                raise BenchmarkError("a copy failed")
+            return target / "tree"
+
+        os.sync()
+        return call_sample(make, outcome=summary)
+
     yield Row(
         "snapshot.first",
         f"first snapshot of {session.sizes.many:,} files, with `select`",
-        {SUBJECT: first, "cp -a": copy},
+        {SUBJECT: first, "cp -a": copy, "only creating and linking each file, in two processes": least},
         baseline="cp -a",
         goal=Goal("ratio", 0.5),
         share=0.5,

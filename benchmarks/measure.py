@@ -81,6 +81,7 @@ class Row:
         goal: What the subject should reach; None for no goal.
         kind: How the subject is compared with the baseline, if there is no goal: as in ``Goal``.
         share: Which share of the rounds is made, for rows that take long.
+        least: How many rounds are made at least, for rows that take minutes; None for the usual number.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Row:
     goal: Goal | None = None
     kind: str = "ratio"
     share: float = 1.0
+    least: int | None = None
     samples: dict[str, list[Sample]] = field(factory=dict)
 
     def run(self, rounds: int, *, least: int = 3, seconds: float = math.inf, skip_missing: bool = False) -> None:
@@ -105,6 +107,7 @@ class Row:
             BenchmarkError: An alternative failed, or did other work than the others.
             MissingTool: A tool is not installed.
         """
+        least = least if self.least is None else min(least, self.least)
         count = max(min(rounds, least), round(rounds * self.share))
         begin = time.monotonic()
         try:

@@ -27,7 +27,8 @@ alternatives; there is no network.
 
 `nox -s bench` writes this page, and all measurements to `docs/generated/benchmarks.json`. `nox -s bench -- NAME...`
 measures some rows, such as `launch` or `launch.warm`. `--rounds N` sets the number of rounds (11), and `--json FILE`
-writes the measurements to a file. A row begins no further round after 30 s, but has three rounds in any case.
+writes the measurements to a file. A row begins no further round after a minute, but has three rounds in any case, and
+the two slowest rows have two.
 `--compare OLD.json` reports the changes since an earlier run: rows whose 95 % bootstrap intervals of the compared
 median do not overlap. `--quick` runs every row with small inputs, to test the benchmarks.
 
