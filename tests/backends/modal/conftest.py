@@ -70,6 +70,12 @@ class ActingOutput(io.BytesIO):
         return written
 
 
+def requests_for_run(server: LoopbackModal) -> list[str]:
+    """Return the names of the requests except for those for rates, which are made while a run is planned."""
+    of_rates = {"ClientHello", "AuthTokenGet", "WorkspaceNameLookup", "WorkspaceBillingRates"}
+    return [name for name in server.names() if name not in of_rates]
+
+
 def stored_output(launcher: Launcher, result: RunResult, folder: Path) -> bytes:
     """Return a run's output.log, after downloading it to a folder."""
     path = f"/root/data/.skyrl_modal/runs/{result.run_id}/output.log"

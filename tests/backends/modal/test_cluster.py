@@ -11,6 +11,7 @@ import pytest
 
 from skyrl_modal import Launcher, RaySpec, Run, RunState, SpecError
 from skyrl_modal.protocol.state import FailureCause
+from tests.backends.modal.conftest import requests_for_run
 from tests.support.loopback import LoopbackModal
 from tests.support.loopback.records import Container
 from tests.support.other_ray import OTHER_VERSION, other_ray
@@ -56,13 +57,13 @@ def with_ray(folder: Path) -> dict[str, list[Path]]:
 def test_impossible_cluster_is_refused(
     server: LoopbackModal, cluster: Make, fields: dict[str, Any], field: str, value: object, remedy: str
 ) -> None:
-    """A cluster that Modal does not offer is refused before any request, with a cluster that it offers."""
+    """A cluster that Modal does not offer is refused before any request for it, with a cluster that it offers."""
     with pytest.raises(SpecError) as caught:
         cluster(**fields).run("true")
 
     assert (caught.value.field, caught.value.value) == (field, value)
     assert remedy in caught.value.remedy
-    assert server.names() == []
+    assert requests_for_run(server) == []
 
 
 def test_modals_refusal_is_reported(server: LoopbackModal, cluster: Make, capfd: pytest.CaptureFixture[str]) -> None:

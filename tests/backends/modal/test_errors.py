@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from skyrl_modal import BackendUnavailable, ImageSpec, Launcher, RaySpec, SecretSpec, SpecError, VolumeSpec
+from tests.backends.modal.conftest import requests_for_run
 from tests.support.loopback import LoopbackModal
 
 Make = Callable[..., Launcher]
@@ -192,21 +193,21 @@ def test_failed_build_is_raised_by_submit(server: LoopbackModal, launcher: Make)
 
 
 def test_timeout_of_more_than_a_day_is_refused(server: LoopbackModal, launcher: Make) -> None:
-    """A timeout above Modal's limit is refused before any request."""
+    """A timeout above Modal's limit is refused before any request for the run."""
     error = spec_error(launcher(timeout="25h"))
 
     assert (error.field, error.value) == ("timeout", 90000.0)
-    assert server.names() == []
+    assert requests_for_run(server) == []
 
 
 def test_dashboard_without_token_is_refused(server: LoopbackModal, launcher: Make) -> None:
-    """A dashboard that the image's Ray cannot protect is refused before any request."""
+    """A dashboard that the image's Ray cannot protect is refused before any request for the run."""
     error = spec_error(
         launcher(ray=RaySpec(dashboard=True), image=ImageSpec(base="novaskyai/skyrl-train-ray-2.51.1-py3.12-cu12.8"))
     )
 
     assert (error.field, error.value) == ("dashboard", True)
-    assert server.names() == []
+    assert requests_for_run(server) == []
 
 
 def test_timeout_of_a_day_leaves_time_to_save(

@@ -119,3 +119,36 @@ def test_budget_over_containers(server: LoopbackModal, launcher: Make, volume: V
     server.wait_for_no_container()
     assert 30 - 2 <= server.container_seconds() < 30 + 2 + 5
     assert Run.attach(run.id).cost == result.cost
+
+
+def test_nodes_are_counted(server: LoopbackModal, launcher: Make, volume: VolumeSpec) -> None:
+    """All nodes of a cluster are counted, each with its own start."""
+    result = launcher(rate=RATE, nodes=2, gpu="H100:8").run("sleep 8", quiet=True)
+
+    assert result.succeeded
+    check_cost(server, result, seconds_per_container=2)
+    entries = stored_usage(server, volume, result.run_id).containers
+    assert [(entry.rank, entry.has_ended) for entry in entries] == [(0, True), (1, True)]
+
+
+@pytest.mark.slow
+def test_restarted_cluster_is_counted(server: LoopbackModal, launcher: Make, volume: VolumeSpec) -> None:
+    """A cluster that starts again after a container was killed is counted with its four containers."""
+    run = launcher(rate=RATE, nodes=2, gpu="H100:8", retries=1).submit(waiting_command(60, 2))
+    server.wait_for_text("up 1\n")
+    time.sleep(30)
+    server.kill(server.containers()[1])
+    result = run.wait(250)
+
+    assert (result.state, result.attempts) == (RunState.SUCCEEDED, 2)
+    check_cost(server, result)
+    assert len(stored_usage(server, volume, result.run_id).containers) == 4
+
+
+def test_budget_of_a_cluster(server: LoopbackModal, launcher: Make) -> None:
+    """The budget is used up by all nodes together."""
+    result = launcher(rate=RATE, nodes=2, gpu="H100:8", budget=24, grace=2).run("sleep 600", quiet=True)
+
+    assert (result.state, result.returncode) == (RunState.OVER_BUDGET, 124)
+    server.wait_for_no_container()
+    assert 24 <= server.container_seconds() < 24 + 2 * (2 + 5)
