@@ -7,12 +7,11 @@ therefore not delay a timeout.
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 
+from skyrl_modal.container.attempt_logs import AttemptLogs
 from skyrl_modal.container.command_attempt import AttemptServices, CommandAttempt, Outcome
 from skyrl_modal.container.environment import run_environment, secret_values
 from skyrl_modal.container.event_router import EventRouter
@@ -22,6 +21,7 @@ from skyrl_modal.container.live_view import LiveView
 from skyrl_modal.container.masking import SecretMask
 from skyrl_modal.container.output import OutputRecorder
 from skyrl_modal.container.process_tree import ProcessScope, reap_orphans
+from skyrl_modal.container.run_reports import RunReports, mask_job
 from skyrl_modal.container.single_node import SingleNode
 from skyrl_modal.container.start_timer import StartTimer
 from skyrl_modal.container.unsaved_files import LostPlaces, UnsavedFilesReport, printable
@@ -29,10 +29,10 @@ from skyrl_modal.container.workdir import prepare_workdir
 from skyrl_modal.dataclass import dataclass, replace
 from skyrl_modal.protocol.events import MessageEvent, StateEvent
 from skyrl_modal.protocol.job import Job
-from skyrl_modal.protocol.kept_logs import STACKS_LOG, has_log_folders
+from skyrl_modal.protocol.kept_logs import STACKS_LOG
 from skyrl_modal.protocol.rank_config import RankConfig
 from skyrl_modal.protocol.result import RunResultRecord, UnsavedFolder
-from skyrl_modal.protocol.run_folder import OUTPUT_FILE, SUPERVISOR_LOG, RunFolder
+from skyrl_modal.protocol.run_folder import OUTPUT_FILE, RunFolder
 from skyrl_modal.protocol.state import FailureCause, NextStart, RunState, StopReason
 from skyrl_modal.protocol.status import NO_HISTORY, AttemptHistory, StatusRecord
 
@@ -40,17 +40,14 @@ TYPE_CHECKING = False  # the same as in typing, whose import takes time
 
 if TYPE_CHECKING:
     from skyrl_modal.container.lease_store import LeaseStore
-    from skyrl_modal.container.log_keeper import LogKeeper
     from skyrl_modal.container.ray_cluster import RayCluster
     from skyrl_modal.container.replacement import Replacement
     from skyrl_modal.container.run_checkpoints import RunCheckpoints
     from skyrl_modal.container.stall import StallDetector, StallWatch
     from skyrl_modal.container.usage_meter import UsageMeter
 
-#: Seconds after the start of a command without Ray from which its logs are followed. Most short commands have none.
-LOG_DELAY = 1.0
-#: States after which what the machine reports is kept, and exit code of a command that was killed.
-_FAILED_STATES, KILLED = (RunState.FAILED, RunState.TIMED_OUT), 137
+#: States after which what the machine reports is kept, and a further attempt may follow.
+_FAILED_STATES = (RunState.FAILED, RunState.TIMED_OUT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,12 +113,14 @@ class Supervisor:
         self._events = EventRouter(reap=self._reap, is_outdated=self._is_outdated)
         self._env = run_environment(job, config)
         self._secrets = SecretMask(secret_values(job, config, self._env))
+        reports = RunReports(self._folder, self._secrets, services.emit)
+        self._report, self._log = reports.report, reports.log
         self._output = OutputRecorder(self._folder.file(OUTPUT_FILE), services.live, self._report, self._secrets)
         self._scope: ProcessScope | None = None
         self._cluster: RayCluster | SingleNode | None = None
         self._attempt: CommandAttempt | None = None
         self._unsaved_files = UnsavedFilesReport(job, services.lost_places)
-        self._keeper: LogKeeper | None = None
+        self._logs = AttemptLogs(job, config, self._secrets, note=self._log, commit=services.commit_logs)
         self._checkpoints: RunCheckpoints | None = None
         self._stalls: StallDetector | None = None
 
@@ -186,7 +185,7 @@ class Supervisor:
         """Run the command until it succeeds, or no further attempt is made here."""
         job, limits = self._job, self._job.limits
         self._folder.create()
-        self._folder.write_job(_mask_job(job, self._secrets))
+        self._folder.write_job(mask_job(job, self._secrets))
         self._start_start_timer()
         if self._services.usage is not None and not self._services.usage.begin(self.request_stop):
             raise RunStopped(StopReason.OVER_BUDGET)
@@ -282,7 +281,7 @@ class Supervisor:
             return None
 
         def keep(text: str) -> None:
-            self._keep_logs(self._attempts).keep_text(STACKS_LOG, text)
+            self._logs.keep(self._attempts).keep_text(STACKS_LOG, text)
 
         return self._stalls.watch(cluster, keep)
 
@@ -335,7 +334,7 @@ class Supervisor:
             events=self._events,
             report=self._report,
             open_url=self._services.open_url,
-            keep_logs=self._keep_logs,
+            keep_logs=self._logs.keep,
             secrets=self._secrets,
             watch_rank=None if self._services.usage is None else self._services.usage.watch_rank,
         )
@@ -358,38 +357,11 @@ class Supervisor:
             stall=self._stall_watch(cluster),
         )
         self._attempt = CommandAttempt(job, env, services, total_deadline=total_deadline)
-        timer = threading.Timer(LOG_DELAY, self._keep_logs, (self._attempts,))
-        timer.daemon = True
-        if self._keeper is not None:  # with Ray, and in further attempts
-            self._keep_logs(self._attempts)
-        else:
-            timer.start()
-        try:
+        with self._logs.following(self._attempts):
             outcome = self._attempt.run()
-        finally:
-            timer.cancel()
-            if timer.ident is not None:
-                timer.join()
-        if outcome.state is not RunState.SUCCEEDED and self._may_have_logs(outcome):
-            keeper = self._keep_logs(self._attempts, was_killed=outcome.returncode == KILLED)
-            if outcome.state in _FAILED_STATES:
-                keeper.record_failure()
+        if outcome.state is not RunState.SUCCEEDED:
+            self._logs.end_attempt(self._attempts, outcome.returncode, is_failed=outcome.state in _FAILED_STATES)
         return outcome
-
-    def _may_have_logs(self, outcome: Outcome) -> bool:
-        """Return whether an attempt has left something to keep. One that fails immediately has usually not."""
-        gpus = self._job.gpus_per_node or self._config.gpus
-        return self._keeper is not None or bool(gpus) or outcome.returncode == KILLED or has_log_folders()
-
-    def _keep_logs(self, attempt: int, *, was_killed: bool = False) -> LogKeeper:
-        """Keep the logs of an attempt from now on. What keeps them is created, and loaded, at the first call."""
-        if self._keeper is None:
-            from skyrl_modal.container.log_keeper import LogKeeper
-
-            folder, commit = self._folder.rank_logs(0), self._services.commit_logs
-            self._keeper = LogKeeper(folder, self._config, self._secrets, note=self._log, commit=commit)
-        self._keeper.begin(attempt, was_killed=was_killed)
-        return self._keeper
 
     # -- processes ---------------------------------------------------------------------------------------------------
 
@@ -412,13 +384,12 @@ class Supervisor:
         return processes if self._cluster is None else processes - self._cluster.processes
 
     def _tear_down(self, scope: ProcessScope, *, is_failed: bool) -> None:
-        if is_failed and self._keeper is not None:
-            self._keeper.record_failure()
+        if is_failed:
+            self._logs.record_failure()
         if self._cluster is not None:
             self._cluster.end(is_failed=is_failed)
         refused = scope.terminate()
-        if self._keeper is not None:
-            self._keeper.close()
+        self._logs.close()
         if refused:
             self._report(f"these processes of other users are still running and cannot be ended: {sorted(refused)}")
         self._reap()
@@ -447,35 +418,3 @@ class Supervisor:
             self._folder.write_status(record)
         except OSError as error:
             self._report(f"state.json could not be written: {describe_error(error)}")
-
-    def _report(self, text: str, cause: FailureCause | None = None) -> None:
-        text = self._secrets.mask_text(text)
-        self._services.emit(MessageEvent(text, cause=cause))
-        self._log(text)
-
-    def _log(self, text: str) -> None:
-        """Write a message, masked, to the log of the supervisor."""
-        from skyrl_modal.container.masked_logs import append_private, make_private_folder  # most runs have no message
-
-        with contextlib.suppress(OSError):  # the message was passed to the caller; a full disk must not end the run
-            folder = self._folder.rank_logs(0)
-            make_private_folder(folder)
-            with open(append_private(folder / SUPERVISOR_LOG), "a", encoding="utf-8") as log:
-                log.write(f"{self._secrets.mask_text(text)}\n")
-
-
-def _mask_job(job: Job, secrets: SecretMask) -> Job:
-    """Return a job for its record: what its author wrote as free text is masked."""
-    mask = secrets.mask_text
-
-    def mask_values(env: Mapping[str, str]) -> dict[str, str]:
-        return {name: mask(value) for name, value in env.items()}
-
-    return replace(
-        job,
-        command=mask(job.command),
-        env=mask_values(job.env),
-        name=None if job.name is None else mask(job.name),
-        tags=tuple(map(mask, job.tags)),
-        ray=None if job.ray is None else replace(job.ray, env=mask_values(job.ray.env)),
-    )

@@ -33,7 +33,19 @@ def test_preemption_continues_the_same_attempt() -> None:
     assert stopped.next_start is NextStart.SAME_ATTEMPT
 
 
-@pytest.mark.parametrize("reason", [reason for reason in StopReason if reason is not StopReason.CONTAINER_ENDING])
+#: Reasons whose outcome is another one.
+OTHERS = (StopReason.CONTAINER_ENDING, StopReason.OVER_BUDGET)
+
+
+def test_budget_ends_the_run() -> None:
+    """A run whose cost has reached its budget has the exit code of a limit, whatever the command exits with."""
+    stopped = Outcome.of_stop(StopReason.OVER_BUDGET, 143)
+
+    assert (stopped.state, stopped.cause, stopped.returncode) == (RunState.OVER_BUDGET, FailureCause.OVER_BUDGET, 124)
+    assert stopped.next_start is NextStart.NONE
+
+
+@pytest.mark.parametrize("reason", [reason for reason in StopReason if reason not in OTHERS])
 def test_other_stops_end_the_run(reason: StopReason) -> None:
     """A run that was stopped for another reason is not continued, and has the exit code of SIGINT."""
     stopped = Outcome.of_stop(reason)

@@ -100,7 +100,7 @@ def test_successful_command(tmp_path: Path) -> None:
     supervised, code, output = run(job)
 
     assert (code, output) == (0, "out\nerr\nrun-1 1\n")
-    assert supervised.events[0] == StateEvent(RunState.RUNNING)
+    assert supervised.events[0] == StateEvent(RunState.RUNNING, 1)
     assert (supervised.result.state, supervised.result.cause) == (RunState.SUCCEEDED, None)
     assert supervised.result.output.bytes == len(output)
     assert RunFolder(job.run_folder).read_result() == supervised.result
