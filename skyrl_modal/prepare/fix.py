@@ -33,6 +33,9 @@ _MAX_PARTS = 8
 #: Resolutions until what remains is given up.
 _MAX_ROUNDS = 4
 
+#: A time zone in which dates differ from those of the first resolution, also if it was made in the same second.
+_OTHER_TIME = {"TZ": "XXX-13:07:11"}
+
 #: The values of keys, by the number of a start.
 _Wanted = Mapping[int, Mapping[str, str]]
 _Pairs = Iterable[tuple[str, str]]
@@ -62,8 +65,10 @@ class _Trial:
         self._facts = facts_of_run(plan.job, plan.spec, plan.selections, state)
         self._schema = schema_of_checkout(plan.job, plan.selections)
 
-    def resolve(self, insertions: Mapping[int, _Pairs]) -> Resolution:
-        job = replace(self.plan.job, command=insert_arguments(self.plan.job.command, insertions))
+    def resolve(self, insertions: Mapping[int, _Pairs], variables: Mapping[str, str] | None = None) -> Resolution:
+        job = self.plan.job
+        command = insert_arguments(job.command, insertions)
+        job = replace(job, command=command, env={**(variables or {}), **job.env})
         return resolve_command(job, self.plan.spec, self.plan.selections, cache=self._cache)
 
     def find(self, resolution: Resolution) -> list[tuple[int, Finding]]:
@@ -103,38 +108,62 @@ def find_fix(plan: Plan, cache: ResultCache, state: CheckedState | None = None) 
     )
 
 
-def positions_of_starts(plan: Plan, cache: ResultCache, wanted: _Wanted) -> dict[int, int]:
-    """Return the positions in a command at which arguments reach starts, as far as that is proved.
+@frozen
+class StartPositions:
+    """Where arguments reach the starts of a command.
+
+    Attributes:
+        by_start: The positions in the command by the number of a start, as far as that is proved.
+        varying: Keys, and variables, whose values differ each time the command is started, since they contain the time
+            or a random number.
+    """
+
+    by_start: Mapping[int, int]
+    varying: frozenset[str] = frozenset()
+
+
+def find_positions(plan: Plan, cache: ResultCache, wanted: _Wanted) -> StartPositions:
+    """Return the positions in a command at which arguments reach starts.
 
     Args:
         plan: The plan.
         cache: The user's cache of results.
         wanted: The arguments by the number of a start. A position that reaches several starts must have the same ones
             for all of them.
-
-    Returns:
-        The positions by the number of a start. Starts that no position reaches are left out.
     """
-    trial = _Trial(plan, cache, CheckedState())
+    trial, before = _Trial(plan, cache, CheckedState()), plan.resolution
+    varying = _varying_keys(before, trial.resolve({}, _OTHER_TIME))
     points = insertion_points(plan.job.command)[:_MAX_PARTS]
     positions: dict[int, int] = {}
-    if len(points) == len(plan.resolution.starts) == len(wanted) == 1:
+    if len(points) == len(before.starts) == len(wanted) == 1:
         positions = dict.fromkeys(wanted, points[0])
     else:
         for point in points:
-            reached = _reached_starts(plan.resolution, trial.resolve({point: [_PROBE]}))
+            reached = _reached_starts(before, trial.resolve({point: [_PROBE]}), varying)
             # Other programs must not receive them: they may refuse them.
             if reached and reached <= set(wanted) and len({tuple(wanted[number].items()) for number in reached}) == 1:
                 positions |= {number: positions.get(number, point) for number in reached}
     insertions = {point: list(wanted[number].items()) for number, point in positions.items()}
-    if not insertions:
-        return {}
     after = trial.resolve(insertions)
     keys = {key for pairs in insertions.values() for key, _ in pairs}
-    if not _has_same_form(plan.resolution, after, keys):
-        return {}
-    reached_keys = _reached(after.starts, wanted)
-    return {number: point for number, point in positions.items() if reached_keys[number] == set(wanted[number])}
+    if not insertions or not _has_same_form(before, after, keys | varying):
+        return StartPositions({}, varying)
+    arrived = _reached(after.starts, wanted)
+    proved = {number: point for number, point in positions.items() if arrived[number] == set(wanted[number])}
+    return StartPositions(proved, varying)
+
+
+def _varying_keys(one: Resolution, other: Resolution) -> frozenset[str]:
+    """Return the keys and variables that differ between two resolutions of the same command."""
+    if len(one.starts) != len(other.starts):
+        return frozenset()
+    return frozenset(
+        key
+        for start, again in zip(one.starts, other.starts, strict=True)
+        for values, others in ((start.overrides, again.overrides), (start.env, again.env))
+        for key in values.keys() | others.keys()
+        if values.get(key) != others.get(key)
+    )
 
 
 def _place(trial: _Trial, wanted: _Wanted) -> dict[int, dict[str, str]]:
@@ -159,10 +188,10 @@ def _place(trial: _Trial, wanted: _Wanted) -> dict[int, dict[str, str]]:
     return insertions
 
 
-def _reached_starts(before: Resolution, probed: Resolution) -> set[int]:
+def _reached_starts(before: Resolution, probed: Resolution, varying: Iterable[str] = ()) -> set[int]:
     """Return the numbers of the starts that the probe reaches; none if it changes anything else."""
     key, value = _PROBE
-    if not _has_same_form(before, probed, {key}):
+    if not _has_same_form(before, probed, {key, *varying}):
         return set()
     return {number for number, start in enumerate(probed.starts) if start.overrides.get(key) == value}
 
@@ -181,7 +210,10 @@ def _has_same_form(before: Resolution, after: Resolution, keys: set[str]) -> boo
 
 
 def _without(start: Start, keys: set[str]) -> Start:
-    return replace(start, overrides={key: value for key, value in start.overrides.items() if key not in keys})
+    overrides = {key: value for key, value in start.overrides.items() if key not in keys}
+    return replace(
+        start, overrides=overrides, env={name: value for name, value in start.env.items() if name not in keys}
+    )
 
 
 def _own_arguments(call: Call, keys: set[str]) -> list[str]:

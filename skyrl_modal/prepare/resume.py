@@ -13,7 +13,7 @@ from attrs import evolve, frozen
 from skyrl_modal.dataclass import replace
 from skyrl_modal.findings import Finding, Severity
 from skyrl_modal.prepare.command_starts import CheckedState, facts_of_run, schema_of_checkout
-from skyrl_modal.prepare.fix import positions_of_starts
+from skyrl_modal.prepare.fix import find_positions
 from skyrl_modal.protocol.resume import ResumeRecord, ResumeTarget, TrainerKind, resume_overrides
 from skyrl_modal.skyrl.resolution.records import KINDS_WITH_TRACKER, TRAINING_KINDS, EntrypointKind
 from skyrl_modal.skyrl.rules.checkpoints import resumes
@@ -45,6 +45,10 @@ class _Trainer:
     def kind(self) -> TrainerKind:
         return TrainerKind(self.values.start.kind)
 
+    @property
+    def folder_key(self) -> str:
+        return f"{self.values.prefix}ckpt_path"
+
     def overrides(self, *, is_shared: bool) -> dict[str, str]:
         return resume_overrides(self.kind, posixpath.join(self.folder, _EXAMPLE_STEP), is_shared=is_shared)
 
@@ -75,8 +79,12 @@ def with_resume(plan: Plan, cache: ResultCache) -> Plan:
         else:
             trainers.append(_Trainer(number, each, posixpath.normpath(folder)))
     targets = list(_targets(plan, cache, trainers))
-    findings += [finding for trainer, target in targets if (finding := _finding(trainer, target, facts)) is not None]
-    record = ResumeRecord(targets=tuple(target for trainer, target in targets if _has_effect(trainer, target)))
+    for trainer, target in targets:
+        finding = _varying_folder(trainer) if target is None else _finding(trainer, target, facts)
+        findings += [] if finding is None else [finding]
+    record = ResumeRecord(
+        targets=tuple(target for trainer, target in targets if target is not None and _has_effect(trainer, target))
+    )
     resume = record if record.targets else None
     # A second program that logs to W&B would write into the run of the first one.
     is_only_one = sum(start.kind in KINDS_WITH_TRACKER for start in starts) == 1
@@ -87,28 +95,32 @@ def with_resume(plan: Plan, cache: ResultCache) -> Plan:
     )
 
 
-def _targets(plan: Plan, cache: ResultCache, trainers: Sequence[_Trainer]) -> Iterator[tuple[_Trainer, ResumeTarget]]:
-    """Yield what the container needs to know of each trainer."""
+def _targets(
+    plan: Plan, cache: ResultCache, trainers: Sequence[_Trainer]
+) -> Iterator[tuple[_Trainer, ResumeTarget | None]]:
+    """Yield what the container needs to know of each trainer; None for one whose folder is not the same each time."""
+    if not trainers:
+        return
     # Trainers of one folder follow each other: the second one continues from what the first one has written.
     uses = Counter(trainer.folder for trainer in trainers)
     shared = {trainer.number for trainer in trainers if uses[trainer.folder] > 1}
-    positions = _positions(plan, cache, trainers, shared)
+    found = find_positions(plan, cache, _wanted(trainers, shared))
+    positions = dict(found.by_start)
     open_trainers = {trainer.number for trainer in trainers} - set(positions)
     if open_trainers and len(trainers) > 1:
         # A script that passes its arguments on to several trainers: they cannot have a checkpoint each.
         shared |= open_trainers
-        positions |= {
-            number: point
-            for number, point in _positions(plan, cache, trainers, shared).items()
-            if number in open_trainers
-        }
+        for number, point in find_positions(plan, cache, _wanted(trainers, shared)).by_start.items():
+            positions.setdefault(number, point)
     for trainer in trainers:
-        yield trainer, _target(trainer, positions.get(trainer.number), is_shared=trainer.number in shared)
+        if trainer.folder_key in found.varying:
+            yield trainer, None
+        else:
+            yield trainer, _target(trainer, positions.get(trainer.number), is_shared=trainer.number in shared)
 
 
-def _positions(plan: Plan, cache: ResultCache, trainers: Sequence[_Trainer], shared: set[int]) -> dict[int, int]:
-    wanted = {trainer.number: trainer.overrides(is_shared=trainer.number in shared) for trainer in trainers}
-    return positions_of_starts(plan, cache, wanted) if wanted else {}
+def _wanted(trainers: Sequence[_Trainer], shared: set[int]) -> dict[int, dict[str, str]]:
+    return {trainer.number: trainer.overrides(is_shared=trainer.number in shared) for trainer in trainers}
 
 
 def _target(trainer: _Trainer, position: int | None, *, is_shared: bool) -> ResumeTarget:
@@ -151,7 +163,6 @@ def _finding(trainer: _Trainer, target: ResumeTarget, facts: RunFacts) -> Findin
     if facts.is_kept(target.folder):
         return None
     folder = facts.kept_folder
-    key = f"{trainer.values.prefix}ckpt_path"
     message = f"{program} writes its checkpoints to {target.folder}, which is on no writable volume"
     if folder is None:
         return Finding(
@@ -164,7 +175,7 @@ def _finding(trainer: _Trainer, target: ResumeTarget, facts: RunFacts) -> Findin
         code="resume-not-kept",
         severity=Severity.WARNING,
         message=f"{message}: only attempts in the same container continue from them",
-        remedy=f"Pass {key}={folder}/ckpts/NAME, or --fix.",
+        remedy=f"Pass {trainer.folder_key}={folder}/ckpts/NAME, or --fix.",
     )
 
 
@@ -187,6 +198,14 @@ def _no_folder(values: StartValues, folder: str | None) -> Finding:
     key = values.prefix
     return _without_effect(
         f"{values.start.program} {reason}", f"Pass {key}ckpt_interval=N and {key}ckpt_path=FOLDER_ON_A_VOLUME."
+    )
+
+
+def _varying_folder(trainer: _Trainer) -> Finding:
+    return _without_effect(
+        f"{trainer.values.start.program} writes its checkpoints to another folder each time it is started, such as "
+        f"{trainer.folder}",
+        f"Pass {trainer.folder_key}=FOLDER without the time or a random number.",
     )
 
 

@@ -150,6 +150,28 @@ def test_command_that_cannot_be_continued(launcher: Launcher, command: str, reas
     assert finding.severity is Severity.WARNING
 
 
+@pytest.mark.parametrize("name", ["$(date +%Y%m%d_%H%M%S)", "$RANDOM$RANDOM"])
+def test_folder_that_differs_each_time(launcher: Launcher, name: str) -> None:
+    """A folder with the time or a random number in its name has no earlier checkpoints, which is reported."""
+    text = f'NAME={name}\n{TRAINER.replace("ckpts/a", "ckpts/$NAME")} trainer.run_name=$NAME "$@"'
+    plan = launcher.plan(script(text))
+
+    [finding] = [item for item in plan.findings if item.code == "resume-without-effect"]
+
+    assert "to another folder each time it is started, such as /root/data/ckpts/" in finding.message
+    assert plan.job.resume is None
+
+
+def test_name_that_differs_each_time(launcher: Launcher) -> None:
+    """Values with the time that are not the folder do not prevent that a trainer is continued."""
+    text = f'export NAME=$(date +%Y%m%d_%H%M%S)-$RANDOM\n{TRAINER} trainer.run_name=$NAME "$@"'
+
+    [target] = targets(launcher, script(text))
+
+    assert target.position is not None
+    assert findings(launcher, script(text)) == {}
+
+
 def test_checkpoints_on_no_volume(launcher: Launcher) -> None:
     """On the container's own disk, only attempts in the same container continue: a warning, and a record."""
     command = f"{TRAINER} trainer.ckpt_path=/tmp/ckpts"
