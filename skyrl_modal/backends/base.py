@@ -259,8 +259,11 @@ class Backend(Protocol):
             FileNotFoundError: There is no such volume or path.
         """
 
-    def kind(self, volume: VolumeSpec, path: str) -> VolumeEntryKind | None:
-        """Return what a path of a volume is, after following links; None if there is no such volume or path."""
+    def kind(self, volume: VolumeSpec, path: str, *, follow_links: bool = True) -> VolumeEntryKind | None:
+        """Return what a path of a volume is; None if there is no such volume or path.
+
+        With ``follow_links``, a symbolic link counts as what it leads to, where the backend can follow it.
+        """
 
     def walk(self, volume: VolumeSpec, path: str) -> Iterator[VolumeEntry]:
         """Yield all entries below a folder of a volume, or one file. Symbolic links are not followed.

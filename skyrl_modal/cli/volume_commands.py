@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import click
 
 from skyrl_modal.cli.base import VolumeCommand, attach_run, cli, make_launcher
 from skyrl_modal.cli.output import print_line, print_rows, write_output
+from skyrl_modal.errors import BackendUnavailable
 from skyrl_modal.views.text import StderrReporter, escape_controls, warnings_as_messages
 
 if TYPE_CHECKING:
@@ -161,7 +163,7 @@ def pull(
             _print_plan(launcher.plan_pull(_one_or_several(sources), local, force=force), is_json)
             return
         progress = TransferProgress("pull", quiet=quiet)
-        with translate_system_errors():
+        with translate_system_errors(), _interruption_message(progress):
             copy = volume_access.pull(launcher, _one_or_several(sources), local, force=force, progress=progress)
     _print_summary(progress, quiet)
     print_line(escape_controls(str(copy)))
@@ -193,7 +195,7 @@ def push(
             _print_plan(launcher.plan_push(list(local), path, force=force), is_json)
             return
         progress = TransferProgress("push", quiet=quiet)
-        with translate_system_errors():
+        with translate_system_errors(), _interruption_message(progress):
             copy = volume_access.push(launcher, list(local), path, force=force, progress=progress)
     _print_summary(progress, quiet)
     print_line(escape_controls(copy))
@@ -206,6 +208,17 @@ def _pull_run(run_id: str, paths: Sequence[str], *, checkpoints: bool, force: bo
         local = paths[0] if paths else "."
         copy = attach_run(run_id).pull(local, checkpoints=checkpoints, force=force, quiet=quiet)
     print_line(escape_controls(str(copy)))
+
+
+@contextlib.contextmanager
+def _interruption_message(progress: TransferProgress) -> Iterator[None]:
+    """Print how a transfer continues that is interrupted by Ctrl-C or by an outage."""
+    try:
+        yield
+    except (KeyboardInterrupt, BackendUnavailable):
+        if progress.done_bytes:
+            StderrReporter().info("what was copied is kept: the same command continues the transfer")
+        raise
 
 
 def _one_or_several(paths: Sequence[str]) -> str | Sequence[str]:

@@ -50,19 +50,22 @@ def find_pulls(backend: Backend, volumes: Sequence[VolumeSpec], path: str | Sequ
         PathNotFound: There is no such path, or nothing matches a pattern.
     """
     paths = _as_list(path)
-    is_several = len(paths) > 1 or any(is_pattern(each) for each in paths)
+    is_several = len(paths) > 1
     folder = local_path(local)
     _check_local_destination(volumes, local, folder)
     sources: list[Source] = []
     found: list[tuple[VolumeSpec, str]] = []
     for each in paths:
-        for volume, inside in expand(backend, volumes, each):
+        places = expand(backend, volumes, each)
+        is_matched = is_pattern(each) and places != [find_volume(volumes, each)]
+        is_several = is_several or is_matched
+        for volume, inside in places:
             kind = backend.kind(volume, inside)
             if kind is None:
                 raise missing_path(volume, inside)
             name = posixpath.basename(container_path(volume, inside))
             is_folder = kind is VolumeEntryKind.FOLDER
-            is_contents = names_contents(each) and not is_pattern(each)
+            is_contents = names_contents(each) and not is_matched
             sources.append(Source(container_path(volume, inside), name, is_folder, is_contents))
             found.append((volume, inside))
     text = os.path.expanduser(os.fspath(local))
@@ -98,19 +101,21 @@ def find_pushes(backend: Backend, volumes: Sequence[VolumeSpec], local: LocalSou
         SpecError: The destination is on none of the volumes.
         PathNotFound: There is no such file or folder, or nothing matches a pattern.
     """
-    texts = [os.fspath(each) for each in ([local] if isinstance(local, str | Path) else local)]
+    texts = [os.path.expanduser(each) for each in ([local] if isinstance(local, str | Path) else local)]
     if not texts:
         raise SpecError("local", local, "pass at least one file or folder")
-    is_several = len(texts) > 1 or any(is_pattern(text) and not os.path.lexists(text) for text in texts)
+    is_several = len(texts) > 1
     volume, inside = find_volume(volumes, path)
     sources: list[Source] = []
     for text in texts:
-        for each in expand_local(os.path.expanduser(text)):
+        is_matched = is_pattern(text) and not os.path.lexists(text)
+        is_several = is_several or is_matched
+        for each in expand_local(text):
             place = local_path(each)
             if not place.exists():
                 raise PathNotFound(f"there is no {place}. Check the path; it is relative to {Path.cwd()}")
             name = place.name if place.name not in ("", "..") else place.resolve().name
-            sources.append(Source(str(place), name, place.is_dir(), names_contents(each) and not is_pattern(each)))
+            sources.append(Source(str(place), name, place.is_dir(), names_contents(each) and not is_matched))
     exists = not inside or backend.kind(volume, inside) is VolumeEntryKind.FOLDER
     destination = container_path(volume, inside) + ("/" if names_contents(path) else "")
     copies = destination_paths(sources, destination, exists=exists, is_several=is_several)

@@ -83,7 +83,7 @@ def remove(
     found = expand(backend, volumes, path)
     for volume, inside in found:
         where = container_path(volume, inside)
-        kind = backend.kind(volume, inside)
+        kind = backend.kind(volume, inside, follow_links=False)
         if kind is None:
             raise missing_path(volume, inside)
         if kind is VolumeEntryKind.FOLDER and not recursive:

@@ -126,7 +126,7 @@ class MemoryBackend:
         """Return no entries."""
         return []
 
-    def kind(self, volume: VolumeSpec, path: str) -> VolumeEntryKind | None:
+    def kind(self, volume: VolumeSpec, path: str, *, follow_links: bool = True) -> VolumeEntryKind | None:
         """Return None: there are no files."""
         return None
 

@@ -217,11 +217,11 @@ class LocalBackend:
 
         return FolderListing(str(path_on_volume(volume, path)))
 
-    def kind(self, volume: VolumeSpec, path: str) -> VolumeEntryKind | None:
+    def kind(self, volume: VolumeSpec, path: str, *, follow_links: bool = True) -> VolumeEntryKind | None:
         """Return what a path of a volume is; None if there is no such volume or path."""
         from skyrl_modal.backends.local.volumes import find_kind
 
-        return find_kind(volume, path)
+        return find_kind(volume, path, follow_links=follow_links)
 
     def walk(self, volume: VolumeSpec, path: str) -> Iterator[VolumeEntry]:
         """Yield all entries below a folder of a volume. Symbolic links are not followed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import stat
@@ -66,22 +67,22 @@ def _entry(path: str, status: os.stat_result | None) -> VolumeEntry:
     return VolumeEntry(path, kind, status.st_size, status.st_mtime)
 
 
-def find_kind(volume: VolumeSpec, path: str) -> VolumeEntryKind | None:
-    """Return what a path of a volume is, after following links; None if there is no such volume or path.
+def find_kind(volume: VolumeSpec, path: str, *, follow_links: bool) -> VolumeEntryKind | None:
+    """Return what a path of a volume is; None if there is no such volume or path.
 
-    A link that leads nowhere is of another kind than a file or a folder.
+    A link that leads nowhere, or is not followed, is of another kind than a file or a folder.
 
     Raises:
         SpecError: The path leads out of the volume.
     """
-    place = path_on_volume(volume, path)
-    try:
-        return _entry(path, place.lstat()).type
-    except OSError:
-        pass
     parent, name = posixpath.split(path)
-    is_dangling = bool(name) and os.path.lexists(path_on_volume(volume, parent) / name)
-    return VolumeEntryKind.OTHER if is_dangling else None
+    places = [path_on_volume(volume, path)] if follow_links else []
+    if name:
+        places.append(path_on_volume(volume, parent) / name)
+    for place in places:
+        with contextlib.suppress(OSError):
+            return _entry(path, place.lstat()).type
+    return VolumeEntryKind.FOLDER if not name and _root(volume).is_dir() else None
 
 
 def walk_folder(volume: VolumeSpec, path: str) -> Iterator[VolumeEntry]:

@@ -129,8 +129,8 @@ class ModalBackend:
 
         return ModalCheckpointListing(volume, path)
 
-    def kind(self, volume: VolumeSpec, path: str) -> VolumeEntryKind | None:
-        """Return what a path of a volume is; None if there is no such volume or path.
+    def kind(self, volume: VolumeSpec, path: str, *, follow_links: bool = True) -> VolumeEntryKind | None:
+        """Return what a path of a volume is; None if there is no such volume or path. Links are never followed.
 
         Raises:
             BackendUnavailable: Modal cannot be reached, or refuses the token.

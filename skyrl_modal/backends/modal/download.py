@@ -174,11 +174,14 @@ class _Downloads:
         """Download files. After an error, the others end."""
         small = [entry for entry in files if entry.size <= BLOCK_SIZE]
         large = [entry for entry in files if entry.size > BLOCK_SIZE]
-        async with asyncio.TaskGroup() as group:
-            workers = []
-            for entries, number in ((small, _SMALL_FILES), (large, max(1, _BLOCKS // (os.cpu_count() or 1)))):
-                waiting = iter(entries)
-                workers += [group.create_task(self._download_all(waiting)) for _ in range(min(number, len(entries)))]
+        try:
+            async with asyncio.TaskGroup() as group:
+                for entries, number in ((small, _SMALL_FILES), (large, max(1, _BLOCKS // (os.cpu_count() or 1)))):
+                    waiting = iter(entries)
+                    for _ in range(min(number, len(entries))):
+                        group.create_task(self._download_all(waiting))
+        except BaseExceptionGroup as error:
+            raise error.exceptions[0] from error
 
     async def _download_all(self, waiting: Iterable[TreeEntry]) -> None:
         """Download files of an iterator that several tasks share."""
