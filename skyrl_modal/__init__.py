@@ -15,6 +15,7 @@ TYPE_CHECKING = False  # the same as in typing, whose import takes time
 if TYPE_CHECKING:
     from typing import Any
 
+    from skyrl_modal.errors import AmbiguousRun as AmbiguousRun
     from skyrl_modal.errors import BackendUnavailable as BackendUnavailable
     from skyrl_modal.errors import CheckoutNotFound as CheckoutNotFound
     from skyrl_modal.errors import CommandFailed as CommandFailed
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 #: The module that defines each public name.
 _MODULE_OF_NAME = {
     "AptInstall": "spec.image_steps",
+    "AmbiguousRun": "errors",
     "BackendUnavailable": "errors",
     "Checkpoint": "formats.checkpoints",
     "CheckoutNotFound": "errors",

@@ -13,6 +13,9 @@
     * RunLost
 
   * RunNotFound (also a LookupError)
+
+    * AmbiguousRun
+
   * RecordError
   * SnapshotError
   * PathNotFound (also a FileNotFoundError)
@@ -254,6 +257,18 @@ class RunNotFound(SkyRLModalError, LookupError):
     def __str__(self) -> str:
         hint = f" (similar: {', '.join(self.nearest)})" if self.nearest else ""
         return f"no run has the id {self.run_id!r}{hint}. `skyrl-modal ps` lists the runs known on this machine."
+
+
+class AmbiguousRun(RunNotFound):
+    """Several runs have an id that begins with the requested text, or a name that is equal to it.
+
+    Attributes:
+        run_id: The requested text.
+        nearest: The ids of these runs, the newest first.
+    """
+
+    def __str__(self) -> str:
+        return f"several runs match {self.run_id!r}: {', '.join(self.nearest)}. Pass more characters of the id."
 
 
 class RecordError(SkyRLModalError):

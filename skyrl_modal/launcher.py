@@ -304,10 +304,11 @@ class Launcher(RunSpec):
         Issue a warning if the files of the checkout or of another mount differ from those that the run used.
 
         Args:
-            run_id: The run's id.
+            run_id: The run's id, the beginning of it, its name, or ``"latest"`` for the newest run.
 
         Raises:
             RunNotFound: No run has this id.
+            AmbiguousRun: Several runs match.
             SpecError: The run's backend is not installed.
             RecordError: The run's record is damaged, or was written by a newer version.
             CheckoutNotFound: The run's checkout does not exist any more.

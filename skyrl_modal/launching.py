@@ -286,7 +286,7 @@ def from_run(cls: type[Launcher], run_id: str) -> tuple[Launcher, str]:
     """Return the launcher and the command of a run that was started from this machine."""
     from skyrl_modal.prepare.restore import changes_since  # imported here, since a new run does not need it
 
-    record = RunIndex().get(run_id)
+    record = RunIndex().find(run_id)
     spec = record.read_spec()
     declared = {item.name: getattr(spec, item.name) for item in fields(RunSpec)}
     launcher = cls(**declared, backend=record.backend)

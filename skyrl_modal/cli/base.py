@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,10 @@ from skyrl_modal.views.standard_streams import discard_standard_output
 if TYPE_CHECKING:
     from skyrl_modal.launcher import Launcher
     from skyrl_modal.run.handle import Run
+
+
+#: Number of runs that are offered for completion, from the newest one.
+_COMPLETED_RUNS = 100
 
 
 class Command(click.Command):
@@ -113,6 +118,23 @@ def attach_run(run_id: str) -> Run:
     from skyrl_modal.run.handle import Run
 
     return Run.attach(run_id)
+
+
+def _complete_run(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Return the ids and the names of runs that begin with a text, for completion by the shell."""
+    from itertools import islice
+
+    from skyrl_modal.run.index import LATEST, RunIndex
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a warning would be displayed in the command line that is typed
+        jobs = [record.job for record in islice(RunIndex().newest_first(), _COMPLETED_RUNS)]
+    texts = [LATEST, *(job.run_id for job in jobs), *(job.name for job in jobs if job.name is not None)]
+    return [text for text in dict.fromkeys(texts) if text.startswith(incomplete)]
+
+
+#: The argument of commands about a run.
+run_argument = click.argument("run_id", metavar="RUN", shell_complete=_complete_run)
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})

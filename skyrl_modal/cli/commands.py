@@ -17,6 +17,7 @@ _MODULES = (
     "cost_commands",
     "machine_commands",
     "metrics_commands",
+    "ps_command",
     "run_commands",
     "start_commands",
     "volume_commands",

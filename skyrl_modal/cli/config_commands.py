@@ -1,4 +1,4 @@
-"""Commands about the configuration: show it, and write its file."""
+"""Commands about the configuration, and that of the shell: show it, and write its file."""
 
 from __future__ import annotations
 
@@ -120,3 +120,20 @@ def _path_of_new_file(*, is_user: bool) -> Path:
         return find_checkout() / FILE_NAME
     except CheckoutNotFound:
         return Path.cwd() / FILE_NAME
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    r"""Print a script that completes commands, options, and ids of runs in a shell.
+
+    \b
+    bash:  eval "$(skyrl-modal completion bash)"  in ~/.bashrc
+    zsh:   eval "$(skyrl-modal completion zsh)"   in ~/.zshrc
+    fish:  skyrl-modal completion fish > ~/.config/fish/completions/skyrl-modal.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    cls = get_completion_class(shell)
+    if cls is not None:
+        print_line(cls(cli, {}, "skyrl-modal", "_SKYRL_MODAL_COMPLETE").source())

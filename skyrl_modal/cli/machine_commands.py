@@ -50,7 +50,7 @@ def clean(older_than: str | None, dry_run: bool) -> None:
     type=click.Path(path_type=Path),
     help="Also write a .tar.gz for a bug report, without secrets: checks, versions, variables.",
 )
-@click.option("--run", "run_id", metavar="RUN_ID", help="Include the records and logs of this run in the archive.")
+@click.option("--run", "run_id", metavar="RUN", help="Include the records and logs of this run in the archive.")
 def doctor(backend: str | None, is_json: bool, bundle: Path | None, run_id: str | None) -> None:
     """Check what is available on this machine, and how to get what is missing.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from skyrl_modal.cli.base import attach_run, cli
+from skyrl_modal.cli.base import attach_run, cli, run_argument
 from skyrl_modal.protocol.exit_codes import BROKEN_PIPE
 from skyrl_modal.views.standard_streams import exit_when_output_is_closed
 
@@ -16,7 +16,7 @@ from skyrl_modal.views.standard_streams import exit_when_output_is_closed
 @click.option("--follow", "-f", is_flag=True, help="Print a line for each step until the run has ended.")
 @click.option("--json", "is_json", is_flag=True, help="Print a line of JSON for each step.")
 @click.option("--path", help="Read this file of a volume instead: lines of JSON, such as metrics.jsonl.")
-@click.argument("run_id")
+@run_argument
 def metrics(keys: Sequence[str], follow: bool, is_json: bool, path: str | None, run_id: str) -> None:
     """Show the metrics that a run has logged: plots, and a table of their last values."""
     from skyrl_modal.cli.metrics import print_metrics

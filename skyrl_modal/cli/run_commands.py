@@ -1,4 +1,4 @@
-"""Commands about runs that were started: list, output, end, cause of a failure."""
+"""Commands about runs that were started: output, end, cause of a failure."""
 
 from __future__ import annotations
 
@@ -8,21 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from skyrl_modal.cli.base import attach_run, cli
-from skyrl_modal.cli.output import print_error, print_line, print_rows, write_output
+from skyrl_modal.cli.base import attach_run, cli, run_argument
+from skyrl_modal.cli.output import print_line, print_rows, write_output
 from skyrl_modal.errors import PathNotFound
 from skyrl_modal.protocol.exit_codes import BROKEN_PIPE
 from skyrl_modal.views.standard_streams import exit_when_output_is_closed
 from skyrl_modal.views.text import StderrReporter, warnings_as_messages
 
 if TYPE_CHECKING:
-    from skyrl_modal.run.handle import Run
     from skyrl_modal.run.kept_logs import KeptLog
-
-#: Number of runs that ``ps`` lists without ``--all``.
-_LISTED_RUNS = 20
-#: Length of a command in the list of runs.
-_LISTED_COMMAND_LENGTH = 80
 
 
 @cli.command()
@@ -32,7 +26,7 @@ _LISTED_COMMAND_LENGTH = 80
 @click.option("--attempt", type=int, help="Print the kept logs of this attempt instead of the output.")
 @click.option("--file", "pattern", metavar="PATTERN", help="Print the kept logs with such a name, as 'ray/*.err'.")
 @click.option("--list", "is_list", is_flag=True, help="List the kept logs instead of printing them.")
-@click.argument("run_id")
+@run_argument
 def logs(
     follow: bool,
     tail: int | None,
@@ -71,37 +65,7 @@ def _read_kept_logs(kept: Sequence[KeptLog], tail: int | None) -> Iterator[bytes
 
 
 @cli.command()
-@click.option("--all", "show_all", is_flag=True, help=f"List all runs instead of the newest {_LISTED_RUNS}.")
-def ps(show_all: bool) -> None:
-    """List the runs that were started from this machine, the newest first."""
-    from skyrl_modal.run.handle import runs
-
-    rows = [_describe_run(one) for one in runs(limit=None if show_all else _LISTED_RUNS)]
-    print_rows(("run", "state", "backend", "name", "tags", "cost", "command"), rows)
-
-
-def _describe_run(one: Run) -> tuple[str, ...]:
-    """Return the cells of a run. An error about one run is printed, and does not affect the others."""
-    from skyrl_modal.protocol.state import RunState
-    from skyrl_modal.views.money import format_money
-
-    reason = one.unavailable_reason
-    state, cost = RunState.UNKNOWN, None
-    if reason is None:
-        try:
-            state = one.state
-            cost = one.cost_at(state)
-        except Exception as error:  # any error of a backend that another package may provide
-            reason = str(error)
-    if reason is not None:
-        print_error(f"{one.id}: {reason}")
-    command = (one.job.command.strip().splitlines() or [""])[0][:_LISTED_COMMAND_LENGTH]
-    tags = ",".join(one.job.tags) or "-"
-    return one.id, state, one.backend, one.job.name or "-", tags, format_money(cost), command
-
-
-@cli.command()
-@click.argument("run_id")
+@run_argument
 def attach(run_id: str) -> None:
     """Show a run's output from beginning to end, and exit with its exit code. Ctrl-C does not stop the run."""
     from skyrl_modal.run.foreground import show_events
@@ -116,7 +80,7 @@ def attach(run_id: str) -> None:
 
 @cli.command()
 @click.option("--timeout", type=float, help="Seconds to wait at most. The run continues.")
-@click.argument("run_id")
+@run_argument
 def wait(timeout: float | None, run_id: str) -> None:
     """Wait for the end of a run, and exit with its exit code."""
     from skyrl_modal.run.foreground import report_end
@@ -128,7 +92,7 @@ def wait(timeout: float | None, run_id: str) -> None:
 
 @cli.command()
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
-@click.argument("run_id")
+@run_argument
 def why(is_json: bool, run_id: str) -> None:
     """Show why a run failed: cause, lines of its logs, and remedy. A run that succeeded has no diagnosis."""
     from skyrl_modal.views.diagnosis import diagnosis_to_json, format_diagnosis
@@ -142,7 +106,7 @@ def why(is_json: bool, run_id: str) -> None:
 
 @cli.command()
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
-@click.argument("run_id")
+@run_argument
 def checkpoints(is_json: bool, run_id: str) -> None:
     """List the checkpoints in a run's folders: which are complete, and what the others lack."""
     from skyrl_modal.views.checkpoints import checkpoint_rows, checkpoints_to_json
@@ -159,7 +123,7 @@ def checkpoints(is_json: bool, run_id: str) -> None:
 
 @cli.command()
 @click.option("--now", is_flag=True, help="Kill it immediately, without a grace period.")
-@click.argument("run_id")
+@run_argument
 def cancel(now: bool, run_id: str) -> None:
     """Stop a run."""
     attach_run(run_id).cancel(now=now)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from skyrl_modal.backends import get_backend, installed_backends
 from skyrl_modal.dataclass import replace
 from skyrl_modal.errors import (
+    AmbiguousRun,
     BackendUnavailable,
     RecordError,
     RunNotFound,
@@ -87,19 +88,22 @@ class Run:
         """Return the handle of a run, in any process of the user who started it.
 
         Args:
-            run_id: The run's id, or the id of a function call on Modal (``"fc-..."``). A call can be attached to from
-                any machine with the same account; if it was started on another machine, only its log and its result
-                are available.
+            run_id: The run's id, the beginning of it, its name, ``"latest"`` for the newest run; or the id of a
+                function call on Modal (``"fc-..."``). A call can be attached to from any machine with the same account;
+                if it was started on another machine, only its log and its result are available.
 
         Raises:
             RunNotFound: No run has this id. The error contains similar ids.
+            AmbiguousRun: Several runs match. The error contains their ids.
             RecordError: The run's record is damaged, or was written by a newer version.
             BackendUnavailable: It is the id of a call on Modal, and there is no token.
             StorageError: The record cannot be read.
         """
         index = RunIndex()
         try:
-            return cls._from_record(index.get(run_id))
+            return cls._from_record(index.find(run_id))
+        except AmbiguousRun:
+            raise
         except RunNotFound:
             run = cls._find_by_call(index, run_id)
             if run is None:

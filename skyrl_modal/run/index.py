@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skyrl_modal.dataclass import dataclass, field
-from skyrl_modal.errors import RecordError, RunNotFound, SpecError
+from skyrl_modal.errors import AmbiguousRun, RecordError, RunNotFound, SpecError
 from skyrl_modal.protocol.codec import ProtocolError
 from skyrl_modal.protocol.job import SCHEMA_VERSION, Job
 from skyrl_modal.protocol.run_folder import read_record, write_record
@@ -21,6 +21,10 @@ from skyrl_modal.views.text import escape_controls
 if TYPE_CHECKING:
     from skyrl_modal.spec.run_spec import RunSpec
 
+#: The text that names the newest run.
+LATEST = "latest"
+#: Number of runs that an error lists.
+MAX_CANDIDATES = 10
 #: A handle may contain the token of the run's Ray: only the user may read it.
 _FILE_MODE = 0o600
 #: A name of a file has at most 255 bytes on the usual file systems; ``write_atomically`` and the suffix add some.
@@ -91,6 +95,35 @@ class RunIndex:
 
             matches = get_close_matches(run_id, known, n=3, cutoff=0.5)
         raise RunNotFound(run_id, matches)
+
+    def find(self, text: str) -> IndexRecord:
+        """Return the record of the run that a text names.
+
+        Args:
+            text: The run's id, the beginning of it, ``latest`` for the newest run, or the name of a run. An id has
+                precedence over the beginning of an id, and that over a name.
+
+        Raises:
+            RunNotFound: There is no such run. The error contains similar ids.
+            AmbiguousRun: Several runs match. The error contains their ids.
+            RecordError: The record is damaged, or was written by a newer version.
+        """
+        if text == LATEST:
+            for record in self.newest_first():
+                return record
+            raise RunNotFound(text)
+        try:
+            return self.get(text)
+        except RunNotFound:
+            matches = [path.stem for path in self._paths() if text and path.stem.startswith(text)]
+            if not matches:
+                matches = [record.job.run_id for record in self.newest_first() if text and record.job.name == text]
+                matches.reverse()
+            if not matches:
+                raise
+        if len(matches) > 1:
+            raise AmbiguousRun(text, matches[::-1][:MAX_CANDIDATES])
+        return self.get(matches[0])
 
     def newest_first(self) -> Iterator[IndexRecord]:
         """Yield the records, the newest first, and read each when it is requested.

@@ -19,6 +19,11 @@ _CONTROLS = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud8
 _CONTROLS_IN_LINES = _CONTROLS.replace("\x00-\x1f", "\x00-\x08\x0b-\x1f")
 
 
+#: Width of the last column for which other columns are left out, and the smallest one.
+_LAST_COLUMN_WIDTH = 16
+_MIN_CELL = 5
+
+
 def escape_controls(text: str, *, multiline: bool = False) -> str:
     r"""Return a text with escape sequences such as ``\x1b`` instead of control characters.
 
@@ -125,3 +130,41 @@ def format_columns(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def fit_columns(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], *, droppable: Sequence[str] = (), width: int | None = None
+) -> str:
+    """Return rows below headings for a terminal. Columns without a value are left out, and the last one is cut.
+
+    Args:
+        headings: The headings.
+        rows: The cells of each row; ``-`` is no value.
+        droppable: Headings of columns that are left out on a narrow terminal, in this order.
+        width: The number of columns of the terminal; None to ask the system.
+
+    Example:
+        >>> print(fit_columns(("A", "B", "C"), [("1", "-", "long text")], width=8))
+        A  C
+        1  long…
+    """
+    if width is None:
+        from shutil import get_terminal_size  # imported here, since a pipe needs no width
+
+        width = get_terminal_size().columns
+    table = [[escape_controls(cell) for cell in row] for row in (headings, *rows)]
+    last = len(headings) - 1
+    widths = {
+        number: max(len(row[number]) for row in table) + 2
+        for number in range(last)
+        if number == 0 or any(row[number] != "-" for row in rows)
+    }
+    for heading in droppable:
+        if width - sum(widths.values()) < _LAST_COLUMN_WIDTH:
+            widths.pop(headings.index(heading), None)
+    room = max(width - sum(widths.values()), _MIN_CELL)
+    shown = [[row[number] for number in (*widths, last)] for row in table]
+    for row in shown:
+        if len(row[-1]) > room:
+            row[-1] = f"{row[-1][: room - 1]}…"
+    return format_columns(shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +39,12 @@ def skyrl(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Co
     return call
 
 
+def listed_runs(skyrl: Command) -> list[dict[str, Any]]:
+    """Return the runs that `ps --json` lists."""
+    found: list[dict[str, Any]] = json.loads(skyrl("ps", "--json").stdout)
+    return found
+
+
 def make_record(run_id: str, backend: str, **handle: str) -> IndexRecord:
     """Return a record of a run on a backend."""
     created_at = "2020-01-01T00:00:00+00:00"
@@ -56,8 +64,9 @@ def test_run_is_submitted_and_followed(skyrl: Command) -> None:
     assert skyrl("wait", run_id).returncode == 3
     assert skyrl("logs", "--tail", "1", run_id).stdout == "one\n"
     assert skyrl("logs", "-f", run_id).stdout == "one\n"
-    [line] = skyrl("ps").stdout.splitlines()
-    assert line.split()[:5] == [run_id, "failed", "local", "first", "a,b"]
+    [one] = listed_runs(skyrl)
+    assert (one["run_id"], one["state"], one["returncode"]) == (run_id, "failed", 3)
+    assert (one["backend"], one["name"], one["tags"]) == ("local", "first", ["a", "b"])
 
 
 def test_run_is_cancelled(skyrl: Command) -> None:
@@ -78,10 +87,11 @@ def test_unreachable_runs_do_not_hide_others(skyrl: Command) -> None:
     listed = skyrl("ps")
 
     assert listed.returncode == 0
-    assert [line.split()[1:3] for line in listed.stdout.splitlines()] == [
-        ["succeeded", "local"],
-        ["unknown", "mine"],
-        ["unknown", "modal"],
+    assert [line.split()[2] for line in listed.stdout.splitlines()[1:]] == ["succeeded", "unknown", "unknown"]
+    assert [(one["state"], one["backend"]) for one in listed_runs(skyrl)] == [
+        ("succeeded", "local"),
+        ("unknown", "mine"),
+        ("unknown", "modal"),
     ]
     assert "modal setup" in listed.stderr
     assert "backend='mine'" in listed.stderr
@@ -105,7 +115,7 @@ def test_plan_shows_files(skyrl: Command) -> None:
 
     assert plan.returncode == 0
     assert "skyrl-gym/skyrl_gym/__init__.py" in plan.stdout
-    assert skyrl("ps").stdout == ""
+    assert listed_runs(skyrl) == []
 
 
 @pytest.mark.parametrize("command", ["logs", "attach", "cancel", "wait"])
@@ -174,7 +184,7 @@ def test_interrupt_exits_with_130(skyrl: Command, checkout: Path) -> None:
     process.communicate(timeout=60)
 
     assert process.returncode == 130
-    assert skyrl("ps").stdout.split()[1] == "cancelled"
+    assert listed_runs(skyrl)[0]["state"] == "cancelled"
 
 
 def test_closed_reader_exits_with_141(skyrl: Command, checkout: Path) -> None:
@@ -188,7 +198,7 @@ def test_closed_reader_exits_with_141(skyrl: Command, checkout: Path) -> None:
     os.close(reader)
 
     assert process.wait(60) == 141
-    assert skyrl("ps").stdout.split()[1] == "cancelled"
+    assert listed_runs(skyrl)[0]["state"] == "cancelled"
 
 
 def test_doctor_checks_every_backend(skyrl: Command) -> None:
@@ -210,7 +220,7 @@ def test_controls_in_records_are_escaped(skyrl: Command) -> None:
     listed = skyrl("ps")
 
     assert listed.returncode == 0
-    assert len(listed.stdout.splitlines()) == 2
+    assert len(listed.stdout.splitlines()) == 3
     assert "echo \\x1b]0;title\\x07" in listed.stdout
     assert escape_controls(listed.stdout + listed.stderr, multiline=True) == listed.stdout + listed.stderr
 
@@ -236,7 +246,7 @@ def test_damaged_index_entries_affect_their_runs_only(skyrl: Command, tmp_path: 
 
     listed = skyrl("ps")
 
-    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["20200101-000000-aaaaaa"]
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["RUN", "20200101-000000-aaaaaa"]
     assert listed.stderr.count("skipping a record") == len(damaged) + 2
     for number in range(len(damaged)):
         with pytest.raises(RecordError):

@@ -46,8 +46,10 @@ def test_costs_of_runs(skyrl: Command) -> None:
     assert (second[2:5], second[5]) == (["succeeded", "local", "a"], "python train.py")
     assert 0.05 < float(second[1].removeprefix("$")) < 5
     assert total == ["total", second[1]]
-    listed = [line.split() for line in skyrl("ps").stdout.splitlines()]
-    assert [line[5] for line in listed] == ["$0", second[1]]
+    listed = json.loads(skyrl("ps", "--json").stdout)
+    assert listed[0]["cost"] == 0
+    assert listed[1]["cost"] == pytest.approx(float(second[1].removeprefix("$")), abs=0.01)
+    assert skyrl("ps").stdout.splitlines()[2].split()[-3] == second[1]
 
 
 def test_costs_of_groups(skyrl: Command) -> None:

@@ -137,6 +137,7 @@ def commands(run_id: str, checkout: Path) -> dict[str, tuple[list[str], set[int]
         "why": (["why", run_id], {0}),
         "config": (["config"], {0}),
         "init": (["init", "--help"], {0}),
+        "completion": (["completion", "bash"], {0}),
         "doctor": (["doctor"], {0, 1}),
         "clean": (["clean", "--dry-run"], {0}),
         "--help": (["--help"], {0}),

@@ -52,22 +52,21 @@ def test_cause_is_printed(skyrl: Command) -> None:
     done = skyrl("run", "--no-ray", "echo 'OSError: [Errno 28] No space left on device'; exit 3")
     assert done.returncode == 3
     assert "cause: A disk is full." in done.stderr
-    run_id = skyrl("ps").stdout.split()[0]
-    assert "output.log:1: OSError" in skyrl("why", run_id).stdout
-    assert json.loads(skyrl("why", "--json", run_id).stdout)["code"] == "disk-full"
+    assert "output.log:1: OSError" in skyrl("why", "latest").stdout
+    assert json.loads(skyrl("why", "--json", "latest").stdout)["code"] == "disk-full"
 
 
 def test_unknown_cause(skyrl: Command) -> None:
     """Nothing is printed about a failure without a known cause, and ``why`` shows the last lines."""
     done = skyrl("run", "--no-ray", "echo the score is too low; exit 1")
     assert "cause:" not in done.stderr
-    assert "the score is too low" in skyrl("why", skyrl("ps").stdout.split()[0]).stdout
+    assert "the score is too low" in skyrl("why", "latest").stdout
 
 
 def test_success(skyrl: Command) -> None:
     """A run that succeeded has no cause."""
     skyrl("run", "--no-ray", "true")
-    done = skyrl("why", "--json", skyrl("ps").stdout.split()[0])
+    done = skyrl("why", "--json", "latest")
     assert (done.returncode, json.loads(done.stdout)) == (0, None)
 
 

@@ -211,7 +211,7 @@ def test_similar_id_is_suggested(launcher: MakeLauncher) -> None:
     run.wait(60)
 
     with pytest.raises(RunNotFound) as caught:
-        Run.attach(run.id[:-1])
+        Run.attach(f"{run.id[:-1]}!")
 
     assert run.id in caught.value.nearest
 

@@ -7,12 +7,13 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import platformdirs
 import pytest
 
-from skyrl_modal import BackendUnavailable, Launcher, Run, RunNotFound, RunState, runs
+from skyrl_modal import AmbiguousRun, BackendUnavailable, Launcher, Run, RunNotFound, RunState, runs
 from skyrl_modal.errors import RecordError
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.run.index import IndexRecord, RunIndex
@@ -136,13 +137,35 @@ def test_unknown_id_is_not_found(index_folder: Path, run_id: str) -> None:
 
 
 def test_similar_ids_are_suggested(index_folder: Path) -> None:
-    """The error for an unknown id contains the ids that begin with it."""
+    """The error for an unknown id contains similar ones."""
     RunIndex().add(make_record("20260101-000000-aaaaaa"))
 
     with pytest.raises(RunNotFound) as caught:
-        Run.attach("20260101-000000")
+        Run.attach("20260101-000001")
 
     assert caught.value.nearest == ["20260101-000000-aaaaaa"]
+
+
+def test_run_is_found_by_beginning_name_and_latest(index_folder: Path) -> None:
+    """The beginning of an id, the name of a run and ``latest`` name a run. Several matches are an error with them."""
+    ids = ["20260101-000000-aaaaaa", "20260101-000001-bbbbbb", "20260102-000000-cccccc"]
+    for run_id, name in zip(ids, ("one", "two", "two"), strict=True):
+        record = make_record(run_id)
+        RunIndex().add(replace(record, job=replace(record.job, name=name)))
+
+    assert Run.attach("20260102").id == Run.attach("latest").id == ids[2]
+    assert Run.attach("one").id == ids[0]
+    for text, matches in (("two", [ids[2], ids[1]]), ("20260101", [ids[1], ids[0]])):
+        with pytest.raises(AmbiguousRun) as caught:
+            Run.attach(text)
+        assert caught.value.nearest == matches
+        assert ids[1] in str(caught.value)
+
+
+def test_latest_of_no_runs(index_folder: Path) -> None:
+    """Without runs, ``latest`` is not found."""
+    with pytest.raises(RunNotFound):
+        Run.attach("latest")
 
 
 def test_records_are_private(index_folder: Path) -> None:

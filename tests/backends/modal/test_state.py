@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,9 +21,9 @@ Make = Callable[..., Launcher]
 
 def ps(run: Run) -> RunState:
     """Return the state that ``skyrl-modal ps`` prints."""
-    command = [sys.executable, "-m", "skyrl_modal", "ps"]
-    rows = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    [state] = [row.split()[1] for row in rows if row.startswith(run.id)]
+    command = [sys.executable, "-m", "skyrl_modal", "ps", "--json"]
+    rows = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    [state] = [row["state"] for row in rows if row["run_id"] == run.id]
     return RunState(state)
 
 
