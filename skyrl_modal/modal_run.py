@@ -164,11 +164,18 @@ class ModalRun:
 
 def _with_command_of(planned: Job, job: Job) -> Job:
     """Return a job with the command of another one, and with what was found out about that command."""
+
+    def own_path(path: str) -> str:
+        return path.replace(planned.run_id, job.run_id)  # the id may be a part of it
+
+    resume = planned.resume
+    if resume is not None:
+        resume = replace(resume, targets=tuple(replace(each, folder=own_path(each.folder)) for each in resume.targets))
     return replace(
         job,
         command=planned.command,
-        checkpoint_folders=planned.checkpoint_folders,
-        resume=planned.resume,
+        checkpoint_folders=tuple(map(own_path, planned.checkpoint_folders)),
+        resume=resume,
         continues_wandb_run=planned.continues_wandb_run,
     )
 

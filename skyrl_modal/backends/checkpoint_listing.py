@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -40,6 +41,7 @@ def read_checkpoint_folder(backend: Backend, job: Job, folder: str) -> Checkpoin
         SkyRLModalError: The backend cannot answer now.
         OSError: The folder exists, and cannot be listed.
     """
+    folder = posixpath.normpath(folder)
     listing = _listing(backend, job, folder)
     if listing is None:
         return None

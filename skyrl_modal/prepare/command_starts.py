@@ -44,6 +44,8 @@ class CheckedState:
 
 #: The value of secrets in the sandbox. Scripts may check that a key is defined.
 _PLACEHOLDER = "secret"
+#: The id of the run in the sandbox, so that a recording can be used for further runs. It has the form of an id.
+RUN_ID_PLACEHOLDER = "20000101-000000-000000"
 _MAX_FILE_BYTES = 1 << 20
 #: Variables of this process that a run replaces, or that the sandbox has itself.
 _NOT_INHERITED = re.compile(r"PATH|HOME|PWD|OLDPWD|SHELL|TMPDIR|_|LD_.*|BASH.*")
@@ -93,7 +95,13 @@ def find_problems_of_starts(
         return [], ()
     schema = schema_of_checkout(job, selections)
     facts = facts_of_run(job, spec, selections, state or CheckedState())
-    return list(find_in_starts(resolution, facts, schema)), checkpoint_folders(resolution, facts, schema)
+    folders = checkpoint_folders(resolution, facts, schema)
+    return list(find_in_starts(resolution, facts, schema)), tuple(with_run_id(folder, job) for folder in folders)
+
+
+def with_run_id(path: str, job: Job) -> str:
+    """Return a path of a resolved command as it is in the run: ``$SKYRL_RUN_ID`` may be a part of it."""
+    return path.replace(RUN_ID_PLACEHOLDER, job.run_id)
 
 
 def schema_of_checkout(job: Job, selections: Sequence[Selection]) -> ConfigSchema:
@@ -190,7 +198,7 @@ def environment_of_command(job: Job, spec: RunSpec, inherited: Mapping[str, str]
     env |= spec.image.env if job.image else {}
     env |= job.env
     env |= dict.fromkeys(job.secret_names, _PLACEHOLDER)
-    env |= {"SKYRL_RUN_ID": "run", "NUM_NODES": str(job.nodes), "NODE_RANK": "0", "SKYRL_ATTEMPT": "1"}
+    env |= {"SKYRL_RUN_ID": RUN_ID_PLACEHOLDER, "NUM_NODES": str(job.nodes), "NODE_RANK": "0", "SKYRL_ATTEMPT": "1"}
     env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "NUM_GPUS": str(gpus_of_node(job, spec) or 0)}
     for name, value in (("SKYRL_REPO_ROOT", job.repo_root), ("SKYRL_DATA", job.data_root)):
         env |= {} if value is None else {name: value}

@@ -12,7 +12,7 @@ from attrs import evolve, frozen
 
 from skyrl_modal.dataclass import replace
 from skyrl_modal.findings import Finding, Severity
-from skyrl_modal.prepare.command_starts import CheckedState, facts_of_run, schema_of_checkout
+from skyrl_modal.prepare.command_starts import CheckedState, facts_of_run, schema_of_checkout, with_run_id
 from skyrl_modal.prepare.fix import find_positions
 from skyrl_modal.protocol.resume import ResumeRecord, ResumeTarget, TrainerKind, resume_overrides
 from skyrl_modal.skyrl.resolution.records import KINDS_WITH_TRACKER, TRAINING_KINDS, EntrypointKind
@@ -24,6 +24,7 @@ from skyrl_modal.skyrl.rules.paths import checkpoint_folder
 if TYPE_CHECKING:
     from skyrl_modal.gitfiles.result_cache import ResultCache
     from skyrl_modal.prepare.plan import Plan
+    from skyrl_modal.protocol.job import Job
 
 #: The code of the finding about a run whose checkpoints cannot be kept. It is refused.
 NO_VOLUME = "resume-without-volume"
@@ -116,20 +117,21 @@ def _targets(
         if trainer.folder_key in found.varying:
             yield trainer, None
         else:
-            yield trainer, _target(trainer, positions.get(trainer.number), is_shared=trainer.number in shared)
+            position = positions.get(trainer.number)
+            yield trainer, _target(trainer, plan.job, position, is_shared=trainer.number in shared)
 
 
 def _wanted(trainers: Sequence[_Trainer], shared: set[int]) -> dict[int, dict[str, str]]:
     return {trainer.number: trainer.overrides(is_shared=trainer.number in shared) for trainer in trainers}
 
 
-def _target(trainer: _Trainer, position: int | None, *, is_shared: bool) -> ResumeTarget:
+def _target(trainer: _Trainer, job: Job, position: int | None, *, is_shared: bool) -> ResumeTarget:
     values = trainer.values
     prefix = values.prefix
     critic = None if trainer.kind is TrainerKind.SFT else values.text("trainer.critic.model.path")
     return ResumeTarget(
         kind=trainer.kind,
-        folder=trainer.folder,
+        folder=with_run_id(trainer.folder, job),
         program=values.start.program,
         position=position,
         is_shared=is_shared,

@@ -172,6 +172,15 @@ def test_name_that_differs_each_time(launcher: Launcher) -> None:
     assert findings(launcher, script(text)) == {}
 
 
+def test_folder_with_the_id_of_the_run(launcher: Launcher) -> None:
+    """All attempts of a run have its id, so that a folder with it can be continued from."""
+    plan = launcher.plan(script(f'{TRAINER.replace("ckpts/a", "ckpts/$SKYRL_RUN_ID")} "$@"'))
+
+    assert plan.job.resume is not None
+    assert [target.folder for target in plan.job.resume.targets] == [f"/root/data/ckpts/{plan.job.run_id}"]
+    assert plan.job.checkpoint_folders == (f"/root/data/ckpts/{plan.job.run_id}",)
+
+
 def test_checkpoints_on_no_volume(launcher: Launcher) -> None:
     """On the container's own disk, only attempts in the same container continue: a warning, and a record."""
     command = f"{TRAINER} trainer.ckpt_path=/tmp/ckpts"

@@ -12,6 +12,8 @@ import pytest
 from skyrl_modal import Run
 from skyrl_modal.modal_run import command_option
 from tests.support.loopback import LoopbackModal
+from tests.support.small_trainer import SCRIPT as TRAINER_SCRIPT
+from tests.support.small_trainer import add_to_checkout
 
 SCRIPT = """
 import sys
@@ -75,6 +77,18 @@ def test_other_command_of_the_entrypoint_is_planned(server: LoopbackModal, check
 
     assert done.returncode == 5, done.stdout + done.stderr
     assert done.stderr.count("stop.sh calls `ray stop`") == 1
+
+
+def test_other_command_is_continued(server: LoopbackModal, checkout: Path, tmp_path: Path) -> None:
+    """With resume="auto", the positions of arguments are those of the command that is run."""
+    add_to_checkout(checkout)
+    source = SCRIPT.replace("gpu=None", 'gpu=None, resume="auto", retries=1, env={"FAULT": "cut pointer"}')
+    source = source.replace("runner.run(command)", "runner.run(command + ' trainer.run_name=x | cat')")
+
+    done = modal_run(server, checkout, tmp_path / "main.py", f"set -o pipefail; bash {TRAINER_SCRIPT}", source)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "begins after step 4" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
