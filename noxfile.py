@@ -207,6 +207,28 @@ def attack(session: nox.Session) -> None:
 
 
 @nox.session
+def skyrl(session: nox.Session) -> None:
+    """Run the hook with SkyRL's real tracker, from its package or from a checkout: ``-- /path/to/SkyRL``.
+
+    About 500 MB of packages are installed by uv. torch is the version of which pip finds a wheel for the CPU.
+    """
+    install(session, "-e", ".[local]", groups=("test",))
+    folder = Path(session.virtualenv.location) / "skyrl"
+    shutil.rmtree(folder, ignore_errors=True)
+    wheels = folder / "wheels"
+    pip = ("python", "-m", "pip", "download", "--quiet", "--no-deps", "--dest")
+    session.run(*pip, str(wheels), "torch==2.13.0")
+    sources = Path(session.posargs[0]).resolve() if session.posargs else folder / "sources"
+    if not session.posargs:
+        session.run(*pip, str(folder), "--no-binary", "skyrl", "skyrl")
+        [archive] = folder.glob("skyrl-*.tar.gz")
+        session.run("tar", "-xzf", str(archive), "-C", str(folder), external=True)
+        archive.with_suffix("").with_suffix("").rename(sources)
+    env = {"SKYRL_SOURCES": str(sources), "UV_FIND_LINKS": str(wheels)}
+    session.run("pytest", "tests/skyrl/real_tracking.py", "-x", env=env)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Run the benchmarks and write docs/benchmarks.md, or run some: ``-- launch --compare OLD.json``."""
     install(session, "-e", ".[local]", groups=("bench",))

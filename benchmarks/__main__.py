@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import files, launch, masking, modal_launch, output, ray_start
+from benchmarks import files, launch, masking, metrics, modal_launch, output, ray_start
 from benchmarks.measure import Row
 from benchmarks.page import page
 from benchmarks.results import Report, Result, compare, describe_machine
@@ -25,6 +25,7 @@ GROUPS: list[tuple[tuple[str, ...], Callable[[Session], Iterator[Row]]]] = [
     (("output", "logs"), output.rows),
     (("modal",), modal_launch.rows),
     (("masking",), masking.rows),
+    (("metrics",), metrics.rows),
     (("ray",), ray_start.rows),
 ]
 #: Seconds after which a row begins no further round, and the number of rounds that it has in any case.

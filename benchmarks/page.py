@@ -50,6 +50,7 @@ SECTIONS = {
     "logs": "Output of ended runs",
     "modal": "Launches on Modal",
     "masking": "Masking of secrets",
+    "metrics": "Metrics",
     "ray": "Ray",
 }
 _COLUMNS = ("what", "alternative", "this", "beside", "compared", "quartiles", "processor time", "goal", "n")

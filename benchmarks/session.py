@@ -32,6 +32,7 @@ class Sizes:
         nodes: Numbers of nodes of the clusters.
         ray_runs: Numbers of runs with Ray at the same time.
         masked: Bytes in which secrets are masked.
+        steps: Steps of which metrics are read.
     """
 
     files: int = 1061
@@ -48,12 +49,13 @@ class Sizes:
     nodes: tuple[int, ...] = (1, 2, 4)
     ray_runs: tuple[int, ...] = (1, 8)
     masked: int = 8 << 20
+    steps: int = 100_000
 
 
 #: A short run of every row. Its figures mean nothing.
 QUICK = Sizes(
     files=60, commits=4, ignored=200, unchanged=(100,), many=300, kept=200, lines=10_000, log=1 << 20, runs=5,
-    parallel=2, seconds=0.1, nodes=(1,), ray_runs=(1,), masked=1 << 16,
+    parallel=2, seconds=0.1, nodes=(1,), ray_runs=(1,), masked=1 << 16, steps=500,
 )  # fmt: skip
 
 

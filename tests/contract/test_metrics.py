@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from pathlib import Path
 
 import pytest
 
-from skyrl_modal import Run, SpecError
+from skyrl_modal import RaySpec, Run, SpecError
 from skyrl_modal.errors import PathNotFound
 from tests.conftest import MakeLauncher
+from tests.contract.conftest import LOCAL_FIRST
 
 #: A training that is killed at a step in its first attempt, and continues two steps earlier in the second one.
 TRAINING = """
@@ -112,3 +114,42 @@ def test_hostile_files_on_the_volume(launcher: MakeLauncher) -> None:
     assert [(row["step"], row["loss"]) for row in metrics] == [(3, 1.5)]
     assert metrics.skipped > 1
     assert [row["step"] for row in itertools.islice(run.metrics(follow=True), 5)] == [3]
+
+
+#: SkyRL's class in short, in a package of the checkout.
+TRACKING = """
+class Tracking:
+    def log(self, data, step, commit=False):
+        print(step)
+"""
+#: A training in a task of Ray, which fails in its first attempt.
+DRIVER = """
+import os, sys
+import ray
+@ray.remote
+def skyrl_entrypoint(attempt):
+    sys.path.insert(0, os.environ["SKYRL_REPO_ROOT"])
+    from skyrl.train.utils.tracking import Tracking
+    for step in range(1 if attempt == 1 else 4, 7):
+        Tracking().log({"loss": step / 3, "attempt": attempt}, step, commit=True)
+    return attempt
+ray.init()
+sys.exit(2 - ray.get(skyrl_entrypoint.remote(int(os.environ["SKYRL_ATTEMPT"]))))
+"""
+
+
+@pytest.mark.ray
+@LOCAL_FIRST
+def test_tracker_in_a_task_of_ray(launcher: MakeLauncher, checkout: Path) -> None:
+    """Tasks of Ray are recorded. Ray continues in the second attempt, and its rows are those of that attempt."""
+    for name in ("skyrl/train/__init__.py", "skyrl/train/utils/__init__.py", "skyrl/train/utils/tracking.py"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text(TRACKING if name.endswith("tracking.py") else "")
+    (checkout / "driver.py").write_text(DRIVER)
+
+    result = launcher(ray=RaySpec(), retries=1).run("python driver.py", quiet=True)
+
+    metrics = Run.attach(result.run_id).metrics()
+    assert (result.returncode, result.attempts) == (0, 2)
+    assert [row["loss"] for row in metrics] == [step / 3 for step in range(1, 7)]
+    assert [row["attempt"] for row in metrics] == [1, 1, 1, 2, 2, 2]
