@@ -109,7 +109,8 @@ def expand_local(path: str) -> list[str]:
     """
     if not is_pattern(path) or os.path.lexists(path):
         return [path]
-    found = glob.glob(path, recursive=True)
+    # With ** at the end, the folder before it matches too. It has a slash at its end.
+    found = [each for each in glob.glob(path, recursive=True) if path.endswith("/") or not each.endswith("/")]
     if not found:
         raise PathNotFound(f"nothing on this machine matches {path}")
     return outermost(found)

@@ -28,6 +28,9 @@ from skyrl_modal.errors import PathNotFound, StorageError
 from skyrl_modal.protocol.state import VolumeEntryKind
 from skyrl_modal.spec.volume import VolumeSpec
 
+#: The size from which on the client reports the progress of a file on a volume of version 1 (modal 1.6.4).
+_REPORTED_SIZE = 4 << 20
+
 
 def upload(volume: VolumeSpec, local: Path, path: str, options: TransferOptions) -> Sequence[str]:
     """Copy a file or folder from this machine to a volume in one step.
@@ -114,12 +117,13 @@ class _UploadProgress:
                 return len(self._remaining) - 1
             if task_id is None or not 0 <= task_id < len(self._remaining):
                 return None
-            # A file that is complete without any progress was on the server.
+            # The progress of a small file is not reported before it is complete. A larger one that is complete without
+            # any progress was on the server.
             rest = self._remaining[task_id]
             step = rest if complete else min(rest, int(advance or 0))
             self._remaining[task_id] -= step
             self._bytes += step
-            self._monitor.transferred(step, is_resumed=bool(complete))
+            self._monitor.transferred(step, is_resumed=bool(complete) and step >= _REPORTED_SIZE)
             if complete:
                 self._files += 1
                 self._monitor.completed()
