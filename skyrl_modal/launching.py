@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 from skyrl_modal.backends import Backend, get_backend, rates_of_plan, rates_of_run, run_check
 from skyrl_modal.declaration import evolve, fields, frozen
-from skyrl_modal.errors import BackendUnavailable, SkyRLModalError, SpecError, translate_system_errors
+from skyrl_modal.errors import BackendUnavailable, SkyRLModalError, SpecError, StorageError, translate_system_errors
 from skyrl_modal.prepare.command import normalize_command, shorten_command
+from skyrl_modal.prepare.expected_run import expect_run
 from skyrl_modal.prepare.findings import unavailable_finding
-from skyrl_modal.prepare.plan import Plan
+from skyrl_modal.prepare.plan import Plan, result_cache
 from skyrl_modal.prepare.staging import Preparation, check_plan, refuse_errors, report_plan
+from skyrl_modal.protocol.run_id import new_run_id
 from skyrl_modal.reporting import NullReporter, NullRunTable, Reporter, with_log
 from skyrl_modal.run.foreground import stream_to_end
 from skyrl_modal.run.half_written import remove_half_written
@@ -28,10 +30,12 @@ from skyrl_modal.run.output_sink import OutputTarget, ParallelOutput, open_sink
 from skyrl_modal.run.result import RunResult
 from skyrl_modal.spec.fields import check_whole_number
 from skyrl_modal.spec.run_spec import RunSpec
+from skyrl_modal.user_folders import cache_folder
 from skyrl_modal.views.text import StderrReporter
 
 if TYPE_CHECKING:
     from skyrl_modal.backends import FindRates
+    from skyrl_modal.backends.base import PreparedRun
     from skyrl_modal.findings import Finding
     from skyrl_modal.launcher import Launcher
     from skyrl_modal.protocol.events import RunEvent
@@ -234,12 +238,13 @@ def _start(
     Raises:
         KeyboardInterrupt: An interrupt was recorded before files were copied.
     """
-    text, backend = normalize_command(command), backend_of(launcher)
+    text, backend, run_id = normalize_command(command), backend_of(launcher), new_run_id()
     with ExitStack() as stack:
         if shared is None:
             stack.enter_context(_prepare_check(backend))
+            stack.enter_context(_prepare_start(launcher, backend, run_id) if owned else nullcontext())
             shared = stack.enter_context(_prepare(launcher, rates_of_run(backend)))
-        plan = shared.plan(text)
+        plan = shared.plan(text, run_id=run_id)
         if options.fix:
             plan = _fixed(plan, shared)
         plan, secret_values = check_plan(plan, backend.check)
@@ -272,7 +277,7 @@ def _start(
 def _fixed(plan: Plan, preparation: Preparation) -> Plan:
     """Return the plan of a command with the overrides that remove findings, and findings about those without effect."""
     fix = plan.fix
-    made = preparation.plan(fix.command) if fix.overrides else plan
+    made = preparation.plan(fix.command, run_id=plan.job.run_id) if fix.overrides else plan
     return evolve(made, findings=(*made.findings, *fix.findings))
 
 
@@ -280,6 +285,17 @@ def _prepare_check(backend: Backend) -> AbstractContextManager[object]:
     """Return what starts the check of a backend, for a ``with`` statement."""
     prepare: Callable[[], AbstractContextManager[object]] = getattr(backend, "prepare_check", nullcontext)
     return prepare()
+
+
+def _prepare_start(launcher: Launcher, backend: Backend, run_id: str) -> AbstractContextManager[object]:
+    """Return what starts the run that is expected, for a ``with`` statement."""
+    prepare: Callable[[PreparedRun], AbstractContextManager[object]] | None = getattr(backend, "prepare_start", None)
+    if prepare is None:
+        return nullcontext()
+    expected = None
+    with suppress(StorageError):
+        expected = expect_run(launcher, run_id, result_cache(), cache_folder() / "snapshots")
+    return nullcontext() if expected is None else prepare(expected)
 
 
 def from_run(cls: type[Launcher], run_id: str) -> tuple[Launcher, str]:

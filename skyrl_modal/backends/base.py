@@ -218,6 +218,9 @@ class Backend(Protocol):
       ``skyrl_modal.formats.checkpoint_listing``. Without it, ``ls`` is called for each folder, and no file is read.
     * ``prepare_check() -> AbstractContextManager[object]``: starts, without waiting for it, what ``check`` needs from
       other processes. It is entered before a plan is made, and left after the run was started, or could not be started.
+    * ``prepare_start(expected: PreparedRun) -> AbstractContextManager[object]``: starts, without waiting for it, a run
+      that is expected to be started in the ``with`` block and owned by this process. Its job has only the id, the
+      paths, the volumes, the nodes and Ray. ``start`` may receive a run with the same id and other files.
     """
 
     @property

@@ -7,6 +7,7 @@ standard output. The options name open file descriptors:
 - ``--events``: Events for the caller are written to it, as lines of JSON.
 - ``--caller``: It becomes readable, or is closed, when the caller exits (on ranks other than 0: when rank 0 exits).
 - ``--input``: The record is read from it instead of from standard input.
+- ``--wait``: A byte is read from it before the record, which is not complete earlier. Without one, the process exits.
 - ``--ready``: The process id is written to it when signals are handled.
 """
 
@@ -131,6 +132,9 @@ def main() -> int:
     """Run one rank of a job to its end. Return the run's exit code on rank 0, else 0."""
     descriptors = _read_descriptors(sys.argv[1:])
     ready, caller = descriptors.get("--ready"), descriptors.get("--caller")
+    wait = descriptors.get("--wait")
+    if wait is not None and not os.read(wait, 1):
+        return LAUNCHER_FAILED  # the caller has exited, or has not used this process
     source = descriptors.get("--input", sys.stdin.fileno())
     with open(source, "rb", closefd="--input" in descriptors) as file:
         record = json.loads(file.read())

@@ -24,6 +24,7 @@ def build_job(
     selections: Sequence[Selection],
     image: str,
     counts_gpus: bool,
+    run_id: str | None = None,
 ) -> Job:
     """Build the job of a new run.
 
@@ -34,15 +35,15 @@ def build_job(
         selections: The files of the mounts, in their order.
         image: The resolved base image; empty on a backend without images.
         counts_gpus: Whether the container counts its GPUs, since the backend does not provide the requested ones.
+        run_id: The id of the run; None for a new one.
     """
-    run_id = new_run_id()
+    run_id = run_id or new_run_id()
     repo_root = next((mount.remote_path for mount in spec.mounts if mount.local_path is None), None)
-    writable = next((volume for volume in spec.volumes if not volume.read_only), None)
     return Job(
         run_id=run_id,
         command=command,
         workdir=posixpath.normpath(posixpath.join(repo_root or "/", spec.workdir)),
-        run_folder=f"{writable.mount_path if writable else '/root'}/.skyrl_modal/runs/{run_id}",
+        run_folder=_run_folder(spec, run_id),
         created_at=datetime.now(UTC).isoformat(),
         repo_root=repo_root,
         data_root=spec.volumes[0].mount_path if spec.volumes else None,
@@ -76,6 +77,26 @@ def build_job(
         lease=spec.lease,
         checkout=None if checkout is None else _checkout_facts(checkout),
     )
+
+
+def build_expected_job(spec: RunSpec, run_id: str) -> Job:
+    """Build the part of a job that is known before its plan, and that decides where the run finds its files."""
+    return Job(
+        run_id=run_id,
+        command="",
+        workdir="/",
+        run_folder=_run_folder(spec, run_id),
+        created_at="",
+        mounts=tuple(Mount(remote_path=mount.remote_path) for mount in spec.mounts),
+        volumes=tuple(map(_volume, spec.volumes)),
+        nodes=spec.nodes,
+        ray=None if spec.ray is None else _ray_options(spec.ray),
+    )
+
+
+def _run_folder(spec: RunSpec, run_id: str) -> str:
+    writable = next((volume for volume in spec.volumes if not volume.read_only), None)
+    return f"{writable.mount_path if writable else '/root'}/.skyrl_modal/runs/{run_id}"
 
 
 def _requested_gpus(spec: RunSpec) -> int | None:

@@ -238,12 +238,13 @@ class PlanBasis:
             search_cache=self._cache.folder,
         )
 
-    def plan(self, command: str, state: CheckedState | None = None) -> Plan:
+    def plan(self, command: str, state: CheckedState | None = None, *, run_id: str | None = None) -> Plan:
         """Build the job of a command, validate it and collect findings.
 
         Args:
             command: A shell string.
             state: What the backend and earlier runs show; None if they were not asked.
+            run_id: The id of the run; None for a new one.
 
         Raises:
             SpecError: The workdir is not mounted, a volume would hide mounted files, or the value of a secret is in
@@ -251,7 +252,13 @@ class PlanBasis:
         """
         spec, checkout, selections, is_local = self._spec, self._checkout, self.selections, self._backend == _LOCAL
         job = build_job(
-            spec, command, checkout=checkout, selections=selections, image=self._image, counts_gpus=is_local
+            spec,
+            command,
+            checkout=checkout,
+            selections=selections,
+            image=self._image,
+            counts_gpus=is_local,
+            run_id=run_id,
         )
         _check_workdir(job, spec.workdir, selections)
         check_hidden_files(job, selections)

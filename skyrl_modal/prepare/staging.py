@@ -14,8 +14,9 @@ from skyrl_modal.errors import SpecError
 from skyrl_modal.findings import Severity
 from skyrl_modal.mount import Snapshot, SnapshotStore
 from skyrl_modal.prepare.command import shorten_command
+from skyrl_modal.prepare.expected_run import record_files
 from skyrl_modal.prepare.findings import backend_finding
-from skyrl_modal.prepare.plan import Plan, PlanBasis
+from skyrl_modal.prepare.plan import Plan, PlanBasis, result_cache
 from skyrl_modal.prepare.ray_version import refuse_version_mismatch
 from skyrl_modal.prepare.secret_values import read_secret_values, secret_folders
 from skyrl_modal.reporting import Reporter
@@ -108,17 +109,18 @@ class Preparation:
         self._lock = threading.Lock()
         self._snapshots: list[Snapshot] = []
 
-    def plan(self, command: str, state: CheckedState | None = None) -> Plan:
+    def plan(self, command: str, state: CheckedState | None = None, *, run_id: str | None = None) -> Plan:
         """Return the plan of a command.
 
         Args:
             command: A shell string.
             state: What the backend and earlier runs show; None if they were not asked.
+            run_id: The id of the run; None for a new one.
 
         Raises:
             SpecError: The plan is invalid.
         """
-        return self._basis.plan(command, state)
+        return self._basis.plan(command, state, run_id=run_id)
 
     def take_snapshots(self, plan: Plan, secret_values: Mapping[str, str], reporter: Reporter) -> PreparedRun:
         """Take a snapshot of each mounted folder, or use that of an earlier call. Later edits do not affect the run.
@@ -138,6 +140,8 @@ class Preparation:
             if not self._snapshots:
                 store = SnapshotStore(create_user_folder(cache_folder() / "snapshots"))
                 self._snapshots = [store.take(selection, as_selected=True) for selection in self._basis.selections]
+                roots = [selection.root for selection in self._basis.selections]
+                record_files(plan.spec, roots, self._snapshots, result_cache())
             snapshots = [snapshot.share() for snapshot in self._snapshots]
         for snapshot in snapshots:
             for warning in snapshot.warnings:

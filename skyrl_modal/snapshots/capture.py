@@ -86,7 +86,7 @@ class Capture:
             entries, files = entries_of(read), len(read)
             digest = tree_digest((path, mode, sha) for path, (mode, sha) in entries.items())
         path = self._trees / digest
-        lock = self._lock(path)
+        lock = lock_tree(path)
         if lock is None:
             import shutil  # imported here, since it takes time
 
@@ -244,20 +244,6 @@ class Capture:
             return reason
         return content.status, content.sha, content.unchanged_while_read
 
-    def _lock(self, path: Path) -> SharedLock | None:
-        """Return a shared lock on a published tree, or None if there is no such tree."""
-        while True:
-            try:
-                descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                return None
-            lock = SharedLock(descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-            if _is_at(descriptor, path):
-                return lock
-            # The folder was removed or renamed between open() and flock().
-            lock.close()
-
     def _create_tree(self) -> Path:
         """Create an empty folder for a tree."""
         import tempfile  # imported here, since it takes time
@@ -356,7 +342,7 @@ class Capture:
     def _publish_tree(self, staged: Path, path: Path) -> SharedLock:
         """Rename a finished tree to its final name. If another process has published the same tree, use that one."""
         while True:
-            lock = self._lock(staged)
+            lock = lock_tree(staged)
             if lock is None:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(staged))
             try:
@@ -365,7 +351,7 @@ class Capture:
                 lock.close()
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                published = self._lock(path)
+                published = lock_tree(path)
                 if published is None:
                     continue
                 import shutil  # imported here, since it takes time
@@ -373,6 +359,21 @@ class Capture:
                 shutil.rmtree(staged)
                 return published
             return lock
+
+
+def lock_tree(path: Path) -> SharedLock | None:
+    """Return a shared lock on a published tree, or None if there is no such tree."""
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        lock = SharedLock(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if _is_at(descriptor, path):
+            return lock
+        # The folder was removed or renamed between open() and flock().
+        lock.close()
 
 
 class _SourceChanged(Exception):

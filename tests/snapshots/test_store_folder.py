@@ -44,7 +44,8 @@ from pathlib import Path
 from skyrl_modal.mount import SnapshotStore, select
 from skyrl_modal.snapshots import capture, content_pool, file_stamps
 module, _, name = sys.argv[1].partition(".")
-owner = {"pool": content_pool.ContentPool, "capture": capture.Capture, "stamps": file_stamps.Path}[module]
+owner = {"pool": content_pool.ContentPool, "capture": capture.Capture, "stamps": file_stamps.Path,
+    "lock": capture}[module]
 setattr(owner, name, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 SnapshotStore(sys.argv[3]).take(select(Path(sys.argv[2])))
 """
@@ -120,7 +121,7 @@ def test_full_store_is_emptied_first(root: Path, tmp_path: Path) -> None:
         "capture._update_tree",
         "capture._publish_tree",
         "stamps.replace",
-        "capture._lock",
+        "lock.lock_tree",
     ],
 )
 def test_killed_process_leaves_nothing(root: Path, tmp_path: Path, moment: str) -> None:

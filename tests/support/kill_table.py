@@ -222,6 +222,8 @@ def _cells() -> Iterator[Cell]:
                     for phase, endings in expectations.items():
                         # Without Ray there is no step to wait for: the command may have started.
                         later = expectations[Phase.COMMAND] if phase is Phase.START and not ray else ()
+                        if expectations is _RANK_ZERO and later and nodes == 1:
+                            later = (*later, SUCCEEDED)  # processes that were started early are replaced
                         yield Cell(target, rank, phase, nodes, ray, (*endings, *later))
 
 

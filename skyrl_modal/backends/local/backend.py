@@ -4,50 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
-import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skyrl_modal.backends.base import CheckResult, Handle, PreparedRun, VolumeEntry
 from skyrl_modal.backends.local.checks import check_ray, run_checks
-from skyrl_modal.backends.local.cleanup import start_cleanup
-from skyrl_modal.backends.local.descriptors import DescriptorSet
-from skyrl_modal.backends.local.environment import check_environment_size, inherited_environment
-from skyrl_modal.backends.local.event_stream import CHUNK_SIZE, EventStream
+from skyrl_modal.backends.local.environment import check_environment_size
 from skyrl_modal.backends.local.execution import LocalExecution
 from skyrl_modal.backends.local.mount_points import check_mount_points
-from skyrl_modal.backends.local.node_resources import assign_resources
-from skyrl_modal.backends.local.rank_process import RankProcess, RankStarter, RankStreams
 from skyrl_modal.backends.local.ray_folder import find_ray_place
-from skyrl_modal.backends.local.run_folder import host_run_folder
-from skyrl_modal.backends.local.run_lock import lock_file, remove_state, start_slots_folder, state_folder
-from skyrl_modal.backends.local.sandbox import Sandbox, find_sandbox, forget_search, search_in_background
+from skyrl_modal.backends.local.run_lock import remove_state
+from skyrl_modal.backends.local.run_start import RunStart
+from skyrl_modal.backends.local.sandbox import (
+    Sandbox,
+    find_sandbox,
+    forget_search,
+    recorded_sandbox,
+    search_in_background,
+)
 from skyrl_modal.backends.local.scratch import (
     abandoned_folders,
-    create_scratch_folder,
     scratch_parent,
     scratch_root,
 )
 from skyrl_modal.backends.local.volume_folder import volume_folder
-from skyrl_modal.backends.temporary_folders import remove_tree
-from skyrl_modal.dataclass import dataclass, replace
-from skyrl_modal.errors import BackendUnavailable, SpecError, StorageError
-from skyrl_modal.ports import MASTER_PORT, claim_port
+from skyrl_modal.errors import BackendUnavailable, SkyRLModalError, SpecError, StorageError
 from skyrl_modal.protocol.job import Job
-from skyrl_modal.protocol.rank_config import ClusterTokens, RankConfig
 from skyrl_modal.user_folders import create_user_folder
 
 if TYPE_CHECKING:
-    from skyrl_modal.backends.local.network import ClusterNetwork
     from skyrl_modal.backends.transfer_options import TransferOptions
     from skyrl_modal.formats.checkpoint_listing import Listing
     from skyrl_modal.protocol.state import VolumeEntryKind
     from skyrl_modal.spec.run_spec import RunSpec
     from skyrl_modal.spec.volume import VolumeSpec
-
-_LOOPBACK_ADDRESS = "127.0.0.1"
 
 
 class LocalBackend:
@@ -147,44 +138,50 @@ class LocalBackend:
         Raises:
             BackendUnavailable: A supervisor did not start. The text has the end of its log.
         """
-        job = run.job
         sandbox = find_sandbox(scratch_root()).sandbox
-        tokens = ClusterTokens.generate()
         with contextlib.ExitStack() as stack:
             for snapshot in run.snapshots:
                 stack.callback(snapshot.release)
-            fds = stack.enter_context(DescriptorSet())
-            # On any failure, also Ctrl-C in `submit`, the ranks are killed: no record of the run exists yet.
-            on_failure = stack.enter_context(contextlib.ExitStack())
-            on_failure.callback(remove_tree, create_user_folder(state_folder(job.run_id)))
-            lock_fd = fds.lock(lock_file(job.run_id))
-            network = _create_network(job, sandbox, stack)
-            master_port, port_claim = _claim_master_port(fds)
-            streams = _open_streams(job, network, port_claim, fds, owned=owned)
-            starter = RankStarter(
-                job=job,
-                snapshots=run.snapshots,
-                env={**inherited_environment(), **run.secret_values},
-                sandbox=sandbox,
-                lock_fd=lock_fd,
-            )
-            configs = _rank_configs(job, network, tokens, fds)
-            rank_fds = tuple(end for end, _ in streams.rank_alive_fds[1:])
-            configs[0] = replace(configs[0], rank_fds=rank_fds, master_port=master_port)
-            ranks = _start_ranks(starter, configs, streams, fds, on_failure, private_networks=network is not None)
-            cleanup = _start_cleanup(starter, ranks, streams, fds, on_failure)
+            early = _take_early_start(run, sandbox, owned=owned)
+            if early is not None:
+                stack.callback(early.close)
+                with contextlib.suppress(BackendUnavailable):  # it was killed, for example: the run is started again
+                    return early.finish(run)
+                early.close()
+            start = RunStart(run, sandbox, owned=owned)
+            stack.callback(start.close)
             try:
-                pids = [rank.wait_ready() for rank in ranks]
+                return start.finish(run)
             except BackendUnavailable:
                 forget_search(scratch_root())  # the sandbox may not work any more
                 raise
-            _connect_ranks(network, pids)
-            stream = streams.event_stream(fds)
-            on_failure.pop_all()
-        handle: dict[str, str | int] = {"pid": pids[0], "run_folder": str(host_run_folder(job))}
-        if job.ray is not None and job.ray.dashboard:
-            handle["ray_token"] = tokens.ray
-        return LocalExecution(job, handle, processes=[*(rank.process for rank in ranks), cleanup], stream=stream)
+
+    @contextlib.contextmanager
+    def prepare_start(self, expected: PreparedRun) -> Iterator[None]:
+        """Start the processes of a run that will probably be started in the ``with`` block, up to its command.
+
+        ``start`` uses them if the run is as expected. Otherwise they are killed.
+
+        Args:
+            expected: What is known about the run before its plan. Its snapshots are released.
+        """
+        with contextlib.ExitStack() as stack:
+            for snapshot in expected.snapshots:
+                stack.callback(snapshot.release)
+            sandbox = recorded_sandbox(scratch_root())
+            job = expected.job
+            if sandbox is None or job.ray is not None or job.nodes > 1:
+                yield
+                return
+            # The plan, or the start without it, reports what is wrong.
+            with contextlib.suppress(OSError, SkyRLModalError):
+                _early_starts[job.run_id] = RunStart(expected, sandbox, owned=True, is_early=True)
+            try:
+                yield
+            finally:
+                start = _early_starts.pop(job.run_id, None)
+                if start is not None:
+                    start.close()
 
     def attach(self, job: Job, handle: Handle) -> LocalExecution:
         """Return a run that was started before, possibly by another process.
@@ -262,154 +259,14 @@ class LocalBackend:
         remove_state(run_id)
 
 
-@dataclass(frozen=True, slots=True)
-class _RunStreams:
-    """The streams of a run.
-
-    Attributes:
-        head: Those of rank 0.
-        others: Those of the other ranks.
-        alive_fds: Both ends of a pipe. All ranks keep the one to write to.
-        rank_alive_fds: Both ends of a pipe for each rank, which alone keeps the one to write to.
-        output_fd: The end of the output's pipe to read from; None for a run that this process does not own.
-        events_fd: The end of the events' pipe to read from; None for a run that this process does not own.
-        caller_fd: What must stay open in this process until the run has ended; None if there is nothing.
-    """
-
-    head: RankStreams
-    others: RankStreams
-    alive_fds: tuple[int, int]
-    rank_alive_fds: Sequence[tuple[int, int]]
-    output_fd: int | None = None
-    events_fd: int | None = None
-    caller_fd: int | None = None
-
-    def event_stream(self, fds: DescriptorSet) -> EventStream | None:
-        """Return the events of a run that this process owns, and take over their descriptors; None for any other."""
-        if self.output_fd is None or self.events_fd is None:
-            return None
-        caller = None if self.caller_fd is None else fds.release(self.caller_fd)
-        return EventStream(fds.release(self.output_fd), fds.release(self.events_fd), caller)
+#: The runs whose processes were started before they were planned, by their ids.
+_early_starts: dict[str, RunStart] = {}
 
 
-def _claim_master_port(fds: DescriptorSet) -> tuple[int, int | None]:
-    """Claim the port for MASTER_PORT, and return it with the claim, which rank 0 keeps.
-
-    The supervisor could do it too, but it would need modules that it does not need otherwise.
-    """
-    port, claim = claim_port(MASTER_PORT)
-    return port, None if claim is None else fds.add(claim.detach())
-
-
-def _open_streams(
-    job: Job, network: ClusterNetwork | None, port_claim: int | None, fds: DescriptorSet, *, owned: bool
-) -> _RunStreams:
-    """Open the streams between this process and the ranks."""
-    null = fds.open(os.devnull, os.O_WRONLY)
-    alive, rank_alive = fds.pipe(), [fds.pipe() for _ in range(job.nodes)]
-    head_keeps = [alive[1], *([] if port_claim is None else [port_claim])]
-    if network is not None:
-        head_keeps.append(network.descriptor)  # the network exists as long as rank 0
-    others = RankStreams(null, keep_open=[alive[1]])
-    if job.nodes > 1:
-        # Rank 0 alone has the end to write to. The pipe is closed with rank 0, also for a rank that has not connected
-        # to it yet.
-        head_read, head_write = fds.pipe()
-        head_keeps.append(head_write)
-        others = RankStreams(null, caller=head_read, keep_open=[alive[1]])
-    if not owned:
-        return _RunStreams(RankStreams(null, keep_open=head_keeps), others, alive, rank_alive)
-    output_read, output_write = fds.pipe(CHUNK_SIZE)
-    events_read, events_write = fds.pipe()
-    caller_read, caller_write = fds.caller_alive_pipe()
-    head = RankStreams(output_write, events_write, caller_read, head_keeps)
-    return _RunStreams(head, others, alive, rank_alive, output_read, events_read, caller_write)
-
-
-def _create_network(job: Job, sandbox: Sandbox | None, stack: contextlib.ExitStack) -> ClusterNetwork | None:
-    """Create the network of a run on several nodes; None if the ranks share this machine's."""
-    if job.nodes == 1:
-        return None
-    from skyrl_modal.backends.local.network import ClusterNetwork, shared_network_reason
-
-    if shared_network_reason(sandbox) is not None:
-        return None
-    network = ClusterNetwork.create(job.nodes)
-    stack.callback(network.close)  # rank 0 has a duplicate of its descriptor
-    return network
-
-
-def _rank_configs(
-    job: Job, network: ClusterNetwork | None, tokens: ClusterTokens, fds: DescriptorSet
-) -> list[RankConfig]:
-    slots = None
-    if job.ray is not None:
-        slots = fds.open(create_user_folder(start_slots_folder()), os.O_RDONLY | os.O_DIRECTORY)
-    if job.nodes == 1:
-        return [RankConfig(tokens=tokens, start_slots_fd=slots)]
-    addresses = [_LOOPBACK_ADDRESS] * job.nodes if network is None else network.addresses
-    env = {**os.environ, **job.env}
-    listener = socket.create_server((addresses[0], 0), backlog=job.nodes)
-    port: int = listener.getsockname()[1]
-    configs = assign_resources(
-        addresses, port, fds.add(listener.detach()), tokens, env=env, private_networks=network is not None
-    )
-    return [replace(configs[0], start_slots_fd=slots), *configs[1:]]
-
-
-def _start_ranks(
-    starter: RankStarter,
-    configs: Sequence[RankConfig],
-    streams: _RunStreams,
-    fds: DescriptorSet,
-    on_failure: contextlib.ExitStack,
-    *,
-    private_networks: bool,
-) -> list[RankProcess]:
-    """Start all ranks. ``on_failure`` receives what undoes it."""
-    ranks = []
-    for config in configs:
-        is_head = config.rank == 0
-        has_ray = is_head and starter.job.ray is not None
-        scratch = create_scratch_folder(starter.job.run_id, config.rank, starter.sandbox, fds, has_ray=has_ray)
-        on_failure.callback(scratch.remove)
-        rank = starter.start(
-            replace(config, ray_folder=scratch.ray_folder, shares_tmp=starter.sandbox is None),
-            scratch,
-            fds,
-            streams.head if is_head else streams.others,
-            alive=streams.rank_alive_fds[config.rank],
-            private_network=private_networks and not is_head,
-        )
-        on_failure.callback(rank.kill)
-        ranks.append(rank)
-    return ranks
-
-
-def _start_cleanup(
-    starter: RankStarter,
-    ranks: Sequence[RankProcess],
-    streams: _RunStreams,
-    fds: DescriptorSet,
-    on_failure: contextlib.ExitStack,
-) -> subprocess.Popen[bytes]:
-    """Start the shell that removes the scratch folders if their own shells cannot."""
-    alive_read, alive_write = streams.alive_fds
-    folders = [folder for rank in ranks for folder in rank.scratch.folders]
-    process = start_cleanup(folders, alive=alive_read, env=starter.env, pass_fds=[starter.lock_fd])
-    on_failure.callback(process.wait)
-    on_failure.callback(process.kill)
-    fds.close(alive_write)
-    return process
-
-
-def _connect_ranks(network: ClusterNetwork | None, pids: Sequence[int]) -> None:
-    """Connect the network namespaces of the ranks other than 0, which exist by now."""
-    if network is None:
-        return
-    for number, pid in enumerate(pids[1:], start=1):
-        try:
-            network.connect(number, pid)
-        except OSError as error:  # the rank was killed meanwhile
-            text = f"rank {number} could not be connected to the run's network: {error}"
-            raise BackendUnavailable("local", text) from error
+def _take_early_start(run: PreparedRun, sandbox: Sandbox | None, *, owned: bool) -> RunStart | None:
+    """Return what ``prepare_start`` has started for a run; None if there is nothing that is as the run requires."""
+    start = _early_starts.pop(run.job.run_id, None)
+    if start is None or start.is_suitable(run, sandbox, owned=owned):
+        return start
+    start.close()
+    return None

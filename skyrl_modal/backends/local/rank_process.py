@@ -71,6 +71,8 @@ class RankProcess:
         alive_fd: The end of a pipe whose other end the processes of the rank have, except for the command's and Ray's.
         info_fd: The file to which bubblewrap writes the pid that the supervisor has outside of its namespace; None
             without a sandbox.
+        record_fd: The file from which the supervisor reads the job and the rank.
+        config: The rank.
     """
 
     process: subprocess.Popen[bytes]
@@ -79,6 +81,8 @@ class RankProcess:
     ready_fd: int
     alive_fd: int
     info_fd: int | None
+    record_fd: int
+    config: RankConfig
 
     def wait_ready(self) -> int:
         """Wait until the supervisor has installed its signal handlers.
@@ -128,6 +132,8 @@ class RankStarter:
         env: The caller's environment, and the values of the secrets.
         sandbox: The sandbox; None to run without isolation.
         lock_fd: The descriptor that holds the run's lock. Each rank has a duplicate of it.
+        wait_fd: A pipe from which the supervisor reads before it reads the job, which is not complete yet; None for a
+            job that is complete.
     """
 
     job: Job
@@ -135,6 +141,7 @@ class RankStarter:
     env: Mapping[str, str] = field(repr=False)
     sandbox: Sandbox | None
     lock_fd: int
+    wait_fd: int | None = None
 
     def start(
         self,
@@ -164,7 +171,7 @@ class RankStarter:
         env = {**self.env, "PATH": search_path(self.env), "TMPDIR": str(tmp) if self.sandbox is None else "/tmp"}
         ready_read, ready_write = fds.pipe()
         alive_read, alive_write = alive
-        record = fds.file(self._supervisor_input(config, layers))
+        record = fds.file(self._supervisor_input(config, layers) if self.wait_fd is None else b"")
         argv = self._supervisor_argv(record, ready_write, streams)
         info = arguments = None
         if self.sandbox is not None:
@@ -190,13 +197,14 @@ class RankStarter:
         )
         fds.close(ready_write)
         fds.close(alive_write)
-        return RankProcess(process, scratch, stderr, ready_read, alive_read, info)
+        return RankProcess(process, scratch, stderr, ready_read, alive_read, info, record, config)
 
     def _supervisor_argv(self, record: int, ready: int, streams: RankStreams) -> list[str]:
         # Started by its path: the package does not have to be importable in the sandbox.
         supervisor = Path(__file__).resolve().parents[2] / "container" / "__main__.py"
         argv = [sys.executable, "-I", "-S", str(supervisor), "--input", str(record), "--ready", str(ready)]
-        for option, descriptor in (("--events", streams.events), ("--caller", streams.caller)):
+        options = (("--events", streams.events), ("--caller", streams.caller), ("--wait", self.wait_fd))
+        for option, descriptor in options:
             if descriptor is not None:
                 argv += [option, str(descriptor)]
         return argv
@@ -209,7 +217,15 @@ class RankStarter:
     def _passed_descriptors(
         self, config: RankConfig, fds: DescriptorSet, streams: RankStreams, more: Sequence[int | None]
     ) -> list[int]:
-        optional = [streams.events, streams.caller, config.listener_fd, config.start_slots_fd, *config.rank_fds, *more]
+        optional = [
+            streams.events,
+            streams.caller,
+            self.wait_fd,
+            config.listener_fd,
+            config.start_slots_fd,
+            *config.rank_fds,
+            *more,
+        ]
         locks = [fds.add(snapshot.duplicate_lock()) for snapshot in self.snapshots]
         return [self.lock_fd, *streams.keep_open, *locks, *(number for number in optional if number is not None)]
 

@@ -281,6 +281,13 @@ def _known_search(scratch_root: Path) -> SandboxSearch | None:
     return SandboxSearch(candidate)
 
 
+def recorded_sandbox(scratch_root: Path) -> Sandbox | None:
+    """Return the sandbox that is known to work, without trying one; None if none is known."""
+    with _search_lock:
+        search = _searches.get(scratch_root) or _known_search(scratch_root)
+    return None if search is None else search.sandbox
+
+
 def forget_search(scratch_root: Path) -> None:
     """Remove the result of ``find_sandbox``, also the recorded one, so that the candidates are tried again."""
     with _search_lock:

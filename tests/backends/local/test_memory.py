@@ -14,8 +14,8 @@ from skyrl_modal import Launcher
 
 def package_objects() -> Counter[str]:
     """Return the number of objects of the package's classes by class, including those that wait for a collection."""
-    types = [type(item) for item in gc.get_objects()]
-    return Counter(f"{cls.__module__}.{cls.__qualname__}" for cls in types if cls.__module__.startswith("skyrl_modal"))
+    names = [f"{type(item).__module__}.{type(item).__qualname__}" for item in gc.get_objects()]
+    return Counter(name for name in names if name.startswith("skyrl_modal."))
 
 
 def wait_for_threads() -> None:
