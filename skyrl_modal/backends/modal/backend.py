@@ -56,7 +56,9 @@ class ModalBackend:
 
         It waits ``rate_request.REQUEST_TIMEOUT`` seconds at most for the rates.
         """
-        return node_rates(spec, (self._rate_request or RateRequest()).result())
+        if self._rate_request is None:
+            self._rate_request = RateRequest()
+        return node_rates(spec, self._rate_request.result())
 
     def check(self, job: Job, spec: RunSpec) -> Sequence[str]:
         """Check whether a run can be started on Modal. No request is sent.

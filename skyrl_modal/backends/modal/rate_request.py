@@ -24,6 +24,7 @@ class RateRequest:
     def __init__(self) -> None:
         self._deadline = time.monotonic() + REQUEST_TIMEOUT
         self._future: concurrent.futures.Future[Mapping[str, float] | None] | None = None
+        self._fetched: WorkspaceRates | None = None
         if needs_request() and has_token():
             self._future = asyncio.run_coroutine_threadsafe(_fetch(self._deadline), event_loop())
 
@@ -31,24 +32,28 @@ class RateRequest:
         """Return the rates; None if they are not known. It waits until the deadline at most."""
         if self._future is not None:
             try:
-                wait_for_future(self._future, max(0.0, self._deadline - time.monotonic()))
+                values = wait_for_future(self._future, max(0.0, self._deadline - time.monotonic()))
+                self._fetched = None if values is None else WorkspaceRates(values, time.time())
             except TimeoutError:
                 self._future.cancel()
                 store_failure()
             self._future = None
+        if self._fetched is not None:
+            return self._fetched
         stored = load_rates()
         return None if stored is None else WorkspaceRates(*stored)
 
 
-async def _fetch(deadline: float) -> None:
-    """Fetch the rates and store them; store the failure if that is not possible."""
+async def _fetch(deadline: float) -> Mapping[str, float] | None:
+    """Fetch the rates and store them; store the failure and return None if that is not possible."""
     try:
         async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
             values = await fetch_rates()
     except Exception:  # any error of Modal's client: the cost is an estimate, and must not prevent a run
         await asyncio.to_thread(store_failure)
-        return
+        return None
     await asyncio.to_thread(store_rates, values)
+    return values
 
 
 async def fetch_rates() -> dict[str, float]:
