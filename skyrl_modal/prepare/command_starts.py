@@ -153,11 +153,18 @@ def facts_of_run(job: Job, spec: RunSpec, selections: Sequence[Selection], state
         resumes=spec.resume is not None,
         timeout=job.limits.attempt_timeout,
         image=job.image,
-        has_uv=shutil.which("uv") is not None if is_local else None,
+        has_uv=_has_uv(job) if is_local else None,
         env=env,
         has_unknown_variables=any(not secret.keys for secret in spec.named_secrets),
         **asdict(state, recurse=False),
     )
+
+
+def _has_uv(job: Job) -> bool:
+    """Return whether a command on this machine finds uv: the PATH of a run begins with the programs of this Python."""
+    from skyrl_modal.backends.local.environment import path_of_run  # imported here: few commands start trainers
+
+    return shutil.which("uv", path=path_of_run(job)) is not None
 
 
 def gpus_of_node(job: Job, spec: RunSpec, *, needs_count: bool = False) -> int | None:

@@ -131,3 +131,28 @@ def test_forms_of_findings(launcher: Launcher) -> None:
     assert [start["kind"] for start in values["starts"]] == ["train"]
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
+
+
+def test_uv_is_searched_where_the_command_finds_it(
+    launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A local command needs uv in the PATH of the run, which begins with the programs of the caller's Python."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    local = evolve(launcher, backend="local", ray=None)
+    other = tmp_path / "other"
+    other.mkdir()
+
+    def codes(**fields: object) -> set[str]:
+        return {found.code for found in evolve(local, **fields).plan(f"uv run {MAIN}").findings}  # type: ignore[arg-type]  # fields of any type
+
+    assert "uv-missing" in codes()
+    (other / "uv").write_text("#!/bin/sh\n")
+    (other / "uv").chmod(0o755)
+    assert "uv-missing" in codes()
+    assert "uv-missing" not in codes(env={"PATH": str(other)})
+    (other / "uv").rename(python.parent / "uv")
+    assert "uv-missing" not in codes()
