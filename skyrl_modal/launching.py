@@ -1,6 +1,9 @@
 """What the methods of ``Launcher`` do: joins preparation, backends and runs.
 
 Each function does what the method of the same name documents. ``Launcher`` translates errors of the system.
+
+What makes plans, and what follows a run, is imported in the functions that need it: a backend can start the processes
+of a run before these imports.
 """
 
 from __future__ import annotations
@@ -16,18 +19,11 @@ from skyrl_modal.declaration import evolve, fields, frozen
 from skyrl_modal.errors import BackendUnavailable, SkyRLModalError, SpecError, StorageError, translate_system_errors
 from skyrl_modal.prepare.command import normalize_command, shorten_command
 from skyrl_modal.prepare.expected_run import expect_run
-from skyrl_modal.prepare.findings import unavailable_finding
-from skyrl_modal.prepare.plan import Plan, result_cache
-from skyrl_modal.prepare.staging import Preparation, check_plan, refuse_errors, report_plan
+from skyrl_modal.prepare.user_cache import result_cache
 from skyrl_modal.protocol.run_id import new_run_id
 from skyrl_modal.reporting import NullReporter, NullRunTable, Reporter, with_log
-from skyrl_modal.run.foreground import stream_to_end
-from skyrl_modal.run.half_written import remove_half_written
-from skyrl_modal.run.handle import Run
-from skyrl_modal.run.index import RunIndex
 from skyrl_modal.run.interrupts import Interrupts, catch_interrupts
 from skyrl_modal.run.output_sink import OutputTarget, ParallelOutput, open_sink
-from skyrl_modal.run.result import RunResult
 from skyrl_modal.spec.fields import check_whole_number
 from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.user_folders import cache_folder
@@ -38,8 +34,12 @@ if TYPE_CHECKING:
     from skyrl_modal.backends.base import PreparedRun
     from skyrl_modal.findings import Finding
     from skyrl_modal.launcher import Launcher
+    from skyrl_modal.prepare.plan import Plan
+    from skyrl_modal.prepare.staging import Preparation
     from skyrl_modal.protocol.events import RunEvent
     from skyrl_modal.protocol.job import Job
+    from skyrl_modal.run.handle import Run
+    from skyrl_modal.run.result import RunResult
     from skyrl_modal.views.table import LiveRunTable
 
 #: The number of the caller's frame, for warnings: a function, the method that calls it, and its decorator are between.
@@ -89,6 +89,8 @@ def _run(
     reporter = with_log(NullReporter() if quiet else StderrReporter())
     open_sink(output)  # refuses an invalid target before anything starts
     run = _start(launcher, command, owned=True, reporter=reporter, options=options, interrupts=interrupts)
+    from skyrl_modal.run.foreground import stream_to_end
+
     on_event = None if options.on_event is None else partial(options.on_event, run)
     if output is None and is_awaited:
         with ParallelOutput(run.job.name or run.id, reporter) as prefixing:
@@ -152,7 +154,8 @@ def map_commands(
     check_whole_number("max_parallel", max_parallel, minimum=1)
     if not texts:
         return []
-    from skyrl_modal.run.batch import Batch  # imported here, since one run does not need it
+    from skyrl_modal.prepare.staging import refuse_errors
+    from skyrl_modal.run.batch import Batch
 
     with _prepare(launcher, rates_of_run(used)) as preparation:
         first = preparation.plan(texts[0])  # raises errors in the launcher's fields before anything starts
@@ -178,6 +181,9 @@ def _live_table(labels: Sequence[str]) -> LiveRunTable:
 
 def plan(launcher: Launcher, command: str | Sequence[str], *, check: bool) -> Plan:
     """Return what a run would do."""
+    from skyrl_modal.prepare.findings import unavailable_finding
+    from skyrl_modal.prepare.staging import check_plan
+
     text = normalize_command(command)
     preparation = _prepare(launcher, _find_rates(launcher, check=check))
     further: list[Finding] = []
@@ -218,6 +224,8 @@ def _find_rates(launcher: Launcher, *, check: bool) -> FindRates | None:
 @translate_system_errors()
 def _prepare(launcher: Launcher, find_rates: FindRates | None) -> Preparation:
     """Prepare runs, as far as they do not depend on their commands."""
+    from skyrl_modal.prepare.staging import Preparation
+
     backend = launcher.backend if isinstance(launcher.backend, str) else launcher.backend.name
     return Preparation(launcher, backend, find_rates)
 
@@ -244,6 +252,10 @@ def _start(
             stack.enter_context(_prepare_check(backend))
             stack.enter_context(_prepare_start(launcher, backend, run_id) if owned else nullcontext())
             shared = stack.enter_context(_prepare(launcher, rates_of_run(backend)))
+        from skyrl_modal.prepare.staging import check_plan, refuse_errors, report_plan
+        from skyrl_modal.run.half_written import remove_half_written
+        from skyrl_modal.run.handle import Run
+
         plan = shared.plan(text, run_id=run_id)
         if options.fix:
             plan = _fixed(plan, shared)
@@ -301,6 +313,7 @@ def _prepare_start(launcher: Launcher, backend: Backend, run_id: str) -> Abstrac
 def from_run(cls: type[Launcher], run_id: str) -> tuple[Launcher, str]:
     """Return the launcher and the command of a run that was started from this machine."""
     from skyrl_modal.prepare.restore import changes_since  # imported here, since a new run does not need it
+    from skyrl_modal.run.index import RunIndex
 
     record = RunIndex().find(run_id)
     spec = record.read_spec()

@@ -16,8 +16,8 @@ from skyrl_modal.backends.base import PreparedRun
 from skyrl_modal.checkout import find_checkout
 from skyrl_modal.errors import SkyRLModalError
 from skyrl_modal.gitfiles.result_cache import ResultCache
-from skyrl_modal.mount import Snapshot, SnapshotStore
 from skyrl_modal.prepare.job_builder import build_expected_job
+from skyrl_modal.snapshots.snapshot import Snapshot, find_snapshot
 from skyrl_modal.spec.run_spec import RunSpec
 
 #: The name of the record begins with this. To be changed with the meaning of a record.
@@ -42,7 +42,7 @@ def expect_run(spec: RunSpec, run_id: str, cache: ResultCache, store: Path) -> P
         if len(digests) == 2 and digests[0] == digests[1]:
             found: list[Snapshot] = []
             for digest in digests[0]:
-                snapshot = SnapshotStore(store).find(digest)
+                snapshot = find_snapshot(store, digest)
                 if snapshot is None:
                     break
                 found.append(snapshot)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from skyrl_modal.checkout import Checkout
 from skyrl_modal.declaration import fields
-from skyrl_modal.mount import Selection
 from skyrl_modal.protocol.job import CheckoutFacts, Job, Limits, Mount, RayOptions, Volume, WorkerLossPolicy
 from skyrl_modal.protocol.run_id import new_run_id
 from skyrl_modal.spec.ray import RaySpec
 from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.spec.volume import VolumeSpec
+
+if TYPE_CHECKING:
+    from skyrl_modal.mount import Selection
 
 
 def build_job(

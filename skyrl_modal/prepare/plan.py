@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 from skyrl_modal.checkout import Checkout, CheckoutInspection, find_checkout
 from skyrl_modal.dataclass import replace
 from skyrl_modal.declaration import field, frozen
-from skyrl_modal.errors import SpecError, StorageError
+from skyrl_modal.errors import SpecError
 from skyrl_modal.findings import Finding, Severity
 from skyrl_modal.gitfiles.report import format_size
-from skyrl_modal.gitfiles.result_cache import NO_CACHE, ResultCache
 from skyrl_modal.mount import Selection, select
 from skyrl_modal.prepare.command import shorten_command
 from skyrl_modal.prepare.findings import checkout_finding, find_problems, find_short_grace, texts_of_command
@@ -23,6 +22,7 @@ from skyrl_modal.prepare.hidden_files import check_hidden_files
 from skyrl_modal.prepare.job_builder import build_job
 from skyrl_modal.prepare.ray_version import find_image_mismatch, find_version_mismatch
 from skyrl_modal.prepare.secret_values import find_repeated_values, read_secret_values, secret_folders
+from skyrl_modal.prepare.user_cache import result_cache
 from skyrl_modal.protocol.codec import encode
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.skyrl.resolution.records import Resolution
@@ -31,7 +31,6 @@ from skyrl_modal.spec.fields import is_below
 from skyrl_modal.spec.mount import MountSpec
 from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.spec.stored import encode_spec
-from skyrl_modal.user_folders import cache_folder
 from skyrl_modal.views.findings import by_severity, finding_rows, findings_to_html
 from skyrl_modal.views.text import format_rows
 
@@ -311,14 +310,6 @@ class PlanBasis:
         from skyrl_modal.prepare.resume import with_resume  # imported here, since most runs do not need it
 
         return with_resume(plan, self._cache)
-
-
-def result_cache() -> ResultCache:
-    """Return the user's cache of results that depend only on files; one that stores nothing without a home folder."""
-    try:
-        return ResultCache(cache_folder() / "results")
-    except StorageError:
-        return NO_CACHE
 
 
 def mounted_folder(mount: MountSpec, checkout: Path | None) -> Path:

@@ -16,9 +16,10 @@ from skyrl_modal.mount import Snapshot, SnapshotStore
 from skyrl_modal.prepare.command import shorten_command
 from skyrl_modal.prepare.expected_run import record_files
 from skyrl_modal.prepare.findings import backend_finding
-from skyrl_modal.prepare.plan import Plan, PlanBasis, result_cache
+from skyrl_modal.prepare.plan import Plan, PlanBasis
 from skyrl_modal.prepare.ray_version import refuse_version_mismatch
 from skyrl_modal.prepare.secret_values import read_secret_values, secret_folders
+from skyrl_modal.prepare.user_cache import result_cache
 from skyrl_modal.reporting import Reporter
 from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.user_folders import cache_folder, create_user_folder

@@ -25,7 +25,7 @@ from skyrl_modal.snapshots.file_stamps import (
     stamps_of,
     without_trusted_size,
 )
-from skyrl_modal.snapshots.snapshot import SharedLock, Snapshot
+from skyrl_modal.snapshots.snapshot import SharedLock, Snapshot, is_at, lock_tree
 from skyrl_modal.snapshots.usage import Additions
 
 _Entries = dict[str, tuple[int, bytes]]
@@ -269,7 +269,7 @@ class Capture:
             return staged, {}
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not _is_at(descriptor, previous):
+            if not is_at(descriptor, previous):
                 return staged, {}
             previous.rename(staged)
         except BlockingIOError:
@@ -361,30 +361,8 @@ class Capture:
             return lock
 
 
-def lock_tree(path: Path) -> SharedLock | None:
-    """Return a shared lock on a published tree, or None if there is no such tree."""
-    while True:
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return None
-        lock = SharedLock(descriptor)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        if _is_at(descriptor, path):
-            return lock
-        # The folder was removed or renamed between open() and flock().
-        lock.close()
-
-
 class _SourceChanged(Exception):
     """The files, or the tree to build on, have changed since they were read."""
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _remove_empty_parents(top: str, path: str) -> None:

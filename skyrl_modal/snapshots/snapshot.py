@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import weakref
 from pathlib import Path
@@ -103,3 +104,43 @@ class Snapshot:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def find_snapshot(store: Path, digest: str) -> Snapshot | None:
+    """Return a snapshot that was taken before, locked; None if the store has none with the digest.
+
+    Its number of files and its size are not known.
+
+    Args:
+        store: The folder of the store.
+        digest: The digest.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    path = store / "trees" / digest
+    lock = lock_tree(path)
+    return None if lock is None else Snapshot(path, digest, 0, 0, lock=lock)
+
+
+def lock_tree(path: Path) -> SharedLock | None:
+    """Return a shared lock on a published tree, or None if there is no such tree."""
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        lock = SharedLock(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if is_at(descriptor, path):
+            return lock
+        # The folder was removed or renamed between open() and flock().
+        lock.close()
+
+
+def is_at(descriptor: int, path: Path) -> bool:
+    """Return whether an open folder is still at its path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False

@@ -15,7 +15,7 @@ from skyrl_modal.declaration import Attribute, field, frozen
 from skyrl_modal.errors import SnapshotError, SpecError
 from skyrl_modal.gitfiles.selection import Selection
 from skyrl_modal.snapshots.archive_cache import ArchiveCache
-from skyrl_modal.snapshots.capture import Capture, lock_tree
+from skyrl_modal.snapshots.capture import Capture
 from skyrl_modal.snapshots.content_pool import ContentPool
 from skyrl_modal.snapshots.snapshot import Snapshot
 from skyrl_modal.snapshots.usage import Additions, UsageRecord
@@ -116,18 +116,6 @@ class SnapshotStore:
                 raise
         except OSError as error:
             raise self._describe(error, selection) from error
-
-    def find(self, digest: str) -> Snapshot | None:
-        """Return a snapshot that was taken before, locked; None if there is none with the digest.
-
-        Its number of files and its size are not known.
-
-        Raises:
-            OSError: It cannot be opened.
-        """
-        path = self.folder / "trees" / digest
-        lock = lock_tree(path)
-        return None if lock is None else Snapshot(path, digest, 0, 0, lock=lock)
 
     def _describe(self, error: OSError, selection: Selection) -> SnapshotError:
         if isinstance(error.filename, str) and Path(error.filename).is_relative_to(selection.root):

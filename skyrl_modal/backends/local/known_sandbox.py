@@ -13,10 +13,13 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from skyrl_modal.errors import StorageError
-from skyrl_modal.gitfiles.result_cache import ResultCache
 from skyrl_modal.user_folders import cache_folder
+
+if TYPE_CHECKING:
+    from skyrl_modal.gitfiles.result_cache import ResultCache
 
 #: The name of the record begins with this. To be changed with the meaning of a record.
 _FORMAT = "sandbox 1"
@@ -63,6 +66,8 @@ def forget(scratch_root: Path) -> None:
 
 
 def _cache() -> ResultCache:
+    from skyrl_modal.gitfiles.result_cache import ResultCache  # imported here: only the start of a run needs it
+
     return ResultCache(cache_folder() / "results")
 
 

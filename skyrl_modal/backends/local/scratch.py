@@ -211,7 +211,7 @@ def _folders(root: Path, prefix: str) -> list[Path]:
 def _machine_id() -> str:
     """Return an identifier of this machine, which all containers on it have. On Linux it changes when it is started."""
     with contextlib.suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     return os.uname().nodename
 
 
