@@ -12,7 +12,8 @@ from pathlib import Path
 from skyrl_modal.backends import get_backend, installed_backends
 from skyrl_modal.backends.base import CheckResult
 from skyrl_modal.backends.local.environment import search_path
-from skyrl_modal.checkout import Checkout, find_checkout, inspect_checkout, required_uv_version
+from skyrl_modal.checkout import Checkout, inspect_checkout, required_uv_version
+from skyrl_modal.checkout_search import find_checkout
 from skyrl_modal.dataclass import replace
 from skyrl_modal.errors import SkyRLModalError, translate_system_errors
 from skyrl_modal.machine import find_ray

@@ -91,7 +91,8 @@ def create_modal_image(
         return modal.Image.debian_slim()
     # Imported here: the container has none of the dependencies of these modules.
     from skyrl_modal.backends.modal.image import build_image
-    from skyrl_modal.checkout import find_checkout, inspect_checkout
+    from skyrl_modal.checkout import inspect_checkout
+    from skyrl_modal.checkout_search import find_checkout
     from skyrl_modal.mount import SnapshotStore, select
     from skyrl_modal.spec.image import ImageSpec
     from skyrl_modal.user_folders import cache_folder, create_user_folder

@@ -110,7 +110,7 @@ def _ask(text: str, default: str, check: Any) -> str:
 
 
 def _path_of_new_file(*, is_user: bool) -> Path:
-    from skyrl_modal.checkout import find_checkout
+    from skyrl_modal.checkout_search import find_checkout
     from skyrl_modal.config.files import FILE_NAME, user_config_path
     from skyrl_modal.errors import CheckoutNotFound
 

@@ -208,7 +208,7 @@ def _find_project_file(checkout: str | Path | None) -> ConfigFile | None:
         file = _read_folder(folder)
         if file is not None:
             return file
-    from skyrl_modal.checkout import find_checkout  # imported here, since `--help` does not need it
+    from skyrl_modal.checkout_search import find_checkout  # imported here, since `--help` does not need it
 
     try:
         root = find_checkout(checkout)

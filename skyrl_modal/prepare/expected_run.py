@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from skyrl_modal.backends.base import PreparedRun
-from skyrl_modal.checkout import find_checkout
+from skyrl_modal.checkout_search import find_checkout
 from skyrl_modal.errors import SkyRLModalError
 from skyrl_modal.gitfiles.result_cache import ResultCache
 from skyrl_modal.prepare.job_builder import build_expected_job

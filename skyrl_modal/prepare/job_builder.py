@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from skyrl_modal.checkout import Checkout
 from skyrl_modal.declaration import fields
 from skyrl_modal.protocol.job import CheckoutFacts, Job, Limits, Mount, RayOptions, Volume, WorkerLossPolicy
 from skyrl_modal.protocol.run_id import new_run_id
@@ -16,6 +15,7 @@ from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.spec.volume import VolumeSpec
 
 if TYPE_CHECKING:
+    from skyrl_modal.checkout import Checkout
     from skyrl_modal.mount import Selection
 
 

@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skyrl_modal.checkout import Checkout, CheckoutInspection, find_checkout
+from skyrl_modal.checkout import Checkout, CheckoutInspection
+from skyrl_modal.checkout_search import find_checkout
 from skyrl_modal.dataclass import replace
 from skyrl_modal.declaration import field, frozen
 from skyrl_modal.errors import SpecError

@@ -92,7 +92,7 @@ def to_exit_codes(value: Sequence[int] | Callable[[int], bool] | None) -> Sequen
 def _to_checkout(value: str | Path | None) -> Path | None:
     if value is None:
         return None
-    from skyrl_modal.checkout import find_checkout  # imported here: it loads what reads git's files
+    from skyrl_modal.checkout_search import find_checkout  # imported here, since most launchers name none
 
     return find_checkout(value)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from skyrl_modal.checkout import find_checkout, pinned_ray_version
+from skyrl_modal.checkout import pinned_ray_version
+from skyrl_modal.checkout_search import find_checkout
 from skyrl_modal.errors import CheckoutNotFound, SpecError
 
 

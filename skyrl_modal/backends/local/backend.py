@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from skyrl_modal.backends.base import CheckResult, Handle, PreparedRun, VolumeEntry
 from skyrl_modal.backends.local.checks import check_ray, run_checks
 from skyrl_modal.backends.local.environment import check_environment_size
-from skyrl_modal.backends.local.execution import LocalExecution
 from skyrl_modal.backends.local.mount_points import check_mount_points
 from skyrl_modal.backends.local.ray_folder import find_ray_place
 from skyrl_modal.backends.local.run_lock import remove_state
@@ -34,6 +33,7 @@ from skyrl_modal.protocol.job import Job
 from skyrl_modal.user_folders import create_user_folder
 
 if TYPE_CHECKING:
+    from skyrl_modal.backends.local.execution import LocalExecution
     from skyrl_modal.backends.transfer_options import TransferOptions
     from skyrl_modal.formats.checkpoint_listing import Listing
     from skyrl_modal.protocol.state import VolumeEntryKind
@@ -189,6 +189,8 @@ class LocalBackend:
         Raises:
             RecordError: The handle was not created by this backend.
         """
+        from skyrl_modal.backends.local.execution import LocalExecution  # the start of a run loads it later
+
         return LocalExecution(job, handle)
 
     def diagnose(self) -> Iterator[CheckResult]:

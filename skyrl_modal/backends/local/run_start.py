@@ -15,7 +15,6 @@ from skyrl_modal.backends.local.cleanup import start_cleanup
 from skyrl_modal.backends.local.descriptors import DescriptorSet
 from skyrl_modal.backends.local.environment import inherited_environment
 from skyrl_modal.backends.local.event_stream import CHUNK_SIZE, EventStream
-from skyrl_modal.backends.local.execution import LocalExecution
 from skyrl_modal.backends.local.node_resources import assign_resources
 from skyrl_modal.backends.local.rank_process import RankProcess, RankStarter, RankStreams
 from skyrl_modal.backends.local.run_folder import host_run_folder
@@ -33,6 +32,7 @@ from skyrl_modal.protocol.run_folder import write_all
 from skyrl_modal.user_folders import create_user_folder
 
 if TYPE_CHECKING:
+    from skyrl_modal.backends.local.execution import LocalExecution
     from skyrl_modal.backends.local.network import ClusterNetwork
 
 _LOOPBACK_ADDRESS = "127.0.0.1"
@@ -103,6 +103,8 @@ class RunStart:
         job = run.job
         if self._start_fd is not None:
             _send_job(job, self._ranks[0], self._start_fd)
+        from skyrl_modal.backends.local.execution import LocalExecution  # while the supervisors start
+
         pids = [rank.wait_ready() for rank in self._ranks]
         _connect_ranks(self._network, pids)
         stream = self._streams.event_stream(self._fds)
