@@ -224,7 +224,7 @@ def skyrl(session: nox.Session) -> None:
         [archive] = folder.glob("skyrl-*.tar.gz")
         session.run("tar", "-xzf", str(archive), "-C", str(folder), external=True)
         archive.with_suffix("").with_suffix("").rename(sources)
-    env = {"SKYRL_SOURCES": str(sources), "UV_FIND_LINKS": str(wheels)}
+    env = {"SKYRL_SOURCES": str(sources), "UV_FIND_LINKS": str(wheels), "UV_CACHE_DIR": str(folder.parent / "uv-cache")}
     session.run("pytest", "tests/skyrl/real_tracking.py", "-x", env=env)
 
 

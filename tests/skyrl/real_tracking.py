@@ -41,10 +41,9 @@ import ray
 @ray.remote
 def skyrl_entrypoint(backend, steps):
     sys.path[:0] = [os.getcwd(), os.path.join(os.getcwd(), "skyrl-gym")]
-    from omegaconf import OmegaConf
     from skyrl.train.utils.tracking import Tracking
 
-    tracker = Tracking("project", "name", backend=backend, config=OmegaConf.create({"epochs": 1}))
+    tracker = Tracking("project", "name", backend=backend, config={"epochs": 1})
     for step in range(1, steps + 1):
         values = {"loss/a": step / 7, "reward/b": step * 1e-9, "trainer/global_step": step}
         assert tracker.log(values, step=step, commit=True) is None
@@ -61,9 +60,8 @@ sys.path[:0] = [os.getcwd(), os.path.join(os.getcwd(), "skyrl-gym")]
 from loguru import logger
 logger.remove()
 logger.add(sys.stdout, format="{{message}}")
-from omegaconf import OmegaConf
 from skyrl.train.utils.tracking import Tracking
-tracker = Tracking("project", "name", backend=sys.argv[1], config=OmegaConf.create({{"epochs": 1}}))
+tracker = Tracking("project", "name", backend=sys.argv[1], config={{"epochs": 1}})
 for step in range(1, {STEPS + 1}):
     print(tracker.log({{"loss/a": step / 7}}, step=step, commit=True))
 try:
