@@ -28,7 +28,7 @@ EXCERPTS = {"quickstart.md"}
 MODULES = [
     name
     for _, name, _ in pkgutil.walk_packages(skyrl_modal.__path__, "skyrl_modal.")
-    if not name.endswith(("__main__", "ray_probe", "sitecustomize"))
+    if not name.endswith(("__main__", "ray_probe"))
 ]
 
 

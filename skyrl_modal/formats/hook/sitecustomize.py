@@ -133,9 +133,10 @@ def _install() -> None:
         return
 
 
-_install()
-# Load the sitecustomize that this file hides, as if this one did not exist. If there is none, ``site`` ignores the
-# ImportError, as it does without this file.
-sys.path[:] = [entry for entry in sys.path if entry != _FOLDER]
-sys.modules.pop("sitecustomize", None)
-__import__("sitecustomize")
+if __name__ == "sitecustomize":  # executed by Python at its start, and not imported as a module of the package
+    _install()
+    # Load the sitecustomize that this file hides, as if this one did not exist. If there is none, ``site`` ignores the
+    # ImportError, as it does without this file.
+    sys.path[:] = [entry for entry in sys.path if entry != _FOLDER]
+    sys.modules.pop("sitecustomize", None)
+    __import__("sitecustomize")
