@@ -61,9 +61,11 @@ def copy_files(
         stack.callback(os.close, queue)
         with open(end, "wb") as numbers:
             numbers.write(b"".join(map(NUMBER.pack, range(-(-len(paths) // part)))))
+        folders: dict[str, str | Path | None] = {"root": root, "pool": pool.folder, "lock": lock, "tree": tree}
         task = {
-            "root": root, "pool": os.fspath(pool.folder), "tree": None if tree is None else os.fspath(tree),
-            "lock": os.fspath(lock), "small": MAX_SMALL_FILE_BYTES, "trusted": latest_trusted,
+            # As bytes, because the other processes may have another encoding of paths.
+            **{name: None if path is None else os.fsencode(path).decode("latin-1") for name, path in folders.items()},
+            "small": MAX_SMALL_FILE_BYTES, "trusted": latest_trusted,
             "part": part, "queue": queue, "caller": os.getpid(),
         }  # fmt: skip
         file = stack.enter_context(tempfile.NamedTemporaryFile(dir=pool.folder, prefix=UNFINISHED_PREFIX))
@@ -102,5 +104,5 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
 def _results(process: subprocess.Popen[bytes]) -> Iterator[CopiedFile]:
     """Wait for a process and yield its results. A process that was killed has none: its files are copied again."""
     output, _ = process.communicate()
-    if process.returncode == 0:
+    if process.returncode == 0 and len(output) % _RESULT.size == 0:
         yield from _RESULT.iter_unpack(output)

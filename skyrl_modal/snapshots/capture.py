@@ -223,7 +223,12 @@ class Capture:
             self._additions.bytes += added
             if is_linked:
                 self._linked.append(path)
-        return [path for path, done in zip(changed, is_copied, strict=True) if not done], total
+        rest = [path for path, done in zip(changed, is_copied, strict=True) if not done]
+        if self._new_tree is not None:
+            for path in rest:  # a process that was killed has linked files that it did not report
+                with contextlib.suppress(OSError):
+                    os.unlink(self._new_tree / path)
+        return rest, total
 
     def _store_content(self, path: str) -> tuple[os.stat_result, bytes, bool] | FileNotCopied:
         """Store the content of a file.

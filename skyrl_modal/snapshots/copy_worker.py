@@ -129,6 +129,9 @@ def main() -> None:
     os.umask(0)
     line, _, names = sys.stdin.buffer.read().partition(b"\n")
     task = json.loads(line)
+    for name in ("root", "pool", "lock", "tree"):
+        if task[name] is not None:
+            task[name] = os.fsdecode(task[name].encode("latin-1"))
     # The lock of the store is held until this process has ended, also if its caller was killed. While the caller lives,
     # it holds the same lock, so this does not wait.
     with open(task["lock"], "rb") as lock:

@@ -162,14 +162,35 @@ def test_modes_do_not_depend_on_the_umask(root: Path, store: SnapshotStore, umas
     assert_complete(store, snapshot, selection)
 
 
-@pytest.mark.parametrize("program", ["", "/nonexistent/python", "/bin/false", "/bin/true"])
+@pytest.mark.parametrize(
+    "program",
+    ["", "/nonexistent/python", "exit 1", "exit 0", f'{sys.executable} "$@"; exit 1', f'{sys.executable} "$@"; echo'],
+)
 def test_files_are_copied_without_other_processes(
-    root: Path, store: SnapshotStore, monkeypatch: pytest.MonkeyPatch, program: str
+    root: Path, store: SnapshotStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str
 ) -> None:
-    """An interpreter that cannot be started, or fails, takes time only: the snapshot is complete."""
+    """An interpreter that cannot be started, or fails before or after its work, takes time only."""
+    if " " in program:
+        script = tmp_path / "python"
+        script.write_text(f"#!/bin/sh\n{program}\n")
+        script.chmod(0o755)
+        program = str(script)
     monkeypatch.setattr(sys, "executable", program)
     selection = select(root)
     assert_complete(store, store.take(selection), selection)
+
+
+def test_paths_that_are_not_utf8(root: Path, tmp_path: Path) -> None:
+    """The checkout and the store may have any path, whatever the locale of the other processes."""
+    place = tmp_path / os.fsdecode(b"\xe4\xff \n")
+    place.mkdir()
+    root = root.rename(place / "checkout")
+    argv = [sys.executable, "-X", "utf8", "-c", TAKE, root, place / "store"]
+    environment = {**os.environ, "LC_ALL": "en_US.ISO-8859-1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run(argv, check=True, env=environment)
+    store, selection = SnapshotStore(place / "store"), select(root)
+    assert_complete(store, store.take(selection), selection)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([place.name, "home"])
 
 
 def test_replaced_files_are_reported(root: Path, store: SnapshotStore) -> None:
