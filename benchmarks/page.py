@@ -35,6 +35,8 @@ median do not overlap. `--quick` runs every row with small inputs, to test the b
 Files are removed at the end only, and need about 6 GB in the temporary folder: on ext4, the creation of many files
 takes several times as long in the minutes after many others were removed.
 
+[](launch-time.md) shows what a launch does, and where its time goes.
+
 `nox -s soak` looks for leaks: memory, file descriptors, processes, threads and disk during 500 short runs, an hour of
 output, and readings of the list of 1,000 runs.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import functools
 import os
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from attrs import define, frozen
 
+import skyrl_modal
 from benchmarks import trees
 from skyrl_modal import Launcher
 
@@ -85,6 +87,9 @@ class Session:
             os.environ[variable] = str(self.folder / variable)
         for variable in ("SKYRL_REPO_ROOT", "SKYRL_MODAL_BACKEND", "RAY_ADDRESS"):
             os.environ.pop(variable, None)
+        # As of an installed package, whose byte code pip creates: otherwise each new process would compile the modules.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        compileall.compile_dir(Path(skyrl_modal.__file__).parent, quiet=2)
         # Of /tmp, a run sees only paths in environment variables.
         os.environ["BENCH_FOLDER"] = str(self.folder)
 
