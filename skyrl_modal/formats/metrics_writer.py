@@ -60,7 +60,6 @@ class MetricsFile:
         self._identity = (0, 0)
         self._size = 0
         self._tables: dict[tuple[str, ...], int] = {}
-        self._is_cut = False
         self._replaced = 0
         self._retry_at = 0.0
 
@@ -102,29 +101,29 @@ class MetricsFile:
                 raise
 
     def _write(self, source: str, keys: tuple[str, ...], row: str) -> None:
-        if self._descriptor is None or self._size > PART_BYTES or len(self._tables) >= MAX_TABLES:
-            self._open()
-        elif not self._is_own_file():
-            self._descriptor = None
-            self._open()
+        descriptor = self._descriptor
+        if descriptor is not None and not self._is_own_file(descriptor):
+            descriptor = self._descriptor = None
+        if descriptor is None or self._size > PART_BYTES or len(self._tables) >= MAX_TABLES:
+            descriptor = self._open()
         table = self._tables.get((source, *keys))
         line = ""
         if table is None:
             table = len(self._tables)
             line = json.dumps({"table": table, "source": source, "keys": keys}, separators=(",", ":")) + "\n"
         data = f'{line}{{"table":{table},{row}}}\n'.encode("ascii")
-        if self._is_cut:
-            data = b"\n" + data
         # One call: other threads and forks cannot write in between, and only the end of the line can be missing.
-        written = os.write(self._descriptor or 0, data)
-        self._size += written
-        self._is_cut = written < len(data)
-        if self._is_cut:
+        written = os.write(descriptor, data)
+        if written < len(data):  # the disk is full
+            self._descriptor = None  # a new file is begun, unless this one is as before
+            os.ftruncate(descriptor, self._size)
+            self._descriptor = descriptor
             raise OSError("the line was written in part")
+        self._size += written
         self._tables[(source, *keys)] = table
 
-    def _open(self) -> None:
-        """Begin the next file."""
+    def _open(self) -> int:
+        """Begin the next file, and return its descriptor."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
@@ -138,22 +137,23 @@ class MetricsFile:
         status = os.fstat(descriptor)
         self._part += 1
         self._descriptor, self._identity = descriptor, (status.st_dev, status.st_ino)
-        self._size, self._tables, self._is_cut = 0, {}, False
+        self._size, self._tables = 0, {}
+        return descriptor
 
-    def _is_own_file(self) -> bool:
-        """Return whether the descriptor is still that of the file, and the file still exists.
+    def _is_own_file(self, descriptor: int) -> bool:
+        """Return whether a descriptor is still that of the file, and the file still exists.
 
         A program that becomes a daemon closes all descriptors, and the number may be that of another file afterwards.
         """
         try:
-            status = os.fstat(self._descriptor or 0)
+            status = os.fstat(descriptor)
         except OSError:
             return False
         is_same = stat.S_ISREG(status.st_mode) and (status.st_dev, status.st_ino) == self._identity
         if is_same and status.st_nlink:
             return True
         if is_same:
-            os.close(self._descriptor or 0)  # the file was removed
+            os.close(descriptor)  # the file was removed
         self._replaced += 1
         return False
 

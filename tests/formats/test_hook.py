@@ -247,6 +247,30 @@ print("done")
     assert rows == [{"step": step, "a": step / 7} for step in range(len(rows))]
 
 
+def test_disk_that_is_full_for_a_time(tmp_path: Path, packages: Path) -> None:
+    """When there is space again, rows with other keys are recorded, and none is confused with the row that was cut."""
+    code = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from skyrl.train.utils.tracking import Tracking
+writer = sys.modules["_skyrl_modal_instrumentation"]._writer
+writer.RETRY_INTERVAL = 0
+tracker = Tracking()
+tracker.log({"a": 1.0}, 1)
+for limit in (200, 260, 300):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    tracker.log({f"lost{limit}": 2.0}, 2)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+tracker.log({"b": 3.0}, 3)
+tracker.log({"a": 4.0}, 4)
+"""
+    done = run_python(code, hook_environment(tmp_path, packages))
+
+    assert (done.stdout, done.stderr) == ("", "")
+    rows = [row for row in recorded_rows(tmp_path) if row["step"] != 2]
+    assert rows == [{"step": 1, "a": 1.0}, {"step": 3, "b": 3.0}, {"step": 4, "a": 4.0}]
+
+
 def test_forks_and_threads(tmp_path: Path, packages: Path) -> None:
     """Forks have files of their own, threads share one, and no line is mixed with another."""
     code = """
