@@ -55,16 +55,17 @@ def run(quiet: bool, strict: bool, fix: bool, command: Sequence[str], **options:
 
 @cli.command(cls=LauncherCommand)
 @click.option("--check", is_flag=True, help="Ask the backend too, and exit with 1 if a finding is an error.")
+@click.option("--files", is_flag=True, help="Also print the largest files, and what is excluded by which rule.")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.argument("command", nargs=-1, required=True)
-def plan(check: bool, is_json: bool, command: Sequence[str], **options: Any) -> None:
+def plan(check: bool, files: bool, is_json: bool, command: Sequence[str], **options: Any) -> None:
     """Show where COMMAND would run and with which files. Nothing is started."""
     made = make_launcher(options).plan(_to_command(command), check=check)
     if is_json:
         print_line(made.to_json())
     else:
         print_line(made)
-        for selection in made.selections:
+        for selection in made.selections if files else ():
             print_line()
             print_line(selection)
     if check:

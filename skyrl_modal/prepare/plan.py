@@ -28,6 +28,7 @@ from skyrl_modal.protocol.codec import encode
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.skyrl.resolution.records import Resolution
 from skyrl_modal.skyrl.scripts import may_start_python
+from skyrl_modal.spec.duration import format_duration
 from skyrl_modal.spec.fields import is_below
 from skyrl_modal.spec.mount import MountSpec
 from skyrl_modal.spec.run_spec import RunSpec
@@ -129,26 +130,41 @@ class Plan:
         """What the user declared as plain data, with the checkout that was found."""
         return encode_spec(self.spec, checkout=self.checkout.root if self.checkout else None)
 
+    def sections(self) -> list[list[tuple[str, str]]]:
+        """Return the plan as label and value pairs, in groups: command, files, where it runs, data, limits, cost."""
+        job = self.job
+        command = [("command", shorten_command(job.command)), *self._start_rows(), ("workdir", job.workdir)]
+        command += [("name", job.name)] if job.name is not None else []
+        command += [("tags", ", ".join(job.tags))] if job.tags else []
+        place = [("backend", self.backend), *([] if self.backend == _LOCAL else self._image_rows())]
+        place += [("nodes", str(job.nodes))] if job.nodes > 1 else []
+        place.append(("ray", _describe_ray(job)))
+        data = [("volume", f"{v.mount_path} is {v.name}{' (read only)' if v.read_only else ''}") for v in job.volumes]
+        data += [("secrets", ", ".join(job.secret_names))] if job.secret_names else []
+        return [command, self.mount_rows(), place, data, self._limit_rows(), self.cost_rows()]
+
     def rows(self) -> list[tuple[str, str]]:
         """Return the plan as label and value pairs."""
-        job, spec = self.job, self.spec
-        rows = [("command", shorten_command(job.command)), ("backend", self.backend), ("workdir", job.workdir)]
-        if job.name is not None:
-            rows.append(("name", job.name))
-        if job.tags:
-            rows.append(("tags", ", ".join(job.tags)))
-        if self.backend != _LOCAL:
-            rows += [("image", job.image), ("gpu", " or ".join(map(str, spec.gpu_requests)) or "none")]
-        if job.nodes > 1:
-            rows.append(("nodes", str(job.nodes)))
-        rows += self.mount_rows()
-        rows += self._start_rows()
-        rows += [("volume", f"{v.mount_path} is {v.name}{' (read only)' if v.read_only else ''}") for v in job.volumes]
-        limits = job.limits
-        rows.append(("timeout", f"{limits.attempt_timeout:,.10g} s, {limits.retries} retries"))
-        rows += self.cost_rows()
+        return [row for section in self.sections() for row in section]
+
+    def _image_rows(self) -> list[tuple[str, str]]:
+        spec = self.spec
+        layers = ", ".join([*spec.image.apt, *spec.image.pip])
+        with_layers = f", with {layers}" if layers else ""
+        rows = [("image", f"{self.job.image}{with_layers}")]
+        rows.append(("gpu", " or ".join(map(str, spec.gpu_requests)) or "none"))
+        values = [("cpu", spec.cpu), ("memory", spec.memory and f"{spec.memory:,} MiB"), ("region", spec.region)]
+        values += [("cloud", spec.cloud), ("rdma", "yes" if spec.rdma else None)]
+        return rows + [(label, str(value)) for label, value in values if value]
+
+    def _limit_rows(self) -> list[tuple[str, str]]:
+        limits, spec = self.job.limits, self.spec
+        retries = f"{limits.retries} retries" + ("" if spec.resume is None else f", resume={spec.resume}")
+        rows = [("timeout", f"{format_duration(limits.attempt_timeout)} for each attempt, {retries}")]
+        if limits.stall is not None:
+            rows.append(("stall", f"after {format_duration(limits.stall)} without output and without a new step"))
         if limits.start_deadline is not None:
-            rows.append(("start", f"within {limits.start_deadline:,.10g} s of the submission"))
+            rows.append(("start", f"within {format_duration(limits.start_deadline)} of the submission"))
         return rows
 
     def cost_rows(self) -> list[tuple[str, str]]:
@@ -177,13 +193,21 @@ class Plan:
         return rows
 
     def __str__(self) -> str:
-        return format_rows([*self.rows(), *finding_rows(self._shown_findings)])
+        groups = [*self.sections(), finding_rows(self._shown_findings)]
+        return "\n\n".join(format_rows(group) for group in groups if group)
 
     def _repr_html_(self) -> str:
         """Return the plan for a notebook."""
         import html  # imported here, since only notebooks need it
 
         return f"<pre>{html.escape(format_rows(self.rows()))}</pre>{findings_to_html(self._shown_findings)}"
+
+
+def _describe_ray(job: Job) -> str:
+    if job.ray is None:
+        return "none"
+    dashboard = ", with its dashboard" if job.ray.dashboard else ""
+    return f"{job.nodes} {'node' if job.nodes == 1 else 'nodes'}{dashboard}"
 
 
 class PlanBasis:

@@ -110,8 +110,9 @@ def test_files_are_pushed_listed_and_pulled(skyrl: Command, tmp_path: Path) -> N
 
 
 def test_plan_shows_files(skyrl: Command) -> None:
-    """A plan lists the files, and starts nothing."""
-    plan = skyrl("plan", "python train.py")
+    """A plan lists the files if it is asked to, and starts nothing."""
+    assert "skyrl-gym/skyrl_gym/__init__.py" not in skyrl("plan", "python train.py").stdout
+    plan = skyrl("plan", "--files", "python train.py")
 
     assert plan.returncode == 0
     assert "skyrl-gym/skyrl_gym/__init__.py" in plan.stdout
