@@ -170,7 +170,9 @@ class LocalBackend:
                 stack.callback(snapshot.release)
             sandbox = recorded_sandbox(scratch_root())
             job = expected.job
-            if sandbox is None or job.ray is not None or job.nodes > 1:
+            # A start creates the folders of volumes, which the check of the run may refuse.
+            has_volumes = all(volume_folder(volume.name).is_dir() for volume in job.volumes)
+            if sandbox is None or job.ray is not None or job.nodes > 1 or not has_volumes:
                 yield
                 return
             # The plan, or the start without it, reports what is wrong.

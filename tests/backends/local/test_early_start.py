@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.soak import descendants
-from skyrl_modal import Launcher, SpecError
+from skyrl_modal import Launcher, SpecError, VolumeSpec
 from skyrl_modal.backends.local.backend import LocalBackend
 from skyrl_modal.backends.local.scratch import scratch_root
 from skyrl_modal.errors import BackendUnavailable
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.spec.run_spec import RunSpec
-from skyrl_modal.user_folders import state_folder
+from skyrl_modal.user_folders import data_folder, state_folder
 
 #: A process that is killed while it plans a run whose processes have been started. Argument: the checkout.
 KILLED_CALLER = """
@@ -169,6 +169,18 @@ def test_killed_caller_leaves_nothing(launcher: Launcher, checkout: Path) -> Non
     while os.listdir(scratch_root()) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert os.listdir(scratch_root()) == []
+
+
+def test_no_volume_is_created_early(launcher: Launcher, backend: ObservingBackend, checkout: Path) -> None:
+    """A volume that does not exist, and may not be created, is refused, and does not exist afterwards."""
+    volume = VolumeSpec(name="missing", create_if_missing=False)
+    other = Launcher(backend=backend, checkout=checkout, gpu=None, ray=None, volumes=[volume])
+
+    with pytest.raises(SpecError, match="does not exist"):
+        other.run("true", quiet=True)
+
+    assert backend.scratch == [[]]
+    assert not (data_folder() / "volumes" / "missing").exists()
 
 
 def test_submitted_runs_and_secrets_do_not_start_early(
