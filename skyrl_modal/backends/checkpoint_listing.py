@@ -16,7 +16,7 @@ from skyrl_modal.formats.checkpoint_listing import (
     FolderListing,
     Listing,
 )
-from skyrl_modal.formats.checkpoints import STEP_PREFIX, CheckpointFolder
+from skyrl_modal.formats.checkpoints import CheckpointFolder
 from skyrl_modal.protocol.resume import TrainerKind
 from skyrl_modal.protocol.state import VolumeEntryKind
 from skyrl_modal.spec.fields import is_below
@@ -76,25 +76,31 @@ class _WalkedListing:
         self._backend, self._volume, self._path = backend, volume, path
 
     def entries(self) -> Iterator[Entry]:
-        """Yield the entries of the folder, and those of its checkpoints."""
-        count = 0
-        pending = [("", 0)]
+        """Yield the entries of the folder."""
+        return self._list("", "")
+
+    def entries_below(self, name: str) -> Iterator[Entry]:
+        """Yield all entries below a folder in it."""
+        count, pending = 0, [("", 0)]
         while pending:
             inside, depth = pending.pop()
-            try:
-                found = self._backend.ls(self._volume, str(PurePosixPath(self._path, inside)))
-            except PathNotFound:
-                continue
-            for item in found:
+            for entry in self._list(name, inside):
                 count += 1
                 if count > MAX_ENTRIES:
                     return
-                name = PurePosixPath(item.path).name
-                path = f"{inside}/{name}" if inside else name
-                kind = KINDS.get(item.type, EntryKind.OTHER)
-                yield Entry(path, kind, item.size if kind is EntryKind.FILE else 0)
-                if kind is EntryKind.FOLDER and depth < MAX_DEPTH and (depth or name.startswith(STEP_PREFIX)):
-                    pending.append((path, depth + 1))
+                yield entry
+                if entry.kind is EntryKind.FOLDER and depth < MAX_DEPTH:
+                    pending.append((entry.path, depth + 1))
+
+    def _list(self, name: str, inside: str) -> Iterator[Entry]:
+        try:
+            found = self._backend.ls(self._volume, str(PurePosixPath(self._path, name, inside)))
+        except PathNotFound:
+            return
+        for item in found:
+            kind = KINDS.get(item.type, EntryKind.OTHER)
+            path = str(PurePosixPath(inside, PurePosixPath(item.path).name))
+            yield Entry(path, kind, item.size if kind is EntryKind.FILE else 0)
 
     def read(self, path: str, offset: int, size: int) -> bytes | None:
         """Return None."""

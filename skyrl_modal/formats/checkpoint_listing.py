@@ -6,6 +6,7 @@ opened that is not a regular file, and depth and number of entries are limited.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from enum import StrEnum
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 else:
     Protocol = object
 
-#: Entries of one checkpoint folder that are examined, and folders inside of folders.
+#: Entries that are examined of one folder, and folders inside of folders.
 MAX_ENTRIES = 200_000
 MAX_DEPTH = 6
 _READ_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -41,7 +42,7 @@ class Entry:
     """One entry below a checkpoint folder.
 
     Attributes:
-        path: Its path, relative to the checkpoint folder, with ``/``.
+        path: Its path, relative to the folder that was listed, with ``/``.
         kind: What it is.
         size: Bytes of a file; 0 for anything else.
     """
@@ -55,7 +56,14 @@ class Listing(Protocol):
     """A checkpoint folder."""
 
     def entries(self) -> Iterator[Entry]:
-        """Yield all entries below the folder, with ``MAX_ENTRIES`` at most; none if there is no folder.
+        """Yield the entries of the folder itself, with ``MAX_ENTRIES`` at most; none if there is no folder.
+
+        Raises:
+            OSError: The folder exists, and cannot be listed.
+        """
+
+    def entries_below(self, name: str) -> Iterator[Entry]:
+        """Yield all entries below a folder in it, with paths relative to that one, with ``MAX_ENTRIES`` at most.
 
         Raises:
             OSError: The folder exists, and cannot be listed.
@@ -74,34 +82,32 @@ class FolderListing:
 
     Args:
         folder: The folder. It may be a symbolic link itself.
-        prefix: Only entries whose name begins with it are examined further inside.
     """
 
-    def __init__(self, folder: str, prefix: str = "global_step_") -> None:
+    def __init__(self, folder: str) -> None:
         self._folder = folder
-        self._prefix = prefix
 
     def entries(self) -> Iterator[Entry]:
-        """Yield the entries of the folder, and all below folders whose name begins with the prefix."""
-        count = 0
-        pending = [("", 0)]
+        """Yield the entries of the folder."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            yield from self._scan("", "")
+
+    def entries_below(self, name: str) -> Iterator[Entry]:
+        """Yield all entries below a folder in it. Links are not followed."""
+        count, pending = 0, [("", 0)]
         while pending:
             inside, depth = pending.pop()
-            try:
-                found = list(self._scan(inside))
-            except (FileNotFoundError, NotADirectoryError):
-                continue  # there is none, or it was removed meanwhile
-            for entry in found:
-                count += 1
-                if count > MAX_ENTRIES:
-                    return
-                yield entry
-                is_examined = depth > 0 or entry.path.startswith(self._prefix)
-                if entry.kind is EntryKind.FOLDER and is_examined and depth < MAX_DEPTH:
-                    pending.append((entry.path, depth + 1))
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # it was removed meanwhile
+                for entry in self._scan(name, inside):
+                    count += 1
+                    if count > MAX_ENTRIES:
+                        return
+                    yield entry
+                    if entry.kind is EntryKind.FOLDER and depth < MAX_DEPTH:
+                        pending.append((entry.path, depth + 1))
 
-    def _scan(self, inside: str) -> Iterator[Entry]:
-        with os.scandir(os.path.join(self._folder, inside) if inside else self._folder) as listing:
+    def _scan(self, name: str, inside: str) -> Iterator[Entry]:
+        with os.scandir(os.path.join(self._folder, name, inside).rstrip("/") or "/") as listing:
             for number, item in enumerate(listing):
                 if number >= MAX_ENTRIES:
                     return

@@ -131,24 +131,12 @@ class CheckpointFolder:
         self._listing = listing
         self.path = path.rstrip("/") or "/"
         self._has_critic = has_critic
-        self._own: dict[str, Entry] = {}
-        self._inside: dict[str, list[Entry]] = {}
-        count = 0
-        for entry in listing.entries():
-            count += 1
-            name, slash, rest = entry.path.partition("/")
-            if not slash:
-                self._own[name] = entry
-            elif name.startswith(STEP_PREFIX):
-                self._inside.setdefault(name, []).append(Entry(rest, entry.kind, entry.size))
-        self._is_cut = count >= MAX_ENTRIES
+        self._is_fully_async = is_fully_async
+        self._own = {entry.path: entry for entry in listing.entries()}
+        self._below: dict[str, Mapping[str, Entry]] = {}
         names = {name: match for name in self._own if (match := _STEP_NAME.fullmatch(name))}
         self.steps = tuple(sorted(int(match[1]) for match in names.values()))
         self.misnamed = tuple(sorted(name for name in self._own if name.startswith(STEP_PREFIX) and name not in names))
-        self._is_fully_async = is_fully_async
-        if is_fully_async is None:
-            state = (FULLY_ASYNC_STATE, EntryKind.FILE)
-            self._is_fully_async = any(state == (e.path, e.kind) for each in self._inside.values() for e in each)
 
     def checkpoint(self, step: int) -> Checkpoint:
         """Return what is known about the checkpoint of a step, one of ``steps``."""
@@ -158,28 +146,49 @@ class CheckpointFolder:
             return Checkpoint(
                 step=step, path=path, complete=False, bytes=entry.size, missing=(_not_a("folder", entry),)
             )
-        inside = self._inside.get(name, [])
-        reader = _StepReader({e.path: e for e in inside}, lambda p, o, s: self._listing.read(f"{name}/{p}", o, s))
-        needed = [TRAINER_STATE, DATA_STATE, *([FULLY_ASYNC_STATE] if self._is_fully_async else [])]
+        try:
+            inside, needs_async_state = self._entries_below(name), self._needs_fully_async_state(name)
+        except OSError as error:
+            reason = f"it cannot be listed: {error.strerror or error}"
+            return Checkpoint(step=step, path=path, complete=False, bytes=0, missing=(reason,))
+        reader = _StepReader(inside, lambda p, o, s: self._listing.read(f"{name}/{p}", o, s))
+        needed = [TRAINER_STATE, DATA_STATE, *([FULLY_ASYNC_STATE] if needs_async_state else [])]
         reasons = {file: reason for file in needed if (reason := reader.state_file(file))}
         policy = reader.model(POLICY)
         models, parts = {POLICY: policy}, [*policy.missing]
         if self._has_critic or (self._has_critic is None and reader.has(CRITIC)):
             models[CRITIC] = critic = reader.model(CRITIC)
             parts += critic.missing
-        if self._is_cut:
+        if len(inside) >= MAX_ENTRIES:
             parts.append(f"the folder has more than {MAX_ENTRIES:,} entries and was not examined completely")
         missing = [*reasons.values(), *parts]
         return Checkpoint(
             step=step,
             path=path,
             complete=not missing,
-            bytes=sum(e.size for e in inside),
+            bytes=sum(entry.size for entry in inside.values()),
             missing=tuple(missing),
             layout=policy.layout,
             world_sizes={group: model.world_size for group, model in models.items() if model.world_size},
             is_loadable=not parts and set(reasons) <= {DATA_STATE},
         )
+
+    def _entries_below(self, name: str) -> Mapping[str, Entry]:
+        if name not in self._below:
+            self._below[name] = {entry.path: entry for entry in self._listing.entries_below(name)}
+        return self._below[name]
+
+    def _needs_fully_async_state(self, name: str) -> bool:
+        """Return whether fully asynchronous training writes a checkpoint.
+
+        If it is not known, the checkpoint or the one before it shows it: the state is written last.
+        """
+        if self._is_fully_async is not None:
+            return self._is_fully_async
+        position = self.steps.index(int(name.removeprefix(STEP_PREFIX)))
+        names = [name, *(f"{STEP_PREFIX}{step}" for step in self.steps[max(0, position - 1) : position])]
+        folders = (each for each in names if self._own[each].kind is EntryKind.FOLDER)
+        return any(FULLY_ASYNC_STATE in self._entries_below(each) for each in folders)
 
     def checkpoints(self) -> list[Checkpoint]:
         """Return all checkpoints, in ascending order of their steps."""

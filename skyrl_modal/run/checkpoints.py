@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from skyrl_modal.backends.checkpoint_listing import read_checkpoint_folder
@@ -10,6 +11,9 @@ if TYPE_CHECKING:
     from skyrl_modal.backends.base import Backend
     from skyrl_modal.formats.checkpoints import Checkpoint
     from skyrl_modal.protocol.job import Job
+
+#: Checkpoints that are examined at the same time.
+_REQUESTS = 8
 
 
 def list_checkpoints(backend: Backend, job: Job) -> list[Checkpoint]:
@@ -26,5 +30,7 @@ def list_checkpoints(backend: Backend, job: Job) -> list[Checkpoint]:
     found: list[Checkpoint] = []
     for path in job.checkpoint_folders:
         folder = read_checkpoint_folder(backend, job, path)
-        found += [] if folder is None else folder.checkpoints()
+        if folder is not None:
+            with ThreadPoolExecutor(_REQUESTS) as pool:  # on Modal, each checkpoint is a request or more
+                found += pool.map(folder.checkpoint, folder.steps)
     return found

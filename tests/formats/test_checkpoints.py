@@ -302,6 +302,41 @@ def test_fully_async_is_found_out(tmp_path: Path) -> None:
     assert newest.step == 10
 
 
+def test_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint that this process may not read is incomplete, and no error."""
+    for step in (10, 20):
+        write_checkpoint(tmp_path, step)
+    scan = os.scandir
+
+    def refuse(path: str) -> object:
+        if "global_step_20" in path:
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    folder = read(tmp_path)
+
+    assert folder.checkpoint(20).missing == ("it cannot be listed: Permission denied",)
+    assert (newest := folder.newest_complete()) is not None
+    assert newest.step == 10
+
+
+def test_older_checkpoints_are_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the newest checkpoints are examined until a complete one is found: a volume may have hundreds."""
+    for step in range(10, 60, 10):
+        write_checkpoint(tmp_path, step, world_size=1)
+    (tmp_path / "global_step_50" / "trainer_state.pt").unlink()
+    listed: list[str] = []
+    scan = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: (listed.append(path), scan(path))[1])
+
+    newest = read(tmp_path).newest_complete()
+
+    assert newest is not None
+    assert newest.step == 40
+    assert not [path for path in listed if path.endswith(("_10", "_20"))]
+
+
 def test_only_position_in_data_is_missing(tmp_path: Path) -> None:
     """SkyRL continues without data.pt. Such a checkpoint is used only if no other one is complete."""
     for step in (10, 20):

@@ -1,4 +1,4 @@
-"""Listings of checkpoint folders on Modal's volumes. One request returns all entries; only small files are read."""
+"""Listings of checkpoint folders on Modal's volumes. One request lists a checkpoint; only small files are read."""
 
 from __future__ import annotations
 
@@ -32,23 +32,30 @@ class ModalCheckpointListing:
         self._path = f"/{path.strip('/')}"
 
     def entries(self) -> Iterator[Entry]:
-        """Yield all entries below the folder; none if there is no volume or folder.
+        """Yield the entries of the folder; none if there is no volume or folder.
 
         Raises:
             BackendUnavailable: Modal cannot be reached, or refuses the token.
         """
+        return self._list(self._path, recursive=False)
+
+    def entries_below(self, name: str) -> Iterator[Entry]:
+        """Yield all entries below a folder in it, which one request returns. The errors are those of ``entries``."""
+        return self._list(posixpath.join(self._path, name), recursive=True)
+
+    def _list(self, path: str, *, recursive: bool) -> Iterator[Entry]:
         connect()
         try:
-            with volume_errors(self._volume, self._path):
-                listing = modal.Volume.from_name(self._volume.name).iterdir(self._path, recursive=True)
+            with volume_errors(self._volume, path):
+                listing = modal.Volume.from_name(self._volume.name).iterdir(path, recursive=recursive)
                 for number, entry in enumerate(listing):
                     if number >= MAX_ENTRIES:
                         return
-                    path = posixpath.relpath(f"/{entry.path.lstrip('/')}", self._path)
-                    if path == "." or path.startswith("../"):
+                    inside = posixpath.relpath(f"/{entry.path.lstrip('/')}", path)
+                    if inside == "." or inside.startswith("../"):
                         continue  # the path itself is a file, or the entry is elsewhere
                     kind = _KINDS.get(entry.type.name, EntryKind.OTHER)
-                    yield Entry(path, kind, entry.size if kind is EntryKind.FILE else 0)
+                    yield Entry(inside, kind, entry.size if kind is EntryKind.FILE else 0)
         except PathNotFound:
             return
 
