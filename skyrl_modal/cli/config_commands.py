@@ -11,6 +11,7 @@ import click
 
 from skyrl_modal.cli.base import LauncherCommand, cli
 from skyrl_modal.cli.output import print_line, print_rows
+from skyrl_modal.dataclass import replace
 from skyrl_modal.errors import SpecError, StorageError
 from skyrl_modal.views.text import StderrReporter
 
@@ -44,11 +45,15 @@ def config(is_json: bool, is_schema: bool, **options: Any) -> None:
 
 
 def _rows(made: Configuration) -> list[tuple[str, str, str]]:
+    from skyrl_modal.run.notify import describe_url
+
     rows = []
     for key, setting in made.known.items():
         found = {name: item for name, item in made.values.items() if name == key or name.startswith(f"{key}.")}
         if setting.option.kind != "variables":
             found = {name: item for name, item in found.items() if name == key}
+        if setting.option.kind == "url":  # such a URL often contains a token
+            found = {name: replace(item, value=describe_url(item.value)) for name, item in found.items()}
         rows += [(name, _to_text(item.value), item.source or item.origin) for name, item in found.items()]
         if not found:
             rows.append((key, setting.own_default, "default"))
@@ -66,13 +71,16 @@ def _to_text(value: Any) -> str:
 
 
 def _to_json(made: Configuration) -> dict[str, Any]:
+    from skyrl_modal.run.notify import describe_url
+
     settings: dict[str, Any] = {}
     for key, setting in made.known.items():
         settings[key] = {"value": setting.default, "origin": "default", "source": None}
         if setting.option.kind == "variables":
             del settings[key]
     for name, item in made.values.items():
-        settings[name] = {"value": item.value, "origin": item.origin, "source": item.source or None}
+        value = describe_url(item.value) if name == "notify" else item.value
+        settings[name] = {"value": value, "origin": item.origin, "source": item.source or None}
     return {"profile": made.profile, "files": [str(file.path) for file in made.files], "settings": settings}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -9,13 +10,15 @@ from typing import TYPE_CHECKING
 import click
 
 from skyrl_modal.cli.base import attach_run, cli, run_argument
+from skyrl_modal.cli.notify import facts_of, find_notify_url, notify_option, report_results
 from skyrl_modal.cli.output import print_line, print_rows, write_output
-from skyrl_modal.errors import PathNotFound
+from skyrl_modal.errors import PathNotFound, SkyRLModalError
 from skyrl_modal.protocol.exit_codes import BROKEN_PIPE
 from skyrl_modal.views.standard_streams import exit_when_output_is_closed
 from skyrl_modal.views.text import StderrReporter, warnings_as_messages
 
 if TYPE_CHECKING:
+    from skyrl_modal.run.handle import Run
     from skyrl_modal.run.kept_logs import KeptLog
 
 
@@ -51,7 +54,7 @@ def logs(
         pieces = run.log_bytes(follow, tail, rank=rank)
     if follow:
         exit_when_output_is_closed(BROKEN_PIPE)
-    with warnings_as_messages():
+    with warnings_as_messages(), _run_continues(run) if follow else contextlib.nullcontext():
         for data in pieces:
             write_output(data)
 
@@ -64,29 +67,51 @@ def _read_kept_logs(kept: Sequence[KeptLog], tail: int | None) -> Iterator[bytes
     return read_logs(kept, tail)
 
 
+@contextlib.contextmanager
+def _run_continues(run: Run) -> Iterator[None]:
+    """Report at Ctrl-C that the run continues, and how it is stopped."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        StderrReporter().info(
+            f"the run {run.id} continues: `skyrl-modal attach {run.id}` shows it again, and "
+            f"`skyrl-modal cancel {run.id}` stops it"
+        )
+        raise
+
+
 @cli.command()
+@notify_option
 @run_argument
-def attach(run_id: str) -> None:
+def attach(notify: str | None, run_id: str) -> None:
     """Show a run's output from beginning to end, and exit with its exit code. Ctrl-C does not stop the run."""
-    from skyrl_modal.run.foreground import show_events
+    from skyrl_modal.run.foreground import report_end, show_events
     from skyrl_modal.run.output_sink import open_sink
 
-    run = attach_run(run_id)
+    url, run = find_notify_url(notify), attach_run(run_id)
     reporter = StderrReporter()
     write = open_sink(None, reporter)
-    show_events(run, write, reporter)
-    sys.exit(run.wait().returncode)
+    with _run_continues(run):
+        show_events(run, write, reporter)
+        result = run.wait()
+    report_end(result, reporter)
+    report_results(url, [(result, facts_of(run.job))])
+    sys.exit(result.returncode)
 
 
 @cli.command()
 @click.option("--timeout", type=float, help="Seconds to wait at most. The run continues.")
+@notify_option
 @run_argument
-def wait(timeout: float | None, run_id: str) -> None:
-    """Wait for the end of a run, and exit with its exit code."""
+def wait(timeout: float | None, notify: str | None, run_id: str) -> None:
+    """Wait for the end of a run, and exit with its exit code. Ctrl-C does not stop the run."""
     from skyrl_modal.run.foreground import report_end
 
-    result = attach_run(run_id).wait(timeout)
+    url, run = find_notify_url(notify), attach_run(run_id)
+    with _run_continues(run):
+        result = run.wait(timeout)
     report_end(result, StderrReporter())
+    report_results(url, [(result, facts_of(run.job))])
     sys.exit(result.returncode)
 
 
@@ -125,5 +150,17 @@ def checkpoints(is_json: bool, run_id: str) -> None:
 @click.option("--now", is_flag=True, help="Kill it immediately, without a grace period.")
 @run_argument
 def cancel(now: bool, run_id: str) -> None:
-    """Stop a run."""
-    attach_run(run_id).cancel(now=now)
+    """Stop a run. Its grace period begins; `wait` waits for its end."""
+    from skyrl_modal.run.foreground import report_end
+
+    run = attach_run(run_id)
+    reporter = StderrReporter()
+    result = None
+    with contextlib.suppress(SkyRLModalError):  # it has not ended, or its state cannot be read: it is requested to stop
+        result = run.result(0)
+    if result is not None:
+        reporter.info(f"the run {run.id} has ended already")
+        report_end(result, reporter)
+        return
+    run.cancel(now=now)
+    reporter.info(f"the run {run.id} was requested to stop: `skyrl-modal wait {run.id}` waits for its end")

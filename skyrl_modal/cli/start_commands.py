@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import click
 
-from skyrl_modal.cli.base import LauncherCommand, cli, make_launcher
+from skyrl_modal.cli.base import LauncherCommand, cli, make_launcher, run_argument
+from skyrl_modal.cli.notify import find_notify_url, notify_option, report_results
 from skyrl_modal.cli.output import print_error, print_line, print_rows
 from skyrl_modal.errors import SpecError, StorageError
-from skyrl_modal.views.text import StderrReporter
+from skyrl_modal.views.text import StderrReporter, warnings_as_messages
+
+if TYPE_CHECKING:
+    from skyrl_modal.launcher import Launcher
+    from skyrl_modal.run.result import RunResult
 
 
 def _to_command(arguments: Sequence[str]) -> str | list[str]:
@@ -40,12 +45,20 @@ def _refuse_interactive(context: click.Context, parameter: click.Parameter, valu
     "-i", "--interactive", "-t", "--tty", is_flag=True, hidden=True, expose_value=False, callback=_refuse_interactive
 )
 @click.option("--quiet", "-q", is_flag=True, help="Suppress the launcher's own messages, except for errors.")
+@notify_option
 @click.argument("command", nargs=-1, required=True)
-def run(quiet: bool, strict: bool, fix: bool, command: Sequence[str], **options: Any) -> None:
+def run(quiet: bool, strict: bool, fix: bool, notify: str | None, command: Sequence[str], **options: Any) -> None:
     """Run COMMAND and exit with its exit code. A single argument is a shell string; several, after --, are quoted."""
+    url, launcher = find_notify_url(notify), make_launcher(options)
+    result = launcher.run(_to_command(command), quiet=quiet, strict=strict, fix=fix)
+    _end(result, launcher, " ".join(command), url, quiet=quiet)
+
+
+def _end(result: RunResult, launcher: Launcher, command: str, url: str | None, *, quiet: bool) -> NoReturn:
+    """Report the end of a run, and exit with its exit code."""
     from skyrl_modal.protocol.state import FailureCause, RunState
 
-    result = make_launcher(options).run(_to_command(command), quiet=quiet, strict=strict, fix=fix)
+    report_results(url, [(result, {"command": command, "name": launcher.name, "tags": list(launcher.tags)})])
     is_own = result.cause in (None, FailureCause.COMMAND_FAILED)
     if quiet and not is_own and result.state in (RunState.FAILED, RunState.LOST, RunState.OVER_BUDGET):
         # The exit code, such as 125, would not explain itself: the command has printed nothing about it.
@@ -85,6 +98,45 @@ def submit(strict: bool, fix: bool, command: Sequence[str], **options: Any) -> N
     except (StorageError, BrokenPipeError):
         StderrReporter().info(f"the run {run.id} was started")
         raise
+    StderrReporter().info(f"the run continues: `skyrl-modal attach {run.id}` shows it, and cancel stops it")
+
+
+@_start_options
+@cli.command()
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace or add this override. Can be repeated."
+)
+@click.option("--name", help="Name of the new run. Default: that of the earlier one.")
+@click.option("--quiet", "-q", is_flag=True, help="Suppress the launcher's own messages, except for errors.")
+@notify_option
+@run_argument
+def rerun(
+    overrides: Sequence[str], name: str | None, quiet: bool, strict: bool, fix: bool, notify: str | None, run_id: str
+) -> None:
+    """Run the command of an earlier run again, with the same settings, and exit with its exit code.
+
+    The files are those that the checkout has now; a warning reports whether they differ. With --set, the command gets
+    another value of an override, if it is proved that the value reaches the trainer.
+    """
+    from skyrl_modal.declaration import evolve
+    from skyrl_modal.launcher import Launcher
+
+    pairs, url = dict(map(_parse_override, overrides)), find_notify_url(notify)
+    with warnings_as_messages():
+        launcher, command = Launcher.from_run(run_id)
+        if name is not None:
+            launcher = evolve(launcher, name=name)
+        if pairs:
+            command = launcher.plan(command).command_with(pairs)
+    result = launcher.run(command, quiet=quiet, strict=strict, fix=fix)
+    _end(result, launcher, command, url, quiet=quiet)
+
+
+def _parse_override(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise click.UsageError(f"--set requires KEY=VALUE, not {text!r}")
+    return key, value
 
 
 @_start_options
@@ -92,9 +144,17 @@ def submit(strict: bool, fix: bool, command: Sequence[str], **options: Any) -> N
 @click.option("--max-parallel", type=click.IntRange(min=1), help="Number of commands that may run at the same time.")
 @click.option("--quiet", "-q", is_flag=True, help="Suppress the progress.")
 @click.option("--json", "is_json", is_flag=True, help="Print the results as JSON.")
+@notify_option
 @click.argument("file", type=click.File("rb"))
 def map_command(
-    max_parallel: int | None, quiet: bool, is_json: bool, strict: bool, fix: bool, file: BinaryIO, **options: Any
+    max_parallel: int | None,
+    quiet: bool,
+    is_json: bool,
+    strict: bool,
+    fix: bool,
+    notify: str | None,
+    file: BinaryIO,
+    **options: Any,
 ) -> None:
     """Run the commands in FILE, one on each line, several at the same time. FILE can be -, for standard input.
 
@@ -103,9 +163,11 @@ def map_command(
     """
     commands = _read_commands(file)
     names = None if sys.stderr is not None and sys.stderr.isatty() else [f"line {line}" for line, _ in commands]
-    launcher = make_launcher(options)
+    url, launcher = find_notify_url(notify), make_launcher(options)
     texts = [command for _, command in commands]
     results = launcher.map(texts, max_parallel=max_parallel, names=names, quiet=quiet, strict=strict, fix=fix)
+    facts = {"name": launcher.name, "tags": list(launcher.tags)}
+    report_results(url, [(one, {"command": text, **facts}) for text, one in zip(texts, results, strict=True)])
     if is_json:
         from skyrl_modal.run.result import result_to_json
 

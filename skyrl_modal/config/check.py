@@ -64,6 +64,9 @@ def check_value(setting: Setting, value: Any) -> Any:
             _check_variables(key, value)
         case "mounts" | "volumes" | "secrets":
             _check_items(setting, value)
+        case "url":
+            if not isinstance(value, str) or not value:
+                raise SpecError(key, NOT_SHOWN, "pass a URL such as https://example.com/hook")
         case _:
             if not isinstance(value, str) or not value:
                 raise SpecError(key, value, "pass a text that is not empty")

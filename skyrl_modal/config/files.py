@@ -102,7 +102,7 @@ class ConfigFile:
             flag, variable = known[key].flag, known[key].option.variable
             places = [f"with {flag}" if flag else "", f"in ${variable}" if variable else "", f"in {user_config_path()}"]
             remedy = f"the file of a checkout may not set this. Set it {' or '.join(filter(None, places))}"
-            raise SpecError(key, NOT_SHOWN if key == "secrets" else value, remedy)
+            raise SpecError(key, NOT_SHOWN if key in ("notify", "secrets") else value, remedy)
         return value
 
     def _with_folders(self, key: str, value: Any) -> Any:
@@ -191,7 +191,7 @@ def read_files(known: Mapping[str, Setting], checkout: str | Path | None = None)
     Raises:
         SpecError: A file is not valid.
     """
-    found = [_find_project_file(checkout), _read_user_file()]
+    found = [_find_project_file(checkout), read_user_file()]
     files = [file for file in found if file is not None]
     for file in files:
         file.check_names(known)
@@ -236,7 +236,12 @@ def _read_folder(folder: Path) -> ConfigFile | None:
     return ConfigFile(path=path, table=table, is_project=True)
 
 
-def _read_user_file() -> ConfigFile | None:
+def read_user_file() -> ConfigFile | None:
+    """Return the user's own file; None if there is none.
+
+    Raises:
+        SpecError: It is not valid TOML, or cannot be read.
+    """
     from skyrl_modal.errors import StorageError
 
     try:

@@ -66,7 +66,7 @@ class Configuration:
         """
         given = {key: item.value for key, item in self.values.items() if item.origin != "environment"}
         tables = ("image", "ray", "env")
-        extra = ("include", "exclude", "mounts", "volumes", "secrets")
+        extra = ("include", "exclude", "mounts", "notify", "volumes", "secrets")
         fields = {
             key: value
             for key, value in given.items()

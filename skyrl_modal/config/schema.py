@@ -23,6 +23,7 @@ _CODE: Mapping[str, Any] = {"type": "integer", "minimum": 1, "maximum": 255}
 _BY_KIND: Mapping[str, Mapping[str, Any]] = {
     "text": _TEXT,
     "path": _TEXT,
+    "url": _TEXT,
     "flag": {"type": "boolean"},
     "whole": {"type": "integer"},
     "number": {"type": "number"},

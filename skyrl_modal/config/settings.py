@@ -44,8 +44,21 @@ _OF_CHECKOUT = (
     ),
 )
 
+#: Settings of commands, which the launcher does not have.
+_OF_COMMANDS = (
+    (
+        "notify",
+        Option(
+            help="URL that receives the result at the end of a run, as JSON.",
+            kind="url",
+            flag=None,
+            default="none",
+            variable="SKYRL_MODAL_NOTIFY",
+        ),
+    ),
+)
 #: The settings that a file in a checkout, or above the working directory, may not have.
-REFUSED_IN_PROJECTS = ("backend", "image.registry_secret", "secrets")
+REFUSED_IN_PROJECTS = ("backend", "image.registry_secret", "notify", "secrets")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +131,7 @@ def all_settings(cls: type[RunSpec]) -> Mapping[str, Setting]:
     for name, table in _TABLES:
         found |= {setting.key: setting for setting in _of_fields(f"{name}.", fields(table))}
     found["mounts"] = mounts
-    _settings[cls] = found | {key: Setting(key=key, option=option) for key, option in _OF_CHECKOUT}
+    _settings[cls] = found | {key: Setting(key=key, option=option) for key, option in (*_OF_CHECKOUT, *_OF_COMMANDS)}
     return _settings[cls]
 
 

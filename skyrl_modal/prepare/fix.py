@@ -146,7 +146,7 @@ def find_positions(plan: Plan, cache: ResultCache, wanted: _Wanted) -> StartPosi
     insertions = {point: list(wanted[number].items()) for number, point in positions.items()}
     after = trial.resolve(insertions)
     keys = {key for pairs in insertions.values() for key, _ in pairs}
-    if not insertions or not _has_same_form(before, after, keys | varying):
+    if not insertions or not has_same_form(before, after, keys | varying):
         return StartPositions({}, varying)
     arrived = _reached(after.starts, wanted)
     proved = {number: point for number, point in positions.items() if arrived[number] == set(wanted[number])}
@@ -191,12 +191,12 @@ def _place(trial: _Trial, wanted: _Wanted) -> dict[int, dict[str, str]]:
 def _reached_starts(before: Resolution, probed: Resolution, varying: Iterable[str] = ()) -> set[int]:
     """Return the numbers of the starts that the probe reaches; none if it changes anything else."""
     key, value = _PROBE
-    if not _has_same_form(before, probed, {key, *varying}):
+    if not has_same_form(before, probed, {key, *varying}):
         return set()
     return {number for number, start in enumerate(probed.starts) if start.overrides.get(key) == value}
 
 
-def _has_same_form(before: Resolution, after: Resolution, keys: set[str]) -> bool:
+def has_same_form(before: Resolution, after: Resolution, keys: set[str]) -> bool:
     """Return whether two resolutions differ in values of these keys only, and only where Python programs have them."""
     if (before.unresolved, len(before.starts)) != (after.unresolved, len(after.starts)):
         return False
@@ -252,7 +252,7 @@ def _useless(
 ) -> set[str]:
     """Return the keys whose overrides must not be used."""
     keys = {key for key, _ in pairs}
-    if not _has_same_form(trial.plan.resolution, after, keys):
+    if not has_same_form(trial.plan.resolution, after, keys):
         return keys
     useless = {key for key, value in pairs if not any(start.overrides.get(key) == value for start in after.starts)}
     for number, (old, new) in enumerate(zip(trial.plan.resolution.starts, after.starts, strict=True)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -89,6 +89,19 @@ class Plan:
     def fixed_command(self) -> str:
         """The command with ``overrides``."""
         return self.fix.command
+
+    def command_with(self, overrides: Mapping[str, str]) -> str:
+        """Return the command with other values of some overrides, which are proved to reach the trainer.
+
+        Args:
+            overrides: The values by their keys, such as ``{"trainer.policy.optimizer_config.lr": "1e-6"}``.
+
+        Raises:
+            SpecError: It is not proved that a value would reach the trainer.
+        """
+        from skyrl_modal.prepare.override import command_with  # imported here, since most plans do not need it
+
+        return command_with(self, overrides, result_cache())
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -134,6 +134,7 @@ def commands(run_id: str, checkout: Path) -> dict[str, tuple[list[str], set[int]
         "push": (["push", str(checkout / "train.py"), "/root/data/train.py"], {0}),
         "pull": (["pull", f"/root/data/.skyrl_modal/runs/{run_id}/output.log", str(checkout / "copied.txt")], {0}),
         "map": (["map", "--no-ray", "--gpu", "none", "--quiet", str(checkout / "commands.txt")], {0, 1}),
+        "rerun": (["rerun", run_id], {0}),
         "why": (["why", run_id], {0}),
         "config": (["config"], {0}),
         "init": (["init", "--help"], {0}),
