@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.resume_campaign import Case, Finding, Kill, Moment, Target, check_rows, draw, table
+from tests.support.resume_campaign import Case, Finding, Kill, Moment, Target, check_rows, draw, parse, render, table
 from tests.support.resume_runner import ResumeEnvironment
 
 SEED = 16
@@ -84,3 +84,18 @@ def test_table_counts_kills() -> None:
     text = table([Finding(Case(1, 1, "local", False, 1, kills), 1, 2, 1.0)])
 
     assert text.splitlines()[1].split() == ["local", "trainer", "1"]
+
+
+def test_page_is_written_from_the_output() -> None:
+    """The page has the kills in the output. An output with violations, or of other cases, is refused."""
+    case = draw(7, 0, "modal")
+    line = f"    20 s    1/1    0  {case.name}: 1 kills, 2 attempts, 15.5 s\n"
+
+    findings = parse(f"seed 7, 1 runs\n{line}")
+
+    assert findings == [Finding(case, 1, 2, 15.5)]
+    assert f"| modal | {case.kills[0].target} |" in render(findings)
+    with pytest.raises(ValueError, match="is another one now"):
+        parse(f"seed 8, 1 runs\n{line}")
+    with pytest.raises(ValueError, match="there were violations"):
+        parse(f"seed 7, 1 runs\n{line}    VIOLATION nothing was killed\n")
