@@ -7,6 +7,7 @@ import sys
 import uuid
 from pathlib import Path
 
+import attrs
 import pytest
 
 from skyrl_modal import Launcher, VolumeSpec
@@ -71,6 +72,28 @@ def test_step_time_of_an_earlier_run_is_used(launcher: Launcher) -> None:
 
     assert "ckpt-interval-long" not in before
     assert codes(launcher, command)["ckpt-interval-long"] is Severity.WARNING
+
+
+def test_files_of_trackers_are_kept(skyrl_checkout: Path) -> None:
+    """Trackers write to the volume. This is a finding if another folder is defined, or if there is no volume."""
+    launcher = Launcher(checkout=skyrl_checkout, backend="modal", gpu=None, volumes=[VolumeSpec(name="test")])
+    command = f"{MAIN} trainer.logger=tensorboard trainer.ckpt_path=/root/data/ckpts/a"
+
+    assert "tracker-path" not in codes(launcher, command, check=False)
+    elsewhere = attrs.evolve(launcher, env={"TENSORBOARD_DIR": "/opt/tensorboard"})
+    assert codes(elsewhere, command, check=False)["tracker-path"] is Severity.WARNING
+    assert codes(attrs.evolve(launcher, volumes=[]), command, check=False)["tracker-path"] is Severity.WARNING
+
+
+def test_one_trainer_continues_one_wandb_run(launcher: Launcher) -> None:
+    """A run that resumes logs to one W&B run, unless it starts two programs that log."""
+    resumed = attrs.evolve(launcher, resume="auto")
+    first, second = (f"{MAIN} trainer.ckpt_path=/root/data/ckpts/{name}" for name in ("a", "b"))
+
+    assert resumed.plan(first).job.continues_wandb_run
+    assert not resumed.plan(f"{first}; {second}").job.continues_wandb_run
+    assert not resumed.plan("echo").job.continues_wandb_run
+    assert not launcher.plan(first).job.continues_wandb_run
 
 
 def test_exit_code_of_the_command_line(skyrl_checkout: Path) -> None:

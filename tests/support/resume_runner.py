@@ -27,7 +27,7 @@ from tests.support.resume_campaign import INTERVAL, STEPS, Case, Finding, Kill, 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TRAINER = EXAMPLES / "quickstart_trainer"
 #: Seconds that a run, and a commit, may take on a busy machine.
-RUN_TIMEOUT, COMMIT_TIMEOUT = 280.0, 60.0
+RUN_TIMEOUT, COMMIT_TIMEOUT = 500.0, 60.0
 #: Attempts without a new step that the cases need.
 RETRIES = 2
 #: W&B writes its files without an account. SkyRL requires a key.

@@ -32,7 +32,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ResumeEnvi
         yield environment
 
 
-@pytest.mark.timeout(290)
+@pytest.mark.timeout(560)
 @pytest.mark.parametrize("number", range(3))
 @pytest.mark.parametrize("backend", ["local", "modal"])
 def test_killed_training(backend: str, number: int, environment: ResumeEnvironment) -> None:
@@ -44,7 +44,7 @@ def test_killed_training(backend: str, number: int, environment: ResumeEnvironme
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(290)
+@pytest.mark.timeout(560)
 @pytest.mark.parametrize("number", range(50))
 @pytest.mark.parametrize("backend", ["local", "modal"])
 def test_training_with_random_kills(backend: str, number: int, environment: ResumeEnvironment) -> None:
