@@ -66,6 +66,12 @@ if launcher is not None:
     call("ls", lambda: launcher.ls())
     call("push", lambda: launcher.push(os.path.join(folder, "train.py"), "/root/data/train.py"))
     call("pull", lambda: launcher.pull("/root/data/train.py", os.path.join(folder, "copied.txt")))
+    call("plan_push", lambda: launcher.plan_push(os.path.join(folder, "train.py"), "/root/data/train.py").to_json())
+    call("plan_pull", lambda: launcher.plan_pull("/root/data/train.py", os.path.join(folder, "other.txt")).to_json())
+    call("read", lambda: list(launcher.read("/root/data/train.py")))
+    call("du", lambda: launcher.du())
+    call("remove", lambda: launcher.remove("/root/data/train.py"))
+call("from_config", lambda: Launcher.from_config())
 call("from_run", lambda: Launcher.from_run(run_id))
 call("runs", lambda: [one.id for one in runs()])
 run = call("attach", lambda: Run.attach(run_id))
@@ -73,7 +79,10 @@ for name in ("state", "url", "log_path", "backend", "dashboard_token", "unavaila
     call(name, lambda: getattr(run, name)) if run else outcomes.setdefault(name, ["ok"])
 for name, function in {
     "logs": lambda: list(run.logs()), "events": lambda: list(run.events()), "wait": lambda: run.wait(5),
-    "result": lambda: run.result(), "cancel": lambda: run.cancel(),
+    "result": lambda: run.result(), "cancel": lambda: run.cancel(), "log_bytes": lambda: list(run.log_bytes()),
+    "kept_logs": lambda: run.kept_logs(), "checkpoints": lambda: run.checkpoints(), "cost": lambda: run.cost,
+    "cost_at": lambda: run.cost_at(run.state), "metrics": lambda: list(run.metrics()),
+    "pull_run": lambda: run.pull(folder, quiet=True),
 }.items():
     call(name, function) if run else outcomes.setdefault(name, ["ok"])
 with open(report, "w") as file:
@@ -133,6 +142,12 @@ def commands(run_id: str, checkout: Path) -> dict[str, tuple[list[str], set[int]
         "ls": (["ls"], {0}),
         "push": (["push", str(checkout / "train.py"), "/root/data/train.py"], {0}),
         "pull": (["pull", f"/root/data/.skyrl_modal/runs/{run_id}/output.log", str(checkout / "copied.txt")], {0}),
+        "cat": (["cat", f"/root/data/.skyrl_modal/runs/{run_id}/output.log"], {0}),
+        "du": (["du", "/root/data"], {0}),
+        "rm": (["rm", "--dry-run", "--force", f"/root/data/.skyrl_modal/runs/{run_id}/output.log"], {0}),
+        "checkpoints": (["checkpoints", run_id], {0}),
+        "cost": (["cost"], {0}),
+        "metrics": (["metrics", run_id], {0}),
         "map": (["map", "--no-ray", "--gpu", "none", "--quiet", str(checkout / "commands.txt")], {0, 1}),
         "rerun": (["rerun", run_id], {0}),
         "why": (["why", run_id], {0}),
