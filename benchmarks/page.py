@@ -39,6 +39,22 @@ takes several times as long in the minutes after many others were removed.
 
 `nox -s soak` looks for leaks: memory, file descriptors, processes, threads and disk during 500 short runs, an hour of
 output, and readings of the list of 1,000 runs.
+
+## What limits the figures
+
+**First snapshot.** Each content is written once to the store and linked once into the snapshot, so that snapshots of
+different states and checkouts share contents; `cp -a` only writes. On ext4, which cannot share blocks between files,
+neither can avoid this. A program in C that does nothing else took, for 50,000 files and 2.4 s of `cp -a`: 1.0 s to
+create the files, 1.85 s to create and link them, and 1.05 s to do so in two processes on two cores. The row "only
+creating and linking each file" is the same in Python. The rest of a snapshot is the selection, SHA-256, and stamps by
+which unchanged files are recognised, about 0.4 s.
+
+**Unchanged run.** It has to ask for the status of every file, since a change inside a file changes no folder: with
+50,000 files 0.1 to 0.2 s, of which most is spent in the kernel, and 0.05 to 0.1 s to list 5,000 folders. git does the
+same on another core. What remains are rules, sorting and comparison, about 0.1 s, and the launch itself.
+
+**Output.** A run in a new process begins with its launch, which tee does not have. The row "without the launch" shows
+the copying alone.
 """
 
 #: The first part of the names of rows, and the title of their table.
