@@ -214,17 +214,16 @@ def skyrl(session: nox.Session) -> None:
     """
     install(session, "-e", ".[local]", groups=("test",))
     folder = Path(session.virtualenv.location) / "skyrl"
-    shutil.rmtree(folder, ignore_errors=True)
+    code = "import sys; sys.path.insert(0, 'examples'); import quickstart; print(quickstart.published_checkout())"
+    sources = session.posargs[0] if session.posargs else str(session.run("python", "-c", code, silent=True)).split()[-1]
+    # uv does not use pip's configuration, which may name a wheel of torch for the CPU.
     wheels = folder / "wheels"
-    pip = ("python", "-m", "pip", "download", "--quiet", "--no-deps", "--dest")
-    session.run(*pip, str(wheels), "torch==2.13.0")
-    sources = Path(session.posargs[0]).resolve() if session.posargs else folder / "sources"
-    if not session.posargs:
-        session.run(*pip, str(folder), "--no-binary", "skyrl", "skyrl")
-        [archive] = folder.glob("skyrl-*.tar.gz")
-        session.run("tar", "-xzf", str(archive), "-C", str(folder), external=True)
-        archive.with_suffix("").with_suffix("").rename(sources)
-    env = {"SKYRL_SOURCES": str(sources), "UV_FIND_LINKS": str(wheels), "UV_CACHE_DIR": str(folder.parent / "uv-cache")}
+    session.run("python", "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels), "torch==2.13.0")
+    env = {
+        "SKYRL_SOURCES": str(Path(sources).resolve()),
+        "UV_FIND_LINKS": str(wheels),
+        "UV_CACHE_DIR": str(folder / "uv-cache"),
+    }
     session.run("pytest", "tests/skyrl/real_tracking.py", "-x", env=env)
 
 
