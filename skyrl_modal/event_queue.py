@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import queue
 import time
 from collections import deque
 from collections.abc import Callable
@@ -11,10 +10,16 @@ from collections.abc import Callable
 TYPE_CHECKING = False  # the same as in typing, whose import takes time
 
 if TYPE_CHECKING:
+    from queue import Empty as Empty
+    from queue import SimpleQueue
     from typing import Generic, TypeVar
 
     T = TypeVar("T")
 else:
+    try:
+        from _queue import Empty, SimpleQueue  # the same classes: the import of queue takes a millisecond
+    except ImportError:
+        from queue import Empty, SimpleQueue
     T = object
 
     class Generic:
@@ -36,7 +41,7 @@ class EventQueue(Generic[T]):
 
     def __init__(self) -> None:
         # SimpleQueue.put is reentrant, which queue.Queue.put is not: a signal handler may call it.
-        self._queue: queue.SimpleQueue[T] = queue.SimpleQueue()
+        self._queue: SimpleQueue[T] = SimpleQueue()
         self._postponed: deque[T] = deque()
 
     def put(self, event: T) -> None:
@@ -85,7 +90,7 @@ class EventQueue(Generic[T]):
             remaining = math.inf if deadline is None else max(0.0, deadline - time.monotonic())
             try:
                 return self._queue.get(timeout=min(SIGNAL_CHECK_INTERVAL, remaining))
-            except queue.Empty:
+            except Empty:
                 if deadline is not None and time.monotonic() >= deadline:
                     raise
 

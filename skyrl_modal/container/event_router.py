@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import queue
 from collections.abc import Callable
 
 from skyrl_modal.container.events import ChildExited, DeadlineReached, Event
-from skyrl_modal.event_queue import EventQueue
+from skyrl_modal.event_queue import Empty, EventQueue
 
 
 class EventRouter:
@@ -49,7 +48,7 @@ class EventRouter:
                 event = self._queue.wait_for(
                     lambda event: isinstance(event, ChildExited) or self._is_outdated(event) or accept(event), deadline
                 )
-            except queue.Empty:
+            except Empty:
                 return DeadlineReached()
             if isinstance(event, ChildExited):
                 self._reap()
