@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _MIN_POLL_INTERVAL, _MAX_POLL_INTERVAL = 0.1, 2.0
 #: Bytes that are read at a time.
 _READ_BYTES = 8 << 20
+#: Number of files that are read.
+_MAX_FILES = 20_000
 #: Number of values of a table for pandas above which its keys have to be chosen: 4 GB.
 _MAX_TABLE_VALUES = 500_000_000
 
@@ -207,22 +209,24 @@ class RunFiles:
         except FileNotFoundError:  # no process has logged metrics yet
             return False
         is_new = False
+        total = sum(reader.offset for reader in self._files.values())
         for file in files:
             group = group_of_file(file.path)
             if group is None or self._sizes.get(file.path) == file.size:
                 continue
-            total = sum(reader.offset for reader in self._files.values())
-            if file.size > MAX_FILE_BYTES or total > MAX_TOTAL_BYTES:
+            is_too_much = total > MAX_TOTAL_BYTES or len(self._files) >= _MAX_FILES
+            if file.size > MAX_FILE_BYTES or (is_too_much and file.path not in self._files):
                 self._refused.add(file.path)
                 continue
             reader = self._files.setdefault(file.path, FileReader(group))
             self._sizes[file.path] = file.size
-            before = len(reader.pieces)
+            before, begin = len(reader.pieces), reader.offset
             try:
                 self._read(f"{METRICS_FOLDER}/{file.path}", reader)
             except FileNotFoundError:  # it was removed, or is no regular file
                 self._refused.add(file.path)
             is_new |= len(reader.pieces) > before
+            total += reader.offset - begin
         return is_new
 
     def _read(self, path: str, reader: FileReader) -> None:

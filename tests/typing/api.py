@@ -34,6 +34,7 @@ from skyrl_modal import (
     SkyRLModalError,
     SpecError,
     VolumeSpec,
+    log_metrics,
     runs,
 )
 from skyrl_modal.backends import Backend, VolumeEntry
@@ -44,6 +45,7 @@ from skyrl_modal.protocol.codec import from_json, to_json
 from skyrl_modal.protocol.events import RunEvent
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.state import FailureCause, StopReason
+from skyrl_modal.run.metrics import Metrics
 from skyrl_modal.transfers.plan import TransferPlan
 from skyrl_modal.transfers.volume_files import DiskUsage
 
@@ -140,6 +142,15 @@ assert_type(run.url, str | None)
 assert_type(run.dashboard_token, str | None)
 assert_type(run.events(), Iterator[RunEvent])
 assert_type(run.checkpoints(), list[Checkpoint])
+metrics = run.metrics(follow=True)
+assert_type(metrics, Metrics)
+assert_type(list(metrics), list[dict[str, float]])
+assert_type(metrics[-1], dict[str, float])
+assert_type(metrics.keys, tuple[str, ...])
+assert_type(metrics.series("loss"), tuple[list[int], list[float]])
+run.metrics(path=1)  # type: ignore[arg-type]
+log_metrics({"loss": 0.5, "n": 3}, step=1)
+log_metrics({"loss": 0.5})  # type: ignore[call-arg]
 assert_type(run.logs(), Iterator[str])
 assert_type(run.logs(follow=True, tail=10), Iterator[str])
 assert_type(run.log_bytes(follow=True, tail=10), Iterator[bytes])
