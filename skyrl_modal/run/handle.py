@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from skyrl_modal.backends import get_backend, installed_backends
@@ -209,7 +210,8 @@ class Run:
         if self.job.rate is None:
             return self._cost_without_rate
         if state.is_final:
-            return self._final_cost(self._execution.wait(0))
+            with suppress(TimeoutError):  # it has a result, and its supervisor still removes files
+                return self._final_cost(self._execution.wait(0))
         from skyrl_modal.run.cost import cost_until_now  # imported here, since most runs cost nothing
 
         return cost_until_now(self.job, self._execution)

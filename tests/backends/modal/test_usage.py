@@ -53,6 +53,18 @@ def test_cost_of_attempts(server: LoopbackModal, launcher: Make, volume: VolumeS
     assert (entry.rank, entry.attempt, entry.has_ended, entry.is_estimated) == (0, 3, True, False)
 
 
+def test_run_without_a_volume(server: LoopbackModal, launcher: Make) -> None:
+    """Without a volume, the time of a container that was killed is known by its lease and by the kept records."""
+    run = launcher(rate=RATE, retries=1, volumes=[]).submit(waiting_command(3, 2))
+    server.wait_for_text("up 1\n")
+    time.sleep(5)  # the time of a container, which is what is measured
+    server.kill()
+    result = run.wait(120)
+
+    assert (result.state, result.attempts) == (RunState.SUCCEEDED, 2)
+    check_cost(server, result, seconds_per_container=2)
+
+
 def waiting_command(seconds: float, last: int) -> str:
     """Return a command that waits in each attempt; the last one succeeds."""
     return f'echo "up $SKYRL_ATTEMPT"; [ $SKYRL_ATTEMPT -lt {last} ] && sleep 600; sleep {seconds}'
