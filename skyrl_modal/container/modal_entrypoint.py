@@ -58,6 +58,8 @@ from skyrl_modal.protocol.state import FailureCause, NextStart, RunState, StopRe
 CONTROL_PORT = 6378
 #: Seconds to wait until Modal stops a cluster that it is to start again.
 RESTART_TIMEOUT = 60.0
+#: Seconds to wait for the reply to the request that the container exits.
+EXIT_REQUEST_TIMEOUT = 1.0
 #: Seconds after which Modal has killed a preempted container (https://modal.com/docs/guide/preemption).
 PLATFORM_GRACE = 30.0
 #: Seconds in which the other ranks have to join and exit if rank 0 only reports that the run is lost.
@@ -194,6 +196,8 @@ def _run_rank_zero(
     text.write(b"", final=True)
     result = _finish(folder, _with_digest(result, text), volumes)
     supervisor.release_checkpoints(result)
+    if result.next_start is NextStart.NONE and job.nodes == 1:
+        _exit_after_return()
     if usage is not None:  # with the time of the commits
         result = usage.add_to(result)
     kept.keep()
@@ -223,6 +227,22 @@ def _watched_checkpoints(job: Job, volumes: VolumeCommits) -> AbstractContextMan
     from skyrl_modal.container.checkpoint_watch import CheckpointWatch  # imported here, since many runs have none
 
     return contextlib.closing(CheckpointWatch(folders, volumes.commit_folder))
+
+
+def _exit_after_return() -> None:
+    """Request that this container exits when the function has returned: Modal would keep it, and charge it, longer.
+
+    A run is one call, so that the container is not needed again. Without a reply, Modal ends it when it is idle.
+    """
+    import modal.experimental  # imported here, since it is needed only now
+
+    def request() -> None:
+        with contextlib.suppress(Exception):  # any error of Modal's client: the result must reach the caller
+            modal.experimental.stop_fetching_inputs()
+
+    thread = threading.Thread(target=request, name="exit", daemon=True)
+    thread.start()
+    thread.join(EXIT_REQUEST_TIMEOUT)
 
 
 def _make_services(
