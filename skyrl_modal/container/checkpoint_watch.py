@@ -1,13 +1,14 @@
 """Commits of volumes after each new checkpoint, while the command runs.
 
 Every node watches what itself sees: with FSDP, each writes the files of its own ranks. A folder is looked at every few
-seconds, and no file is opened but the pointer. It is imported only for runs whose checkpoint folders are known.
+seconds, and no file is read but the pointer. It is imported only for runs whose checkpoint folders are known.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import threading
 
 from skyrl_modal.dataclass import dataclass
@@ -17,7 +18,7 @@ from skyrl_modal.formats.checkpoints import POINTER_FILE, STEP_PREFIX
 TYPE_CHECKING = False  # the same as in typing, whose import takes time
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 #: Seconds between two looks at the folders.
 WATCH_INTERVAL = 3.0
@@ -78,8 +79,25 @@ class CheckpointWatch:
         self._last[folder] = state
         if state == committed or not state.files or not is_written:
             return
-        if self._commit(folder):  # otherwise it is repeated after the next look
+        # Modal's client reloads a volume after a commit, unless a file is open. Meanwhile the volume looks empty, also
+        # to the training (docs/modal-assumptions.md).
+        with _open_file(state):
+            is_committed = self._commit(folder)
+        if is_committed:  # otherwise it is repeated after the next look
             self._committed[folder] = state
+
+
+@contextlib.contextmanager
+def _open_file(state: FolderState) -> Iterator[None]:
+    """Keep the first file of a checkpoint open that can be opened."""
+    with contextlib.ExitStack() as stack:
+        for path, _, _ in state.files:
+            with contextlib.suppress(OSError):
+                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                stack.callback(os.close, descriptor)
+                if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    break
+        yield
 
 
 def read_state(folder: str) -> FolderState:

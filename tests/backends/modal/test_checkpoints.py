@@ -19,7 +19,8 @@ from tests.backends.modal.conftest import ActingOutput
 from tests.support.checkpoint_folders import POINTER
 from tests.support.leases import lease_keys
 from tests.support.loopback import LoopbackModal
-from tests.support.small_trainer import SCRIPT, add_to_checkout
+from tests.support.loopback.modes import Mode
+from tests.support.small_trainer import SCRIPT, SCRIPT_TEXT, add_to_checkout
 
 Make = Callable[..., Launcher]
 COMMAND = f"bash {SCRIPT}"
@@ -49,6 +50,27 @@ def test_new_checkpoints_are_committed_while_the_run_continues(
     server.kill()
     assert run.wait(60).state is RunState.SUCCEEDED
     assert [line for line in run.logs() if line.startswith("begins")] == ["begins after step 0", "begins after step 6"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("trainer_checkout")
+def test_volume_does_not_look_empty_during_a_commit(
+    make_server: Callable[..., LoopbackModal], trainer_checkout: Path, volume: VolumeSpec
+) -> None:
+    """A commit after a checkpoint leads to no reload, during which a training would find no files."""
+    server = make_server(mode=Mode(skip_reload=False, reload_pause=1.5))
+    # The open output.log would prevent a reload of the first volume.
+    volumes = [volume, VolumeSpec(name=f"{volume.name}-ckpts", mount_path="/root/ckpts")]
+    add_to_checkout(trainer_checkout, SCRIPT_TEXT.replace("$SKYRL_DATA/ckpts/a", "/root/ckpts/a"))
+    used = Launcher(backend="modal", checkout=trainer_checkout, volumes=volumes, ray=None, gpu=None)
+    watch = "(while :; do [ -e /root/ckpts/a/global_step_2 ] || echo EMPTY; sleep 0.1; done) & sleep 12; kill $!"
+    output = io.BytesIO()
+
+    result = used.run(f"{COMMAND}; {watch}; true", output=output, quiet=True)
+
+    assert result.state is RunState.SUCCEEDED
+    assert (server.volume(volumes[1].name) / "a" / POINTER).read_text() == "6"
+    assert "EMPTY" not in output.getvalue().decode()
 
 
 @pytest.mark.slow
