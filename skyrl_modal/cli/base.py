@@ -14,6 +14,8 @@ from skyrl_modal.protocol.exit_codes import BROKEN_PIPE
 from skyrl_modal.views.standard_streams import discard_standard_output
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from skyrl_modal.launcher import Launcher
     from skyrl_modal.run.handle import Run
 
@@ -118,6 +120,21 @@ def attach_run(run_id: str) -> Run:
     from skyrl_modal.run.handle import Run
 
     return Run.attach(run_id)
+
+
+def parse_time(text: str) -> datetime:
+    """Return a time in UTC: a duration before now, or a date, with or without the time of day."""
+    from datetime import UTC, datetime, timedelta
+
+    from skyrl_modal.spec.duration import parse_duration
+
+    try:
+        return datetime.now(UTC) - timedelta(seconds=parse_duration(text, name="since"))
+    except (SpecError, OverflowError):
+        try:
+            return datetime.fromisoformat(text).astimezone(UTC)
+        except (ValueError, OverflowError):
+            raise SpecError("since", text, "pass a duration such as 2h or 7d, or a date such as 2026-01-31") from None
 
 
 def _complete_run(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:

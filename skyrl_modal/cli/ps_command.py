@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from skyrl_modal.cli.base import cli
+from skyrl_modal.cli.base import cli, parse_time
 from skyrl_modal.cli.output import print_error, print_line
 from skyrl_modal.protocol.state import RunState
 from skyrl_modal.views.text import fit_columns, format_columns, warnings_as_messages
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from skyrl_modal.run.listing import RunFilter, RunSummary
 
 #: Number of runs that are listed without ``--limit``.
@@ -65,7 +63,7 @@ def ps(
 
     wanted = RunFilter(
         states=tuple(map(RunState, states)),
-        since=None if since is None else _parse_time(since),
+        since=None if since is None else parse_time(since),
         tags=tags,
         backend=backend,
         limit=None if show_all else limit,
@@ -95,22 +93,6 @@ def _find(wanted: RunFilter, volume: str | None) -> list[RunSummary]:
             configured = configuration({}).values.get("backend")
             backend = "modal" if configured is None else str(configured.value)
         return list_runs_on_volume(backend, volume, wanted)
-
-
-def _parse_time(text: str) -> datetime:
-    """Return a time in UTC: a duration before now, or a date, with or without the time of day."""
-    from datetime import UTC, datetime, timedelta
-
-    from skyrl_modal.errors import SpecError
-    from skyrl_modal.spec.duration import parse_duration
-
-    try:
-        return datetime.now(UTC) - timedelta(seconds=parse_duration(text, name="since"))
-    except (SpecError, OverflowError):
-        try:
-            return datetime.fromisoformat(text).astimezone(UTC)
-        except (ValueError, OverflowError):
-            raise SpecError("since", text, "pass a duration such as 2h or 7d, or a date such as 2026-01-31") from None
 
 
 def _show(found: Sequence[RunSummary], *, is_json: bool) -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from skyrl_modal.cli.base import attach_run, cli, run_argument
+from skyrl_modal.cli.base import attach_run, cli, parse_time, run_argument
 from skyrl_modal.cli.notify import facts_of, find_notify_url, notify_option, report_results
 from skyrl_modal.cli.output import print_line, print_rows, write_output
-from skyrl_modal.errors import PathNotFound, SkyRLModalError
+from skyrl_modal.errors import PathNotFound, SkyRLModalError, SpecError
 from skyrl_modal.protocol.exit_codes import BROKEN_PIPE
 from skyrl_modal.views.standard_streams import exit_when_output_is_closed
 from skyrl_modal.views.text import StderrReporter, warnings_as_messages
@@ -20,6 +20,7 @@ from skyrl_modal.views.text import StderrReporter, warnings_as_messages
 if TYPE_CHECKING:
     from skyrl_modal.run.handle import Run
     from skyrl_modal.run.kept_logs import KeptLog
+    from skyrl_modal.run.log_filter import LineFilter
 
 
 @cli.command()
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 @click.option("--rank", type=int, help="Print the kept logs of this rank instead of the output.")
 @click.option("--attempt", type=int, help="Print the kept logs of this attempt instead of the output.")
 @click.option("--file", "pattern", metavar="PATTERN", help="Print the kept logs with such a name, as 'ray/*.err'.")
+@click.option("--grep", metavar="PATTERN", help="Print the lines in which this regular expression of Python is found.")
+@click.option("--since", metavar="TIME", help="Print the lines that were written since then: 10m, 2h, or 2026-01-31.")
+@click.option("--timestamps", "-t", is_flag=True, help="Print the time in UTC, to a second, before each line.")
 @click.option("--list", "is_list", is_flag=True, help="List the kept logs instead of printing them.")
 @run_argument
 def logs(
@@ -36,10 +40,17 @@ def logs(
     rank: int | None,
     attempt: int | None,
     pattern: str | None,
+    grep: str | None,
+    since: str | None,
+    timestamps: bool,
     is_list: bool,
     run_id: str,
 ) -> None:
     """Print a run's output, byte for byte, or its kept logs. Ctrl-C does not stop the run."""
+    is_kept = is_list or rank is not None or attempt is not None or pattern is not None
+    if is_kept and (since is not None or timestamps):
+        raise click.UsageError("only the times of the output are recorded; omit --since and --timestamps")
+    wanted = _line_filter(grep, since, tail, timestamps=timestamps)
     run = attach_run(run_id)
     if is_list or attempt is not None or pattern is not None:
         if follow:
@@ -49,14 +60,50 @@ def logs(
             rows = [(str(log.rank), f"{log.size:>11,}", log.title) for log in kept]
             print_rows(("rank", "bytes".rjust(11), "file"), rows)
             return
-        pieces = _read_kept_logs(kept, tail)
+        pieces = _read_kept_logs(kept, tail if wanted is None else None)
+    elif wanted is None or rank is not None:
+        pieces = run.log_bytes(follow, tail if wanted is None else None, rank=rank)
     else:
-        pieces = run.log_bytes(follow, tail, rank=rank)
+        pieces = run.log_bytes(follow)
+    if wanted is not None:
+        pieces = _select_lines(run, pieces, wanted, follow=follow, is_output=not is_kept)
     if follow:
         exit_when_output_is_closed(BROKEN_PIPE)
     with warnings_as_messages(), _run_continues(run) if follow else contextlib.nullcontext():
         for data in pieces:
             write_output(data)
+
+
+def _line_filter(grep: str | None, since: str | None, tail: int | None, *, timestamps: bool) -> LineFilter | None:
+    """Return which lines are requested; None for all of them as they are."""
+    if grep is None and since is None and not timestamps:
+        return None
+    from skyrl_modal.run.log_filter import LineFilter, compile_pattern
+
+    return LineFilter(
+        pattern=None if grep is None else compile_pattern(grep),
+        since=None if since is None else parse_time(since).timestamp(),
+        tail=tail,
+        has_timestamps=timestamps,
+    )
+
+
+def _select_lines(
+    run: Run, pieces: Iterator[bytes], wanted: LineFilter, *, follow: bool, is_output: bool
+) -> Iterator[bytes]:
+    import math
+    import time
+
+    from skyrl_modal.run.log_filter import OutputIndex, read_times, select_lines
+
+    if not is_output:
+        return select_lines(pieces, wanted, OutputIndex((), ()))
+    times = read_times(run._execution) if wanted.since is not None or wanted.has_timestamps else OutputIndex((), ())
+    is_active = not run.state.is_final
+    if wanted.since is not None and not times.positions and not is_active:
+        raise SpecError("since", None, "the run has not recorded the times of its output", source=f"run {run.id}")
+    end = run._execution.log_size() if follow and is_active else math.inf
+    return select_lines(pieces, wanted, times, end=end, now=time.time if follow and is_active else None)
 
 
 def _read_kept_logs(kept: Sequence[KeptLog], tail: int | None) -> Iterator[bytes]:

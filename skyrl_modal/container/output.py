@@ -9,8 +9,10 @@ from io import FileIO
 
 from skyrl_modal.container.live_view import LiveView
 from skyrl_modal.container.masking import SecretMask
+from skyrl_modal.container.output_times import OutputTimes
 from skyrl_modal.protocol.log_lines import prefixed
 from skyrl_modal.protocol.result import OutputRecord
+from skyrl_modal.protocol.run_folder import OUTPUT_TIMES_FILE
 
 #: Size of the command's output pipe, and of one read from it.
 CHUNK_SIZE = 1 << 20
@@ -31,6 +33,7 @@ class OutputRecorder:
 
     def __init__(self, path: str, live: LiveView, report: Callable[[str], None], secrets: SecretMask) -> None:
         self._path = path
+        self._times = OutputTimes(os.path.join(os.path.dirname(path), OUTPUT_TIMES_FILE))
         self._secrets = secrets
         self._live = live
         self._report = report
@@ -106,6 +109,8 @@ class OutputRecorder:
     def _write(self, data: bytes) -> None:
         if not data:
             return
+        if self._log is not None:
+            self._times.record(self._log_bytes)
         is_exact = self._is_log_exact
         written = self._write_log(data)
         self._missing += len(data) - written

@@ -29,6 +29,8 @@ OUTPUT_FILE = "output.log"
 OUTPUT_END_FILE = "output.end"
 #: Number of bytes of output.log in it at most.
 OUTPUT_END_BYTES = 256 << 10
+#: Positions in output.log, with the times at which what follows them was written.
+OUTPUT_TIMES_FILE = "output.times"
 #: Folder with one folder per rank, which holds its logs: those of its supervisor, of Ray, SkyRL and the machine.
 LOGS_FOLDER = "logs"
 SUPERVISOR_LOG = "supervisor.log"
