@@ -143,6 +143,8 @@ def _target(trainer: _Trainer, job: Job, position: int | None, *, is_shared: boo
 
 def _world_sizes(values: StartValues) -> Mapping[str, int]:
     """Return the numbers of GPUs that save and load a model, as far as they are known."""
+    if values.run.image and values.run.gpus is None:
+        return {}  # requests with different numbers: the arguments may depend on the one that is fulfilled
     if values.start.kind is EntrypointKind.SFT:
         numbers = [values.integer(f"placement.{name}") for name in ("num_nodes", "num_gpus_per_node")]
         return {} if None in numbers else {"policy": math.prod(number or 0 for number in numbers)}

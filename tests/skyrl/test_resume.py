@@ -83,6 +83,15 @@ def test_facts_of_the_trainer(launcher: Launcher) -> None:
     assert (sft.has_critic, sft.world_sizes) == (False, {"policy": 16})
 
 
+def test_number_of_gpus_is_not_known(launcher: Launcher) -> None:
+    """If the requested GPUs differ in their number, the arguments may too, and nothing is refused because of them."""
+    used = evolve(launcher, gpu=["H100:8", "A100:4"])
+
+    [target] = targets(used, script(f'{TRAINER} trainer.placement.policy_num_gpus_per_node=$NUM_GPUS "$@"'))
+
+    assert target.world_sizes == {}
+
+
 @pytest.mark.parametrize(
     "text",
     [
