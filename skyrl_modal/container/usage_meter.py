@@ -19,7 +19,7 @@ from skyrl_modal.protocol.leases import RENEWAL_INTERVAL, ContainerEntry
 from skyrl_modal.protocol.result import RunResultRecord
 from skyrl_modal.protocol.run_folder import RunFolder, read_record, write_record
 from skyrl_modal.protocol.state import StopReason
-from skyrl_modal.protocol.usage import USAGE_FILE, ContainerUsage, UsageRecord, cost_of
+from skyrl_modal.protocol.usage import MAX_SECONDS, USAGE_FILE, ContainerUsage, UsageRecord, cost_of
 
 #: Seconds between two records while the run continues.
 UPDATE_INTERVAL = 30.0
@@ -95,7 +95,7 @@ class UsageMeter:
                     container=previous.holder,
                     rank=rank,
                     started_at=previous.started_at or 0.0,
-                    seconds=max(0.0, seconds),
+                    seconds=min(max(0.0, seconds), MAX_SECONDS),
                     has_ended=True,
                     is_estimated=True,
                 )
@@ -108,7 +108,7 @@ class UsageMeter:
             end = self._last_seen(previous)
         else:
             end = min(record.updated_at + UPDATE_INTERVAL, max(self._started_at, record.updated_at))
-        seconds = max(item.seconds, end - item.started_at)
+        seconds = min(max(item.seconds, end - item.started_at), MAX_SECONDS)
         return replace(item, seconds=round(seconds, 3), has_ended=True, is_estimated=True)
 
     def _last_seen(self, previous: ContainerEntry) -> float:

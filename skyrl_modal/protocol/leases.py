@@ -18,6 +18,8 @@ LEASE_DICT = "skyrl-modal-leases"
 RENEWAL_INTERVAL = 3.0
 #: Seconds without a renewal after which the lease of a container has expired.
 EXPIRY_TIMEOUT = 15.0
+#: Number of characters of a time in an entry, such as 1764244800.000.
+_MAX_TIME_LENGTH = 15
 #: Number of containers of one run that are replaced, if their GPUs do not work, before the run fails.
 MAX_REPLACEMENTS = 3
 #: Seconds between two renewals of the lease of a caller at least and at most.
@@ -110,7 +112,8 @@ class ContainerEntry:
 
 
 def _parse_time(text: str) -> float | None:
-    return float(text) if text.replace(".", "", 1).isdecimal() else None
+    """Return seconds since the epoch; None for any other text. With more digits it would be no time."""
+    return float(text) if len(text) <= _MAX_TIME_LENGTH and text.replace(".", "", 1).isdecimal() else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ from skyrl_modal.dataclass import dataclass
 from skyrl_modal.protocol.job import SCHEMA_VERSION, NodeRate
 
 USAGE_FILE = "usage.json"
+#: Durations, and seconds since the epoch, that are above this are damaged: 3,000 years.
+MAX_SECONDS = 1e11
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +33,9 @@ class ContainerUsage:
     is_estimated: bool = False
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a negative duration."""
-        if self.seconds < 0:
-            raise ValueError(f"a container does not run for {self.seconds!r} seconds")
+        """Raise ValueError for times that no container can have: readers calculate with them."""
+        if not 0 <= self.seconds <= MAX_SECONDS or not 0 <= self.started_at <= MAX_SECONDS:
+            raise ValueError(f"no container started at {self.started_at!r} and ran for {self.seconds!r} seconds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,11 @@ class UsageRecord:
     containers: tuple[ContainerUsage, ...] = ()
     updated_at: float = 0.0
     schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a time at which no record was written."""
+        if not 0 <= self.updated_at <= MAX_SECONDS:
+            raise ValueError(f"no record was written at {self.updated_at!r}")
 
     @property
     def seconds(self) -> float:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from skyrl_modal.container import usage_meter
 from skyrl_modal.container.events import RankDisconnected, RankJoined
 from skyrl_modal.container.usage_meter import UPDATE_INTERVAL, UsageMeter, process_age
+from skyrl_modal.protocol.codec import from_json, to_json
 from skyrl_modal.protocol.job import Job, Limits, NodeRate
 from skyrl_modal.protocol.leases import RENEWAL_INTERVAL, ContainerEntry
 from skyrl_modal.protocol.messages import Hello
@@ -144,6 +148,28 @@ def test_other_files_instead_of_the_record(tmp_path: Path, kind: str) -> None:
 
     assert meter.end(RESULT).cost is not None
     assert kind != "link" or target.read_text() == "untouched"
+
+
+NUMBERS = st.one_of(st.floats(), st.floats(0, 2e9), st.sampled_from([0.0, 1e11, 1e308]))
+
+
+@hypothesis.given(
+    item=st.tuples(NUMBERS, NUMBERS, st.booleans()), updated_at=NUMBERS, lease=st.tuples(NUMBERS, NUMBERS)
+)
+@hypothesis.settings(max_examples=60, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+def test_any_times(
+    tmp_path: Path, item: tuple[float, float, bool], updated_at: float, lease: tuple[float, float]
+) -> None:
+    """Whatever times an earlier record and a lease have, the result has a finite time and a finite cost."""
+    entry = {"container": "old", "rank": 0, "started_at": item[0], "seconds": item[1], "has_ended": item[2]}
+    (tmp_path / USAGE_FILE).write_text(json.dumps({"containers": [entry], "updated_at": updated_at}))
+    killed = ContainerEntry.decode(f"old 3 running {lease[0]:.3f} {lease[1]:.3f}")
+    meter = UsageMeter(make_job(tmp_path), RATE, "new", None if killed.seen_at is None else killed)
+
+    result = meter.end(RESULT)
+
+    assert from_json(RunResultRecord, to_json(result)) == result
+    assert stored(tmp_path).seconds >= 0
 
 
 def test_ranks_join_and_leave(tmp_path: Path) -> None:
