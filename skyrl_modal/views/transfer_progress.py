@@ -125,6 +125,9 @@ class TransferProgress:
     def line(self) -> str:
         """Return the state as one line."""
         with self._lock:
+            if not self.done_bytes and not self.done_files:
+                # What the files are, or whether the target has them, is found out first: for uploads their checksums.
+                return f"{self._verb}: examining {_count(self.files + self.unchanged)}, {format_size(self.bytes)}"
             seconds = max(time.monotonic() - self._begin, 0.001)
             rate = (self.done_bytes - self.resumed_bytes) / seconds
             parts = [

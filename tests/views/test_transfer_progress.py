@@ -73,6 +73,15 @@ def test_lines_on_a_pipe() -> None:
     assert output.endswith("; 500.0 MB were there already; 1 file unchanged\n")
 
 
+def test_first_line_before_anything_is_copied() -> None:
+    """Before anything is copied, the number and size of the files are displayed, and no rate."""
+    progress = TransferProgress("push")
+    progress.found("a", 2_000_000, "new")
+    progress.found("b", 1, "unchanged")
+
+    assert progress.line() == "push: examining 2 files, 2.0 MB"
+
+
 def test_nothing_is_displayed_if_quiet() -> None:
     """With quiet nothing is written to standard error."""
     command = [sys.executable, "-c", TRANSFER, "quiet"]
