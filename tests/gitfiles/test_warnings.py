@@ -15,9 +15,10 @@ from skyrl_modal.mount import select
 from tests.gitfiles.repositories import Templates, git, listed_by_git
 from tests.gitfiles.trees import has_warning, make
 
-# The package is imported before the user changes: another user may not be allowed to read this Python's files.
+# The package, and what it imports when it needs it, are imported before the user changes: another user may not be
+# allowed to read this Python's files.
 UNPRIVILEGED = """
-import os, sys
+import os, shutil, sys, tempfile
 from skyrl_modal.mount import SnapshotStore, select
 os.setuid(65534)
 selection = select(sys.argv[1])
