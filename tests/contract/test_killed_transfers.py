@@ -47,7 +47,12 @@ class Size:
 
 SMALL = [Size(40, 80 * 10**6, 2), Size(1, 80 * 10**6, 2)]
 LARGE = [Size(5000, 2 * 10**9, 10), Size(1, 2 * 10**9, 10)]
-SIZES = [*SMALL, *(pytest.param(size, marks=pytest.mark.slow) for size in LARGE)]
+CASES = [
+    ("local", SMALL[0]),
+    ("local", SMALL[1]),
+    ("modal", SMALL[1]),
+    *(pytest.param(backend, size, marks=pytest.mark.slow) for backend in ("local", "modal") for size in LARGE),
+]
 
 
 def write_files(folder: Path, size: Size) -> None:
@@ -158,8 +163,7 @@ def volume_files(backend: str, volume: VolumeSpec, request: pytest.FixtureReques
     return server.volume(volume.name)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("backend", ["local", "modal"], indirect=True)
+@pytest.mark.parametrize(("backend", "size"), CASES, indirect=["backend"], ids=str)
 @pytest.mark.timeout(1500)
 def test_killed_push_and_pull_continue(
     backend: str, volume: VolumeSpec, options: list[str], size: Size, tmp_path: Path, request: pytest.FixtureRequest

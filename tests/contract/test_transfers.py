@@ -13,6 +13,7 @@ import pytest
 
 from skyrl_modal import Launcher, SpecError
 from skyrl_modal.errors import PathNotFound
+from tests.contract.conftest import LOCAL_FIRST
 
 MakeLauncher = Callable[..., Launcher]
 
@@ -184,6 +185,7 @@ def test_run_is_pulled(launcher: MakeLauncher, tmp_path: Path) -> None:
     assert not (folder / "checkpoints").exists()
 
 
+@LOCAL_FIRST
 def test_commands(made: Launcher, tree: Path, tmp_path: Path, backend: str) -> None:
     """The commands print paths in the container, and JSON with documented keys."""
     volume = f"/root/data={made.volumes[0].name}"
