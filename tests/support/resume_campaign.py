@@ -259,6 +259,8 @@ def main() -> int:
     print(f"seed {seed}, {len(cases)} runs", flush=True)
     from tests.support.resume_runner import ResumeEnvironment  # it imports this module
 
+    # A shell without job control starts background processes with SIGINT ignored, which containers would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # Exit through the finally blocks, which end all processes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     begin, findings = time.monotonic(), []
