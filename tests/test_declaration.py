@@ -111,6 +111,16 @@ def test_signature_is_that_of_attrs() -> None:
     assert parameters["remote_path"].kind is inspect.Parameter.KEYWORD_ONLY
 
 
+def test_signature_has_computed_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``help`` shows the defaults that are computed, also those of the environment."""
+    monkeypatch.setenv("MODAL_GPU", "T4")
+    text = str(inspect.signature(Launcher))
+
+    for part in ("= 'T4'", "ImageSpec()", "[VolumeSpec()]", "= 3600.0", "= {}"):
+        assert part in text
+    assert "NOTHING" not in text
+
+
 @pytest.mark.parametrize(
     ("args", "values", "text"),
     [
