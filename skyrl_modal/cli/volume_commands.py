@@ -243,6 +243,6 @@ def _print_plan(plan: TransferPlan, is_json: bool) -> None:
         ("file", "bytes".rjust(18), "path"), [(str(file.state), _number(file.size), file.path) for file in plan.files]
     )
     copied = [file for file in plan.files if file.state != "unchanged"]
-    StderrReporter().info(f"{len(copied):,} of {len(plan.files):,} files ({plan.bytes:,} bytes) would be copied")
+    StderrReporter().info(f"{len(copied):,} of {len(plan.files):,} files ({plan.size:,} bytes) would be copied")
     for text in plan.warnings:
         StderrReporter().warn(text)

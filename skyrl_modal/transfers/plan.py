@@ -55,8 +55,8 @@ class TransferPlan:
     warnings: Sequence[str] = ()
 
     @property
-    def bytes(self) -> int:
-        """The size of the files that would be copied."""
+    def size(self) -> int:
+        """The size in bytes of the files that would be copied."""
         return sum(file.size for file in self.files if file.state is not FileState.UNCHANGED)
 
     def to_json(self) -> str:
@@ -66,7 +66,7 @@ class TransferPlan:
         values = {
             "copies": [{"source": copy.source, "target": copy.target} for copy in self.copies],
             "files": [{"path": file.path, "size": file.size, "state": str(file.state)} for file in self.files],
-            "bytes": self.bytes,
+            "size": self.size,
             "warnings": list(self.warnings),
         }
         return json.dumps(values, indent=2)

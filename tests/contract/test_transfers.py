@@ -130,7 +130,7 @@ def test_dry_run_copies_nothing(made: Launcher, tree: Path, tmp_path: Path) -> N
 
     assert not (tmp_path / "out").exists()
     assert [str(file.state) for file in pull.files] == ["new"] * 5
-    assert pull.bytes == sum(len(name) for name in ALL)
+    assert pull.size == sum(len(name) for name in ALL)
     assert {file.path for file in push.files} == {f"/root/data/ds/{name}" for name in ALL} | {"/root/data/a.txt"}
     assert json.loads(push.to_json())["copies"][1] == {"source": str(tree / "a.txt"), "target": "/root/data/a.txt"}
     assert paths_on_volume(made, "/root/data/*") == ["ds"]
