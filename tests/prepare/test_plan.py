@@ -99,7 +99,7 @@ def test_unknown_commit_is_a_finding(checkout: Path, monkeypatch: pytest.MonkeyP
 
     assert plan.job.checkout is not None
     assert (plan.job.checkout.commit, plan.job.checkout.changed_files) == (None, None)
-    assert [finding.code for finding in plan.findings] == ["commit-unknown"]
+    assert "commit-unknown" in [finding.code for finding in plan.findings]
 
 
 def test_requests_with_different_counts_are_counted(checkout: Path) -> None:
