@@ -64,28 +64,28 @@ def step():
 LEAST_COPY = """
 import os, sys
 source, target, first, step = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-pool = os.path.join(target, "pool" + str(first))
-os.makedirs(pool)
-pool = os.open(pool, os.O_RDONLY)
-top, folders, number = len(source), 0, 0
-for parent, subfolders, names, folder in os.fwalk(source):
-    if parent == source:
-        subfolders.remove(".git")
-    folders += 1
-    if folders % step != first:
-        continue
-    copy = target + "/tree" + parent[top:]
+pools = []
+for name in range(16):
+    path = f"{target}/pool{first}/{name}"
+    os.makedirs(path)
+    pools.append(os.open(path, os.O_RDONLY))
+number = 0
+folders = [(parent, names) for parent, _, names in os.walk(source) if not f"{parent}/".startswith(f"{source}/.git/")]
+for parent, names in folders[len(folders) * first // step : len(folders) * (first + 1) // step]:
+    copy = target + "/tree" + parent[len(source):]
     os.makedirs(copy, exist_ok=True)
-    copy = os.open(copy, os.O_RDONLY)
+    folder, copy = os.open(parent, os.O_RDONLY), os.open(copy, os.O_RDONLY)
     for name in names:
         file = os.open(name, os.O_RDONLY, dir_fd=folder)
-        data = os.read(file, 1 << 22)
+        data = os.read(file, 1 << 16)
         os.close(file)
         number += 1
-        file = os.open(str(number), os.O_WRONLY | os.O_CREAT, 0o644, dir_fd=pool)
+        stored, pool = str(number), pools[number % 16]
+        file = os.open(stored, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=pool)
         os.write(file, data)
         os.close(file)
-        os.link(str(number), name, src_dir_fd=pool, dst_dir_fd=copy)
+        os.link(stored, name, src_dir_fd=pool, dst_dir_fd=copy)
+    os.close(folder)
     os.close(copy)
 """
 
