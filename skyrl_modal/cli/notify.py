@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from skyrl_modal.cli.own_settings import read_own_setting
 from skyrl_modal.errors import SpecError
 from skyrl_modal.views.text import StderrReporter
 
@@ -30,9 +30,8 @@ def find_notify_url(given: str | None) -> str | None:
     """
     url, source = given, "--notify"
     if url is None:
-        url, source = os.environ.get(VARIABLE) or None, f"${VARIABLE}"
-    if url is None:
-        url, source = _read_own_file()
+        value, source = read_own_setting("notify", VARIABLE)
+        url = None if value is None else str(value)
     if url is not None:
         from skyrl_modal.run.notify import check_url  # imported here, since most runs are not reported
 
@@ -41,24 +40,6 @@ def find_notify_url(given: str | None) -> str | None:
         except SpecError as error:
             raise SpecError(error.field, error.value, error.remedy, source=source) from None
     return url
-
-
-def _read_own_file() -> tuple[str | None, str]:
-    from skyrl_modal.config.files import read_user_file, user_config_path
-    from skyrl_modal.errors import StorageError
-
-    try:
-        if not user_config_path().exists():
-            return None, ""
-    except (StorageError, OSError):  # a user without a home folder has no file
-        return None, ""
-    from skyrl_modal.config.settings import all_settings
-    from skyrl_modal.launcher import Launcher
-
-    file = read_user_file()
-    if file is None:
-        return None, ""
-    return file.values(all_settings(Launcher)).get("notify"), f"{file.title}: notify"
 
 
 def report_results(url: str | None, results: Sequence[tuple[RunResult, Mapping[str, Any]]]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 import click
 
 from skyrl_modal.cli.base import LauncherCommand, cli, make_launcher, run_argument
+from skyrl_modal.cli.confirm import confirm_cost
 from skyrl_modal.cli.notify import find_notify_url, notify_option, report_results
 from skyrl_modal.cli.output import print_error, print_line, print_rows
 from skyrl_modal.errors import SpecError, StorageError
@@ -29,7 +30,8 @@ def _start_options(command: click.Command) -> click.Command:
     """Add the options of the commands that start runs."""
     fix = click.Option(["--fix"], is_flag=True, help="Append the key=value arguments that remove findings.")
     strict = click.Option(["--strict"], is_flag=True, help="Refuse a command with a finding that is an error.")
-    command.params = [fix, strict, *command.params]
+    yes = click.Option(["--yes", "-y", "is_confirmed"], is_flag=True, help="Do not ask, whatever the run costs.")
+    command.params = [fix, strict, yes, *command.params]
     return command
 
 
@@ -47,9 +49,18 @@ def _refuse_interactive(context: click.Context, parameter: click.Parameter, valu
 @click.option("--quiet", "-q", is_flag=True, help="Suppress the launcher's own messages, except for errors.")
 @notify_option
 @click.argument("command", nargs=-1, required=True)
-def run(quiet: bool, strict: bool, fix: bool, notify: str | None, command: Sequence[str], **options: Any) -> None:
+def run(
+    quiet: bool,
+    strict: bool,
+    fix: bool,
+    is_confirmed: bool,
+    notify: str | None,
+    command: Sequence[str],
+    **options: Any,
+) -> None:
     """Run COMMAND and exit with its exit code. A single argument is a shell string; several, after --, are quoted."""
     url, launcher = find_notify_url(notify), make_launcher(options)
+    confirm_cost(launcher, _to_command(command), is_confirmed=is_confirmed)
     result = launcher.run(_to_command(command), quiet=quiet, strict=strict, fix=fix)
     _end(result, launcher, " ".join(command), url, quiet=quiet)
 
@@ -90,9 +101,11 @@ def plan(check: bool, files: bool, is_json: bool, command: Sequence[str], **opti
 @_start_options
 @cli.command(cls=LauncherCommand)
 @click.argument("command", nargs=-1, required=True)
-def submit(strict: bool, fix: bool, command: Sequence[str], **options: Any) -> None:
+def submit(strict: bool, fix: bool, is_confirmed: bool, command: Sequence[str], **options: Any) -> None:
     """Start COMMAND and print the run's id. The run continues after this program exits."""
-    run = make_launcher(options).submit(_to_command(command), strict=strict, fix=fix)
+    launcher = make_launcher(options)
+    confirm_cost(launcher, _to_command(command), is_confirmed=is_confirmed)
+    run = launcher.submit(_to_command(command), strict=strict, fix=fix)
     try:
         print_line(run.id)
     except (StorageError, BrokenPipeError):
@@ -111,7 +124,14 @@ def submit(strict: bool, fix: bool, command: Sequence[str], **options: Any) -> N
 @notify_option
 @run_argument
 def rerun(
-    overrides: Sequence[str], name: str | None, quiet: bool, strict: bool, fix: bool, notify: str | None, run_id: str
+    overrides: Sequence[str],
+    name: str | None,
+    quiet: bool,
+    strict: bool,
+    fix: bool,
+    is_confirmed: bool,
+    notify: str | None,
+    run_id: str,
 ) -> None:
     """Run the command of an earlier run again, with the same settings, and exit with its exit code.
 
@@ -128,6 +148,7 @@ def rerun(
             launcher = evolve(launcher, name=name)
         if pairs:
             command = launcher.plan(command).command_with(pairs)
+    confirm_cost(launcher, command, is_confirmed=is_confirmed)
     result = launcher.run(command, quiet=quiet, strict=strict, fix=fix)
     _end(result, launcher, command, url, quiet=quiet)
 
@@ -152,6 +173,7 @@ def map_command(
     is_json: bool,
     strict: bool,
     fix: bool,
+    is_confirmed: bool,
     notify: str | None,
     file: BinaryIO,
     **options: Any,
@@ -165,6 +187,7 @@ def map_command(
     names = None if sys.stderr is not None and sys.stderr.isatty() else [f"line {line}" for line, _ in commands]
     url, launcher = find_notify_url(notify), make_launcher(options)
     texts = [command for _, command in commands]
+    confirm_cost(launcher, texts[0], is_confirmed=is_confirmed, parallel=min(len(texts), max_parallel or len(texts)))
     results = launcher.map(texts, max_parallel=max_parallel, names=names, quiet=quiet, strict=strict, fix=fix)
     facts = {"name": launcher.name, "tags": list(launcher.tags)}
     report_results(url, [(one, {"command": text, **facts}) for text, one in zip(texts, results, strict=True)])

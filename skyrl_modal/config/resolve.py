@@ -6,6 +6,7 @@ the user's file, the field's default.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ from skyrl_modal.spec.secret import SecretSpec
 from skyrl_modal.spec.volume import VolumeSpec
 
 PROFILE_VARIABLE = "SKYRL_MODAL_PROFILE"
+#: Settings whose environment variable counts as not set if it is empty.
+_UNSET_IF_EMPTY = ("checkout", "confirm_above", "notify")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +69,7 @@ class Configuration:
         """
         given = {key: item.value for key, item in self.values.items() if item.origin != "environment"}
         tables = ("image", "ray", "env")
-        extra = ("include", "exclude", "mounts", "notify", "volumes", "secrets")
+        extra = ("include", "exclude", "mounts", "notify", "confirm_above", "volumes", "secrets")
         fields = {
             key: value
             for key, value in given.items()
@@ -208,8 +211,9 @@ def resolve(
     environment = {}
     for key, setting in known.items():
         variable = setting.option.variable
-        if variable and variable in os.environ and (key != "checkout" or os.environ[variable]):
-            item = Value(value=os.environ[variable], origin="environment", source=f"${variable}")
+        text = os.environ.get(variable) if variable else None
+        if text or (text is not None and key not in _UNSET_IF_EMPTY):
+            item = Value(value=_from_text(setting, text), origin="environment", source=f"${variable}")
             environment[key] = _checked(known, key, item)
     _add(values, environment, known)
     files = read_files(known, checkout or arguments.get("checkout"))
@@ -227,6 +231,14 @@ def resolve(
                 known,
             )
     return Configuration(known=known, values=values, files=files, profile=profile)
+
+
+def _from_text(setting: Setting, text: str) -> Any:
+    """Return the value of an environment variable. A text that is no number is refused by the check."""
+    if setting.option.kind == "number":
+        with contextlib.suppress(ValueError):
+            return float(text)
+    return text
 
 
 def _checked(known: Mapping[str, Setting], key: str, item: Value) -> Value:

@@ -56,9 +56,19 @@ _OF_COMMANDS = (
             variable="SKYRL_MODAL_NOTIFY",
         ),
     ),
+    (
+        "confirm_above",
+        Option(
+            help="US dollars per hour above which the command line asks before it starts a run.",
+            kind="number",
+            flag=None,
+            default="never",
+            variable="SKYRL_MODAL_CONFIRM_ABOVE",
+        ),
+    ),
 )
 #: The settings that a file in a checkout, or above the working directory, may not have.
-REFUSED_IN_PROJECTS = ("backend", "image.registry_secret", "notify", "secrets")
+REFUSED_IN_PROJECTS = ("backend", "confirm_above", "image.registry_secret", "notify", "secrets")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
