@@ -268,7 +268,7 @@ class AmbiguousRun(RunNotFound):
     """
 
     def __str__(self) -> str:
-        return f"several runs match {self.run_id!r}: {', '.join(self.nearest)}. Pass more characters of the id."
+        return f"several runs match {self.run_id!r}: {', '.join(self.nearest)}. Pass one of these ids, or latest."
 
 
 class RecordError(SkyRLModalError):

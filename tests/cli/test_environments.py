@@ -98,7 +98,8 @@ for name in ("state", "url", "log_path", "backend", "dashboard_token", "unavaila
 for name, function in {
     "logs": lambda: list(run.logs()), "events": lambda: list(run.events()), "wait": lambda: run.wait(5),
     "result": lambda: run.result(), "cancel": lambda: run.cancel(), "log_bytes": lambda: list(run.log_bytes()),
-    "kept_logs": lambda: run.kept_logs(), "checkpoints": lambda: run.checkpoints(), "cost": lambda: run.cost,
+    "kept_logs": lambda: run.kept_logs() if run.job.ray else None,
+    "checkpoints": lambda: run.checkpoints(), "cost": lambda: run.cost,
     "cost_at": lambda: run.cost_at(run.state), "metrics": lambda: list(run.metrics()),
     "pull_run": lambda: run.pull(folder, quiet=True),
 }.items():
@@ -260,7 +261,7 @@ def test_removed_working_directory(finished_run: str, checkout: Path) -> None:
     codes = check_commands(case, finished_run, checkout)
     outcomes = check_methods(case, finished_run, checkout)
 
-    needs_checkout = {"run", "plan", "submit"}
+    needs_checkout = {"map", "plan", "run", "submit"}
     assert {name for name, code in codes.items() if code == LAUNCHER_ERROR} == needs_checkout
     assert set(map(tuple, outcomes.values())) == {("ok",)}
 
