@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from skyrl_modal.prepare.plan import Plan as Plan
     from skyrl_modal.protocol.state import RunState as RunState
     from skyrl_modal.run.handle import Run as Run
-    from skyrl_modal.run.handle import runs as runs
     from skyrl_modal.run.result import RunResult as RunResult
+    from skyrl_modal.run.run_list import runs as runs
     from skyrl_modal.spec.image import ImageSpec as ImageSpec
     from skyrl_modal.spec.image_steps import AptInstall as AptInstall
     from skyrl_modal.spec.image_steps import CopyFiles as CopyFiles
@@ -77,7 +77,7 @@ _MODULE_OF_NAME = {
     "UvSync": "spec.image_steps",
     "VolumeSpec": "spec.volume",
     "log_metrics": "formats.metrics_writer",
-    "runs": "run.handle",
+    "runs": "run.run_list",
 }
 
 __all__ = list(_MODULE_OF_NAME)  # the names are the keys of the table above

@@ -7,7 +7,7 @@ import when they are called: it loads preparation, backends and runs, which take
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from skyrl_modal.backends import check_backend
 from skyrl_modal.declaration import field, frozen
@@ -88,7 +88,7 @@ class Launcher(RunSpec):
         5400.0
     """
 
-    backend: str | Backend = field(
+    backend: Literal["modal", "local"] | str | Backend = field(
         factory=lambda: os.environ.get("SKYRL_MODAL_BACKEND", "modal"),
         metadata=option(
             "modal, local, or the name of an installed backend.",

@@ -5,7 +5,6 @@ Importing this module loads what the list of runs needs. Output and results are 
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -466,34 +465,3 @@ class Run:
             return replace(result, cost=self._final_cost(record))
         except BackendUnavailable:  # the record describes how the run ended
             return result
-
-
-@translate_system_errors()
-def runs(limit: int | None = 50) -> list[Run]:
-    """Return the runs that this user started from this machine, the newest first.
-
-    A run on a backend that is not installed has the state ``unknown``. Records that cannot be read are skipped with a
-    warning. Records of runs that are older than those returned are not read.
-
-    Args:
-        limit: Number of runs to return at most; None for all.
-
-    Raises:
-        StorageError: The folder with the records cannot be read.
-
-    Example:
-        >>> from skyrl_modal import runs
-        >>> [run.state for run in runs(limit=0)]
-        []
-    """
-    return RunList(Run._from_record(record) for record in itertools.islice(RunIndex().newest_first(), limit))
-
-
-class RunList(list[Run]):
-    """A list of runs, which a notebook shows as a table."""
-
-    def _repr_html_(self) -> str:
-        from skyrl_modal.views.notebook import table_to_html  # only a notebook needs it
-
-        rows = [(run.id, run.backend, run.job.name or "", run.job.created_at[:16], run.job.command) for run in self]
-        return table_to_html(("run", "backend", "name", "created", "command"), rows)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from skyrl_modal.declaration import Attribute, field, frozen
 from skyrl_modal.errors import SpecError
@@ -160,7 +160,7 @@ class RunSpec:
         validator=whole_number(0, 10),
         metadata=option("Further attempts after a failure or a timeout.", "whole", section=LIMITS),
     )
-    resume: str | None = field(
+    resume: Literal["auto"] | None = field(
         default=None,
         validator=one_of("auto"),
         metadata=option(
