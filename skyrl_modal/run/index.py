@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 import warnings
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 #: The text that names the newest run.
 LATEST = "latest"
+#: Length of the part of a run id that is a time, with a precision of one second.
+_SECOND_LENGTH = len("20260131-120000")
 #: Number of runs that an error lists.
 MAX_CANDIDATES = 10
 #: A handle may contain the token of the run's Ray: only the user may read it.
@@ -130,7 +133,7 @@ class RunIndex:
 
         A record that cannot be read is skipped with a warning.
         """
-        for name in reversed(self._names()):
+        for name in self._names_newest_first():
             try:
                 record = self._read(self._folder / name)
             except RecordError as error:
@@ -138,6 +141,18 @@ class RunIndex:
                 continue
             if record is not None:
                 yield record
+
+    def _names_newest_first(self) -> Iterator[str]:
+        """Yield the names of the records. The ids of runs that were started in one second do not order them."""
+        for _, names in itertools.groupby(reversed(self._names()), lambda name: name[:_SECOND_LENGTH]):
+            same = list(names)
+            yield from same if len(same) == 1 else sorted(same, key=self._written_at, reverse=True)
+
+    def _written_at(self, name: str) -> int:
+        try:
+            return os.lstat(self._folder / name).st_mtime_ns
+        except FileNotFoundError:  # it was removed meanwhile
+            return 0
 
     def written_before(self, moment: float) -> list[Path]:
         """Return the files of the records that were last written before a time, the oldest first.

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import skyrl_modal
 from skyrl_modal.formats.metrics_rows import FileReader, MergedRows, group_of_file
 
-HOOK = Path(__file__).resolve().parents[2] / "skyrl_modal" / "formats" / "hook"
+HOOK = Path(skyrl_modal.__file__).parent / "formats" / "hook"
 #: SkyRL's class in short: the trackers that it uses, and its signature.
 TRACKING = """
 class Tracking:

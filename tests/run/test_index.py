@@ -55,7 +55,8 @@ def test_concurrent_writers(index_folder: Path) -> None:
 
     assert len(ids) == 104
     assert sorted(found) == sorted(ids)
-    assert found == sorted(found, reverse=True)
+    seconds = [run_id.rpartition("-")[0] for run_id in found]
+    assert seconds == sorted(seconds, reverse=True)
     assert {name for name in os.listdir(index_folder) if not name.endswith(".json")} == set()
 
 
@@ -202,3 +203,14 @@ def test_damaged_spec_raises_record_error(index_folder: Path, spec: dict[str, ob
         Launcher.from_run("r1")
 
     assert [run.id for run in runs()] == ["r1"]
+
+
+def test_runs_of_one_second_are_ordered_by_their_starts(index_folder: Path) -> None:
+    """The random part of an id does not decide which of two runs is the newest."""
+    started = ["20260131-120000-ffffff", "20260131-120000-000000", "20260131-120000-777777"]
+    for run_id in started:
+        RunIndex().add(make_record(run_id))
+    RunIndex().add(make_record("20260131-115959-999999"))
+
+    assert [record.job.run_id for record in RunIndex().newest_first()] == [*started[::-1], "20260131-115959-999999"]
+    assert RunIndex().find("latest").job.run_id == started[-1]

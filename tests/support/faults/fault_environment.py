@@ -31,7 +31,9 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[2]
 #: Seconds after a cancel until no process may be left, whatever the command does.
 CANCEL_TIMEOUT = 10.0
-RECORD_FILES = frozenset({"job.json", "state.json", "output.log", "output.end", "output.times", "result.json", "logs"})
+RECORD_FILES = frozenset(
+    {"job.json", "state.json", "output.log", "output.end", "output.times", "result.json", "logs", "usage.json"}
+)
 
 
 class FaultEnvironment:
