@@ -19,8 +19,6 @@ version = ".".join(release.split(".")[:2])
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "generated"]
-# Imported for types only by `Metrics.to_pandas`. The documentation does not need it.
-autodoc_mock_imports = ["pandas"]
 html_theme = "furo"
 html_title = f"skyrl-modal {release}"
 

@@ -7,8 +7,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from IPython.display import HTML, display
-
 #: Seconds between two updates of the table.
 UPDATE_INTERVAL = 0.25
 
@@ -33,7 +31,9 @@ class NotebookTable:
 
     def start(self) -> None:
         """Show the table."""
-        self._handle = display(HTML(self._render()), display_id=True)
+        from IPython.display import display  # imported here: a notebook has it, and this package does not require it
+
+        self._handle = display(self._to_html(), display_id=True)
         self._thread.start()
 
     def update(self) -> None:
@@ -45,12 +45,17 @@ class NotebookTable:
         self._is_ended = True
         self._changed.set()
         self._thread.join()
-        self._handle.update(HTML(self._render()))
+        self._handle.update(self._to_html())
 
     def _follow(self) -> None:
         while not self._is_ended:
             self._changed.wait()
             self._changed.clear()
             if not self._is_ended:
-                self._handle.update(HTML(self._render()))
+                self._handle.update(self._to_html())
                 threading.Event().wait(UPDATE_INTERVAL)
+
+    def _to_html(self) -> object:
+        from IPython.display import HTML
+
+        return HTML(self._render())
