@@ -104,15 +104,19 @@ else:
 
     _STANDARD_FIELDS, _SIGNATURE = _OnFirstUse(_standard_fields), _OnFirstUse(_signature)
 
-    def _initialize(self, /, *args: object, **values: object) -> None:
-        cls = type(self)
-        names = cls.__match_args__
+    def add_positional(cls, names, args, values) -> None:
+        """Add positional arguments of a class with these names to those that were passed by name."""
         if len(args) > len(names):
             raise TypeError(f"{cls.__name__}() takes {len(names)} positional arguments, and {len(args)} were given")
         for name, value in zip(names, args, strict=False):
             if name in values:
                 raise TypeError(f"{cls.__name__}() received two values for the argument {name!r}")
             values[name] = value
+
+    def _initialize(self, /, *args: object, **values: object) -> None:
+        cls = type(self)
+        if args:
+            add_positional(cls, cls.__match_args__, args, values)
         attributes = self.__dict__
         for item in cls._record_fields:
             name = item.name

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from attrs import frozen as frozen
     from attrs import has as has
 else:
+    from skyrl_modal.dataclass import add_positional
 
     class Attribute:
         """A field of a declared class. The attributes are those of ``attrs.Attribute`` that validators need."""
@@ -114,12 +115,7 @@ else:
         cls = type(self)
         if args:
             names = [item.alias for item in cls._declared_fields if not item.kw_only]
-            if len(args) > len(names):
-                raise TypeError(f"{cls.__name__}() takes {len(names)} positional arguments, and {len(args)} were given")
-            for name, value in zip(names, args, strict=False):
-                if name in values:
-                    raise TypeError(f"{cls.__name__}() received two values for the argument {name!r}")
-                values[name] = value
+            add_positional(cls, names, args, values)
         attributes = self.__dict__
         for item in cls._declared_fields:
             if item.alias in values:

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 
 from skyrl_modal.errors import PathNotFound
 from skyrl_modal.formats.checkpoint_listing import (
-    MAX_DEPTH,
-    MAX_ENTRIES,
     Entry,
     EntryKind,
     FolderListing,
     Listing,
+    walk_entries,
 )
 from skyrl_modal.formats.checkpoints import CheckpointFolder
 from skyrl_modal.protocol.resume import TrainerKind
@@ -81,16 +80,7 @@ class _WalkedListing:
 
     def entries_below(self, name: str) -> Iterator[Entry]:
         """Yield all entries below a folder in it."""
-        count, pending = 0, [("", 0)]
-        while pending:
-            inside, depth = pending.pop()
-            for entry in self._list(name, inside):
-                count += 1
-                if count > MAX_ENTRIES:
-                    return
-                yield entry
-                if entry.kind is EntryKind.FOLDER and depth < MAX_DEPTH:
-                    pending.append((entry.path, depth + 1))
+        return walk_entries(lambda inside: self._list(name, inside))
 
     def _list(self, name: str, inside: str) -> Iterator[Entry]:
         try:

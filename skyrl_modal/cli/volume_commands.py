@@ -147,8 +147,6 @@ def pull(
     A pull that was interrupted continues where it was.
     """
     from skyrl_modal import volume_access
-    from skyrl_modal.errors import translate_system_errors
-    from skyrl_modal.views.transfer_progress import TransferProgress
 
     if run_id is not None:
         _pull_run(run_id, paths, checkpoints=checkpoints, force=force, quiet=quiet, is_plan=dry_run or is_json)
@@ -162,10 +160,8 @@ def pull(
         if dry_run:
             _print_plan(launcher.plan_pull(_one_or_several(sources), local, force=force), is_json)
             return
-        progress = TransferProgress("pull", quiet=quiet)
-        with translate_system_errors(), _interruption_message(progress):
+        with _transfer("pull", quiet=quiet) as progress:
             copy = volume_access.pull(launcher, _one_or_several(sources), local, force=force, progress=progress)
-    _print_summary(progress, quiet)
     print_line(escape_controls(str(copy)))
 
 
@@ -185,8 +181,6 @@ def push(
     copies under their names. A push that was interrupted continues where it was.
     """
     from skyrl_modal import volume_access
-    from skyrl_modal.errors import translate_system_errors
-    from skyrl_modal.views.transfer_progress import TransferProgress
 
     _check_json(is_json, dry_run)
     launcher = make_launcher(options)
@@ -194,10 +188,8 @@ def push(
         if dry_run:
             _print_plan(launcher.plan_push(list(local), path, force=force), is_json)
             return
-        progress = TransferProgress("push", quiet=quiet)
-        with translate_system_errors(), _interruption_message(progress):
+        with _transfer("push", quiet=quiet) as progress:
             copy = volume_access.push(launcher, list(local), path, force=force, progress=progress)
-    _print_summary(progress, quiet)
     print_line(escape_controls(copy))
 
 
@@ -211,14 +203,21 @@ def _pull_run(run_id: str, paths: Sequence[str], *, checkpoints: bool, force: bo
 
 
 @contextlib.contextmanager
-def _interruption_message(progress: TransferProgress) -> Iterator[None]:
-    """Print how a transfer continues that is interrupted by Ctrl-C or by an outage."""
+def _transfer(verb: str, *, quiet: bool) -> Iterator[TransferProgress]:
+    """Display the progress of a transfer and its summary, and how it continues after Ctrl-C or an outage."""
+    from skyrl_modal.errors import translate_system_errors
+    from skyrl_modal.views.transfer_progress import TransferProgress
+
+    progress = TransferProgress(verb, quiet=quiet)
     try:
-        yield
+        with translate_system_errors():
+            yield progress
     except (KeyboardInterrupt, BackendUnavailable):
         if progress.done_bytes:
             StderrReporter().info("what was copied is kept: the same command continues the transfer")
         raise
+    if not quiet:
+        StderrReporter().info(progress.summary())
 
 
 def _one_or_several(paths: Sequence[str]) -> str | Sequence[str]:
@@ -228,11 +227,6 @@ def _one_or_several(paths: Sequence[str]) -> str | Sequence[str]:
 def _check_json(is_json: bool, dry_run: bool) -> None:
     if is_json and not dry_run:
         raise click.UsageError("--json prints what --dry-run finds; add --dry-run, or omit --json")
-
-
-def _print_summary(progress: TransferProgress, quiet: bool) -> None:
-    if not quiet:
-        StderrReporter().info(progress.summary())
 
 
 def _print_plan(plan: TransferPlan, is_json: bool) -> None:

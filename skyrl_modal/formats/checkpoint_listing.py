@@ -16,7 +16,7 @@ from skyrl_modal.dataclass import dataclass
 TYPE_CHECKING = False  # the same as in typing, whose import takes time
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Protocol
 else:
     Protocol = object
@@ -77,6 +77,24 @@ class Listing(Protocol):
         """
 
 
+def walk_entries(list_folder: Callable[[str], Iterator[Entry]]) -> Iterator[Entry]:
+    """Yield all entries of a folder and of those in it, with ``MAX_ENTRIES`` and ``MAX_DEPTH`` at most.
+
+    Args:
+        list_folder: Returns the entries of one folder, whose path it receives; empty for the first one.
+    """
+    count, pending = 0, [("", 0)]
+    while pending:
+        inside, depth = pending.pop()
+        for entry in list_folder(inside):
+            count += 1
+            if count > MAX_ENTRIES:
+                return
+            yield entry
+            if entry.kind is EntryKind.FOLDER and depth < MAX_DEPTH:
+                pending.append((entry.path, depth + 1))
+
+
 class FolderListing:
     """A checkpoint folder on a file system of this machine.
 
@@ -89,22 +107,15 @@ class FolderListing:
 
     def entries(self) -> Iterator[Entry]:
         """Yield the entries of the folder."""
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            yield from self._scan("", "")
+        return self._list("", "")
 
     def entries_below(self, name: str) -> Iterator[Entry]:
         """Yield all entries below a folder in it. Links are not followed."""
-        count, pending = 0, [("", 0)]
-        while pending:
-            inside, depth = pending.pop()
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # it was removed meanwhile
-                for entry in self._scan(name, inside):
-                    count += 1
-                    if count > MAX_ENTRIES:
-                        return
-                    yield entry
-                    if entry.kind is EntryKind.FOLDER and depth < MAX_DEPTH:
-                        pending.append((entry.path, depth + 1))
+        return walk_entries(lambda inside: self._list(name, inside))
+
+    def _list(self, name: str, inside: str) -> Iterator[Entry]:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # it was removed meanwhile
+            yield from self._scan(name, inside)
 
     def _scan(self, name: str, inside: str) -> Iterator[Entry]:
         with os.scandir(os.path.join(self._folder, name, inside).rstrip("/") or "/") as listing:

@@ -40,7 +40,7 @@ class Target(enum.StrEnum):
     #: Locally the supervisor, without which the run is lost: the same command is submitted again.
     SUPERVISOR = "supervisor"
     CONTAINER = "container"
-    #: Not killed at once: Modal sends a signal, and starts another container.
+    #: Not killed immediately: Modal sends a signal, and starts another container.
     PREEMPTION = "preemption"
 
 
