@@ -35,7 +35,7 @@ def with_start(history: AttemptHistory, step: int | None) -> AttemptHistory:
         history: The history before the attempt.
         step: The step of the checkpoint; None for none.
     """
-    return history if _best(history.best_step, step) == history.best_step else replace(history, best_step=step)
+    return replace(history, best_step=step) if _is_new(history, step) else history
 
 
 def with_attempt(history: AttemptHistory, reached: int | None) -> AttemptHistory:
@@ -51,7 +51,7 @@ def with_attempt(history: AttemptHistory, reached: int | None) -> AttemptHistory
         >>> (first.counted, second.counted, second.without_progress)
         (0, 1, 1)
     """
-    if reached is not None and (history.best_step is None or reached > history.best_step):
+    if _is_new(history, reached):
         return replace(history, best_step=reached, without_progress=0)
     return replace(history, counted=history.counted + 1, without_progress=history.without_progress + 1)
 
@@ -125,6 +125,5 @@ def without_progress_outcome(outcome: Outcome, history: AttemptHistory) -> Outco
     return replace(outcome, state=RunState.FAILED, cause=FailureCause.NO_PROGRESS, detail=detail, time_limit=None)
 
 
-def _best(one: int | None, other: int | None) -> int | None:
-    known = [step for step in (one, other) if step is not None]
-    return max(known, default=None)
+def _is_new(history: AttemptHistory, step: int | None) -> bool:
+    return step is not None and (history.best_step is None or step > history.best_step)
