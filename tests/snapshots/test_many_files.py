@@ -12,6 +12,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from skyrl_modal.mount import Selection, Snapshot, SnapshotStore, select
@@ -227,10 +228,15 @@ def test_killed_process_leaves_nothing(root: Path, store: SnapshotStore) -> None
     write_files(root, random.Random(1), 4_000)
     process = subprocess.Popen([sys.executable, "-c", TAKE, str(root), str(store.folder)], stdout=subprocess.DEVNULL)
     wait_for_copies(store, process)
+    # Stopped, so that it starts no further process between the two calls.
+    process.send_signal(signal.SIGSTOP)
+    copiers = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGKILL)
     process.wait()
     with open(store.folder / "lock", "rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+    # One that was still starting has copied nothing, but may hold the lock for a moment, in which nothing is removed.
+    assert psutil.wait_procs(copiers, timeout=30)[1] == []
 
     selection = select(root)
     assert_complete(store, store.take(selection), selection)
