@@ -17,12 +17,18 @@ author = "The skyrl-modal authors"
 release = installed_version("skyrl-modal")
 version = ".".join(release.split(".")[:2])
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["_build", "generated"]
 html_theme = "furo"
 html_title = f"skyrl-modal {release}"
 
 myst_heading_anchors = 3
+# The button of a block with prompts copies the commands without prompts and output.
+copybutton_prompt_text = r"\$ |>>> |\.\.\. "
+copybutton_prompt_is_regexp = True
+copybutton_only_copy_prompt_lines = True
+copybutton_remove_prompts = True
+copybutton_line_continuation_character = "\\"
 # Show the section Attributes of a docstring as fields of its class, since attributes are not documented elsewhere.
 napoleon_use_ivar = True
 autodoc_member_order = "bysource"
