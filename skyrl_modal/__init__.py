@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from skyrl_modal.errors import RunTimeout as RunTimeout
     from skyrl_modal.errors import SkyRLModalError as SkyRLModalError
     from skyrl_modal.errors import SpecError as SpecError
+    from skyrl_modal.formats.chat_text import Message as Message
     from skyrl_modal.formats.checkpoints import Checkpoint as Checkpoint
     from skyrl_modal.formats.metrics_writer import log_metrics as log_metrics
+    from skyrl_modal.formats.rollout import Rollout as Rollout
     from skyrl_modal.launcher import Launcher as Launcher
     from skyrl_modal.prepare.plan import Plan as Plan
     from skyrl_modal.protocol.state import RunState as RunState
@@ -57,10 +59,12 @@ _MODULE_OF_NAME = {
     "CopyFiles": "spec.image_steps",
     "ImageSpec": "spec.image",
     "Launcher": "launcher",
+    "Message": "formats.chat_text",
     "MountSpec": "spec.mount",
     "PipInstall": "spec.image_steps",
     "Plan": "prepare.plan",
     "RaySpec": "spec.ray",
+    "Rollout": "formats.rollout",
     "Run": "run.handle",
     "RunCancelled": "errors",
     "RunCommands": "spec.image_steps",

@@ -175,6 +175,7 @@ def _with_command_of(planned: Job, job: Job) -> Job:
         job,
         command=planned.command,
         checkpoint_folders=tuple(map(own_path, planned.checkpoint_folders)),
+        export_folders=tuple(map(own_path, planned.export_folders)),
         resume=resume,
         continues_wandb_run=planned.continues_wandb_run,
     )

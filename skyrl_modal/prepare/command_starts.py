@@ -23,7 +23,7 @@ from skyrl_modal.skyrl.config_schema import ConfigSchema
 from skyrl_modal.skyrl.resolution.records import Resolution, ResolutionMethod
 from skyrl_modal.skyrl.resolution.resolver import ResolvedRun, resolve
 from skyrl_modal.skyrl.resolution.script_tree import MountedFiles
-from skyrl_modal.skyrl.rules.catalog import checkpoint_folders, find_in_starts
+from skyrl_modal.skyrl.rules.catalog import checkpoint_folders, export_folders, find_in_starts
 from skyrl_modal.skyrl.rules.facts import RunFacts
 from skyrl_modal.spec.fields import is_below
 from skyrl_modal.spec.run_spec import RunSpec
@@ -40,6 +40,19 @@ class CheckedState:
     path_exists: Callable[[str], bool | None] = _nothing_known
     used_checkpoint_folders: Mapping[str, str] = field(factory=dict)
     seconds_per_step: float | None = None
+
+
+@frozen(kw_only=True)
+class WrittenFolders:
+    """The folders on volumes that a command writes to, as far as is known.
+
+    Attributes:
+        checkpoints: Those of checkpoints.
+        exports: Those of evaluations.
+    """
+
+    checkpoints: tuple[str, ...] = ()
+    exports: tuple[str, ...] = ()
 
 
 #: The value of secrets in the sandbox. Scripts may check that a key is defined.
@@ -81,8 +94,8 @@ def resolve_command(
 
 def find_problems_of_starts(
     resolution: Resolution, job: Job, spec: RunSpec, selections: Sequence[Selection], state: CheckedState | None = None
-) -> tuple[list[Finding], tuple[str, ...]]:
-    """Return the findings about the entrypoints of SkyRL that a command starts, and their checkpoint folders.
+) -> tuple[list[Finding], WrittenFolders]:
+    """Return the findings about the entrypoints of SkyRL that a command starts, and the folders that they write to.
 
     Args:
         resolution: What the command starts.
@@ -92,11 +105,14 @@ def find_problems_of_starts(
         state: What the backend and earlier runs show; None if they were not asked.
     """
     if not resolution.entrypoints:
-        return [], ()
+        return [], WrittenFolders()
     schema = schema_of_checkout(job, selections)
     facts = facts_of_run(job, spec, selections, state or CheckedState())
-    folders = checkpoint_folders(resolution, facts, schema)
-    return list(find_in_starts(resolution, facts, schema)), tuple(with_run_id(folder, job) for folder in folders)
+    folders = WrittenFolders(
+        checkpoints=tuple(with_run_id(each, job) for each in checkpoint_folders(resolution, facts, schema)),
+        exports=tuple(with_run_id(each, job) for each in export_folders(resolution, facts, schema)),
+    )
+    return list(find_in_starts(resolution, facts, schema)), folders
 
 
 def with_run_id(path: str, job: Job) -> str:

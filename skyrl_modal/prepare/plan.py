@@ -323,7 +323,7 @@ class PlanBasis:
             resolution = resolve_command(job, spec, selections, cache=self._cache)
             found, folders = find_problems_of_starts(resolution, job, spec, selections, state)
             findings = [*without_absent_calls(findings, resolution), *found]
-            job = replace(job, checkpoint_folders=folders)
+            job = replace(job, checkpoint_folders=folders.checkpoints, export_folders=folders.exports)
         rates = None
         if self._find_rates is not None or spec.rate is not None or spec.budget is not None:
             # Imported here, since a local run costs nothing.

@@ -158,6 +158,7 @@ class Job:
             owner, or if the backend detects in another way that the owner has exited.
         checkout: The checkout's state; None if none is mounted.
         checkpoint_folders: Folders on volumes that the command writes checkpoints to, as far as is known.
+        export_folders: Folders on volumes that it writes evaluations to, as far as is known.
         resume: How attempts continue from the newest complete checkpoint; None if the command is started as it is.
         created_at: When the job was created: ISO 8601, UTC.
         rate: What one node costs; None if that is not known, or if the run costs nothing.
@@ -195,6 +196,7 @@ class Job:
     rate: NodeRate | None = None
     submitted_at: str | None = None
     checkpoint_folders: tuple[str, ...] = ()
+    export_folders: tuple[str, ...] = ()
     resume: ResumeRecord | None = None
     continues_wandb_run: bool = False
     schema_version: int = SCHEMA_VERSION

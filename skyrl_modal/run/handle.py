@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from skyrl_modal.run.metrics import Metrics
     from skyrl_modal.run.output_reader import OutputReader
     from skyrl_modal.run.result import RunResult
+    from skyrl_modal.run.rollouts import Rollouts
 
 
 class Run:
@@ -359,6 +360,45 @@ class Run:
         if follow:
             raise SpecError("follow", follow, "a file on a volume cannot be followed; omit follow, or omit path")
         return Metrics(VolumeFile(self.job, self._backend_name, path))
+
+    @translate_system_errors()
+    def rollouts(
+        self,
+        step: int | None = None,
+        best: int | None = None,
+        worst: int | None = None,
+        *,
+        source: str | None = None,
+        path: str | None = None,
+    ) -> Rollouts:
+        """Return rollouts of the run: prompts, responses and rewards, by step. See docs/rollouts.md for their sources.
+
+        Without ``best`` and ``worst`` they are sorted by step and source, and those of the same prompt are together.
+
+        Args:
+            step: Only those of this step; None for all.
+            best: Only so many with the highest rewards, from the highest on.
+            worst: Only so many with the lowest rewards, from the lowest on, after those of ``best``.
+            source: Only those of this source, such as ``train``, ``eval`` or ``eval/openai_gsm8k``.
+            path: Read this file of a volume of the run instead, or the files in this folder: lines of JSON, such as
+                those of a Tinker client, by its path in the container.
+
+        Raises:
+            SpecError: An argument is wrong, or the path is on no volume of the run.
+            PathNotFound: There is no such path. It is also a FileNotFoundError.
+            BackendUnavailable: The backend cannot answer now, or is not installed.
+            StorageError: A file cannot be read.
+
+        Example:
+            >>> from skyrl_modal import runs
+            >>> for run in runs(limit=1):
+            ...     for rollout in run.rollouts(best=3):
+            ...         print(rollout)
+        """
+        from skyrl_modal.run.rollouts import read_rollouts
+
+        backend = get_backend(self._backend_name)
+        return read_rollouts(backend, self.job, step=step, best=best, worst=worst, source=source, path=path)
 
     @translate_system_errors()
     def pull(

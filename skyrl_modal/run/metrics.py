@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from skyrl_modal.backends import Execution
     from skyrl_modal.protocol.job import Job
+    from skyrl_modal.spec.volume import VolumeSpec
 
 #: Seconds between two looks at the files of a run that is followed: at first, and at most. On Modal each look costs a
 #: request, and files become visible when the container commits its volume.
@@ -267,13 +268,11 @@ class VolumeFile:
         self._reader = JsonLinesReader()
         self.readers = [self._reader]
         self._is_read = False
-        volume, inside = _volume_of(job, path)
+        spec, inside = volume_of(job, path)
         from skyrl_modal.backends import get_backend
         from skyrl_modal.backends.transfer_options import TransferOptions
         from skyrl_modal.protocol.run_folder import open_regular_file
-        from skyrl_modal.spec.volume import VolumeSpec
 
-        spec = VolumeSpec(name=volume.name, mount_path=volume.mount_path, create_if_missing=False)
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "metrics.jsonl"
             get_backend(backend_name).pull(spec, inside, target, TransferOptions())
@@ -303,10 +302,20 @@ def _limited_lines(file: Any) -> Iterator[bytes]:
         yield line
 
 
-def _volume_of(job: Job, path: str) -> tuple[Any, str]:
+def volume_of(job: Job, path: str) -> tuple[VolumeSpec, str]:
+    """Return the volume of a run that contains a path of the container, and the path on it.
+
+    Raises:
+        SpecError: The path is on no volume of the run.
+    """
+    from skyrl_modal.spec.volume import VolumeSpec
+
     normal = posixpath.normpath(path)
     for volume in sorted(job.volumes, key=lambda volume: -len(volume.mount_path)):
         if normal.startswith(f"{volume.mount_path}/") and "\0" not in normal:
-            return volume, normal.removeprefix(f"{volume.mount_path}/")
+            spec = VolumeSpec(
+                name=volume.name, mount_path=volume.mount_path, version=volume.version, create_if_missing=False
+            )
+            return spec, normal.removeprefix(f"{volume.mount_path}/")
     mounted = ", ".join(volume.mount_path for volume in job.volumes) or "none"
     raise SpecError("path", path, f"it is on no volume of the run. Mounted volumes: {mounted}")

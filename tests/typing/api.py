@@ -20,9 +20,11 @@ from skyrl_modal import (
     CommandFailed,
     ImageSpec,
     Launcher,
+    Message,
     MountSpec,
     Plan,
     RaySpec,
+    Rollout,
     Run,
     RunCancelled,
     RunLost,
@@ -145,6 +147,8 @@ assert_type(run.cost, float | None)
 assert_type(run.dashboard_token, str | None)
 assert_type(run.events(), Iterator[RunEvent])
 assert_type(run.checkpoints(), list[Checkpoint])
+assert_type(run.rollouts(step=3, best=2)[0], Rollout)
+assert_type(run.rollouts()[0].prompt_messages, tuple[Message, ...])
 metrics = run.metrics(follow=True)
 assert_type(metrics, Metrics)
 assert_type(list(metrics), list[dict[str, float]])

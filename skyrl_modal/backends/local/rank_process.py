@@ -281,6 +281,7 @@ def with_host_paths(job: Job, layers: Sequence[Layer]) -> Job:
         data_root=None if job.data_root is None else host_path(job.data_root),
         run_folder=host_path(job.run_folder),
         checkpoint_folders=tuple(map(host_path, job.checkpoint_folders)),
+        export_folders=tuple(map(host_path, job.export_folders)),
         resume=None if job.resume is None else _with_host_folders(job.resume, host_path),
     )
 

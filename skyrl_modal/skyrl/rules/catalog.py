@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from skyrl_modal.dataclass import replace
 from skyrl_modal.findings import Finding, Severity
@@ -79,5 +79,14 @@ def find_by_start(resolution: Resolution, run: RunFacts, schema: ConfigSchema) -
 def checkpoint_folders(resolution: Resolution, run: RunFacts, schema: ConfigSchema) -> tuple[str, ...]:
     """Return the folders on volumes that the trainers of a command write checkpoints to."""
     values = [StartValues(start, run, (), schema) for start in resolution.entrypoints if start.kind in TRAINING_KINDS]
-    folders = [folder for each in values if (folder := paths.checkpoint_folder(each)) is not None]
-    return tuple(dict.fromkeys(folder for folder in folders if run.is_kept(folder)))
+    return _kept_folders(run, map(paths.checkpoint_folder, values))
+
+
+def export_folders(resolution: Resolution, run: RunFacts, schema: ConfigSchema) -> tuple[str, ...]:
+    """Return the folders on volumes that the trainers of a command write evaluations to."""
+    values = [StartValues(start, run, (), schema) for start in resolution.entrypoints]
+    return _kept_folders(run, map(paths.evaluation_folder, values))
+
+
+def _kept_folders(run: RunFacts, folders: Iterable[str | None]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(folder for folder in folders if folder is not None and run.is_kept(folder)))

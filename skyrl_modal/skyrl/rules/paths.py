@@ -38,6 +38,13 @@ def checkpoint_folder(values: StartValues) -> str | None:
     return values.path(f"{values.prefix}ckpt_path") or None if writes_checkpoints(values) else None
 
 
+def evaluation_folder(values: StartValues) -> str | None:
+    """Return the folder below which a start writes its evaluations; None for none, or if it is not known."""
+    if values.start.kind not in _WITH_EVALUATION or not values.start.writes_results:
+        return None
+    return _export_folder(values) or None if values.flag("trainer.dump_eval_results") is not False else None
+
+
 def find_lost_checkpoints(values: StartValues) -> Iterator[Finding]:
     """Yield a finding if checkpoints are written to no volume."""
     folder = checkpoint_folder(values)
