@@ -101,7 +101,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def typing(session: nox.Session) -> None:
     """Check the types of the package and of code that uses it."""
-    install(session, "-e", ".", groups=("typing",))
+    install(session, "-e", ".[ui]", groups=("typing",))
     session.run("mypy")
 
 
@@ -117,7 +117,7 @@ def docs(session: nox.Session) -> None:
 def run_tests(session: nox.Session, arguments: list[str], *packages: str) -> None:
     """Run pytest against the built wheel, with further packages or versions of them."""
     wheel = build_wheel(session)
-    install(session, f"{wheel}[local]", *packages, groups=("test",))
+    install(session, f"{wheel}[local,ui]", *packages, groups=("test",))
     # A reused environment has the same version already, from an older wheel.
     install(session, "--force-reinstall", "--no-deps", str(wheel))
     session.chdir(copy_without_package(session))
@@ -152,7 +152,7 @@ def modal_client(session: nox.Session, client: str) -> None:
 @nox.session
 def modes(session: nox.Session) -> None:
     """Run the Modal tests in each mode of the loopback, or in the named ones: ``-- overlap home_ray``."""
-    install(session, "-e", ".[local]", groups=("test",))
+    install(session, "-e", ".[local,ui]", groups=("test",))
     code = "from tests.support.loopback.modes import SUITE_MODES; print(*SUITE_MODES)"
     names = session.posargs or str(session.run("python", "-c", code, silent=True)).split()
     failed = []
@@ -169,7 +169,7 @@ def modes(session: nox.Session) -> None:
 @nox.session
 def coverage(session: nox.Session) -> None:
     """Measure branch coverage of the tests, with the processes that they start."""
-    install(session, "-e", ".[local]", groups=("test", "coverage"))
+    install(session, "-e", ".[local,ui]", groups=("test", "coverage"))
     session.run("coverage", "erase")
     arguments = session.posargs or PYTEST_ARGUMENTS
     session.run("coverage", "run", "-m", "pytest", *arguments, success_codes=[0, 1])
@@ -202,7 +202,7 @@ def kills(session: nox.Session) -> None:
 @nox.session
 def attack(session: nox.Session) -> None:
     """Try all attacks of tests/attacks. Options: ``-- --only NAME``, or ``-- --write`` to update the table."""
-    install(session, "-e", ".[local]", groups=("test",))
+    install(session, "-e", ".[local,ui]", groups=("test",))
     session.run("python", "-m", "tests.attacks.campaign", *session.posargs)
 
 
@@ -230,7 +230,7 @@ def skyrl(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run the benchmarks and write docs/benchmarks.md, or run some: ``-- launch --compare OLD.json``."""
-    install(session, "-e", ".[local]", groups=("bench",))
+    install(session, "-e", ".[local,ui]", groups=("bench",))
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 

@@ -275,7 +275,8 @@ def _start(
         execution = backend.start(prepared, owned=owned)
     if not owned:
         execution.wait_started()
-    run = Run(prepared.job, backend.name, execution, stored_spec=plan.stored_spec)
+    shown = [finding for finding in plan.findings if finding.severity != "note"]
+    run = Run(prepared.job, backend.name, execution, stored_spec=plan.stored_spec, findings=shown)
     try:
         run._save_to_index()
     except SkyRLModalError as error:

@@ -21,6 +21,7 @@ _MODULES = (
     "run_commands",
     "start_commands",
     "volume_commands",
+    "web_commands",
 )
 for _name in _MODULES:
     import_module(f"skyrl_modal.cli.{_name}")

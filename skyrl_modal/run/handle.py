@@ -6,7 +6,7 @@ Importing this module loads what the list of runs needs. Output and results are 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from skyrl_modal.backends import Execution
+    from skyrl_modal.findings import Finding
     from skyrl_modal.formats.checkpoints import Checkpoint
     from skyrl_modal.protocol.events import RunEvent
     from skyrl_modal.protocol.result import RunResultRecord
@@ -51,13 +52,20 @@ class Run:
     """
 
     def __init__(
-        self, job: Job, backend_name: str, execution: Execution, *, stored_spec: Mapping[str, Any] | None = None
+        self,
+        job: Job,
+        backend_name: str,
+        execution: Execution,
+        *,
+        stored_spec: Mapping[str, Any] | None = None,
+        findings: Sequence[Finding] = (),
     ) -> None:
         self.id = job.run_id
         self.job = job
         self._backend_name = backend_name
         self._execution = execution
         self._stored_spec = stored_spec or {}
+        self._findings = tuple(findings)
 
     def __repr__(self) -> str:
         return f"Run(id={self.id!r}, command={self.job.command!r}, backend={self._backend_name!r})"
@@ -143,14 +151,20 @@ class Run:
         except Exception as error:  # any error of a backend that another package may provide
             reason = str(error) if isinstance(error, SkyRLModalError) else f"{type(error).__name__}: {error}"
             execution = UnavailableExecution(record.backend, record.handle, reason)
-        return cls(record.job, record.backend, execution, stored_spec=record.spec)
+        return cls(record.job, record.backend, execution, stored_spec=record.spec, findings=record.findings)
 
     @translate_system_errors()
     def _save_to_index(self) -> None:
         """Write the record that ``attach`` reads, if the backend knows the run's handle already."""
         handle = self._execution.handle
         if handle:
-            record = IndexRecord(job=self.job, backend=self._backend_name, handle=dict(handle), spec=self._stored_spec)
+            record = IndexRecord(
+                job=self.job,
+                backend=self._backend_name,
+                handle=dict(handle),
+                spec=self._stored_spec,
+                findings=self._findings,
+            )
             RunIndex().add(record)
 
     @property

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from skyrl_modal.dataclass import dataclass, field
 from skyrl_modal.errors import AmbiguousRun, RecordError, RunNotFound, SpecError
+from skyrl_modal.findings import Finding
 from skyrl_modal.protocol.codec import ProtocolError
 from skyrl_modal.protocol.job import SCHEMA_VERSION, Job
 from skyrl_modal.protocol.run_folder import read_record, write_record
@@ -46,6 +47,7 @@ class IndexRecord:
         spec: What the user declared, as ``spec.stored.encode_spec`` returned it; empty if it is not known.
         backend: The name of its backend.
         handle: What the backend finds the run by.
+        findings: What the plan of the run has found, without notes.
         schema_version: Version of this record's schema.
     """
 
@@ -53,6 +55,7 @@ class IndexRecord:
     backend: str
     handle: Mapping[str, str | int] = field(repr=False)
     spec: Mapping[str, object] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def read_spec(self) -> RunSpec:

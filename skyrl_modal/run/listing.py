@@ -137,20 +137,25 @@ def _summarize(runs: Sequence[Run], unreachable: dict[str, str]) -> list[RunSumm
     first_of_backend = {run.backend: run for run in reversed(others) if run.unavailable_reason is None}
     for run in (*(run for run in runs if run.backend == _LOCAL), *first_of_backend.values()):
         if run.backend not in unreachable:
-            summaries[run.id] = _summary(run, unreachable)
+            summaries[run.id] = summarize(run, unreachable)
     rest = [run for run in others if run.id not in summaries]
     if len(rest) > 1 and not all(run.backend in unreachable or run.unavailable_reason for run in rest):
         from concurrent.futures import ThreadPoolExecutor  # imported here, since local runs need no threads
 
         with ThreadPoolExecutor(_PARALLEL, "skyrl-modal-list") as pool:
-            summaries |= {one.run_id: one for one in pool.map(lambda run: _summary(run, unreachable), rest)}
+            summaries |= {one.run_id: one for one in pool.map(lambda run: summarize(run, unreachable), rest)}
     else:
-        summaries |= {run.id: _summary(run, unreachable) for run in rest}
+        summaries |= {run.id: summarize(run, unreachable) for run in rest}
     return [summaries[run.id] for run in runs]
 
 
-def _summary(run: Run, unreachable: dict[str, str]) -> RunSummary:
-    """Return the summary of a run. Add its backend to ``unreachable`` if it cannot be reached."""
+def summarize(run: Run, unreachable: dict[str, str]) -> RunSummary:
+    """Return the summary of a run. An error of its backend is a reason, and does not affect other runs.
+
+    Args:
+        run: The run.
+        unreachable: Backends that are not asked, and why. A backend that cannot be reached is added.
+    """
     reason = run.unavailable_reason or unreachable.get(run.backend)
     state, record, cost = RunState.UNKNOWN, None, None
     if reason is None:
