@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from skyrl_modal.run.handle import Run as Run
     from skyrl_modal.run.result import RunResult as RunResult
     from skyrl_modal.run.run_list import runs as runs
+    from skyrl_modal.spec.bucket import BucketSpec as BucketSpec
     from skyrl_modal.spec.image import ImageSpec as ImageSpec
     from skyrl_modal.spec.image_steps import AptInstall as AptInstall
     from skyrl_modal.spec.image_steps import CopyFiles as CopyFiles
@@ -53,6 +54,7 @@ _MODULE_OF_NAME = {
     "AptInstall": "spec.image_steps",
     "AmbiguousRun": "errors",
     "BackendUnavailable": "errors",
+    "BucketSpec": "spec.bucket",
     "Checkpoint": "formats.checkpoints",
     "CheckoutNotFound": "errors",
     "CommandFailed": "errors",

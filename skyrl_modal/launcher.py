@@ -41,7 +41,7 @@ class Launcher(RunSpec):
 
     Attributes:
         image: Base image and layers (Modal).
-        volumes: Persistent volumes. The first one is ``$SKYRL_DATA``.
+        volumes: Persistent volumes, and buckets of object stores. The first volume is ``$SKYRL_DATA``.
         mounts: Local folders to copy into the container: the checkout, and others.
         gpu: ``"A100-80GB:4"``, a list in order of preference, or None. The local backend uses the machine's GPUs.
         nodes: Number of containers in the cluster. Rank 0 runs the command; the Ray cluster includes all ranks.

@@ -11,15 +11,15 @@ from skyrl_modal.prepare.command_starts import CheckedState
 from skyrl_modal.run.handle import Run
 from skyrl_modal.run.index import RunIndex
 from skyrl_modal.skyrl.progress import find_seconds_per_step
+from skyrl_modal.spec.bucket import AnyVolume
 from skyrl_modal.spec.fields import is_below
-from skyrl_modal.spec.volume import VolumeSpec
 
 #: The newest runs that are examined, and lines of their output.
 MAX_RUNS = 20
 _TAIL_LINES = 2000
 
 
-def check_state(backend: Backend, volumes: Sequence[VolumeSpec], command: str) -> CheckedState:
+def check_state(backend: Backend, volumes: Sequence[AnyVolume], command: str) -> CheckedState:
     """Return what the backend and earlier runs show. What cannot be found out is not known, and is no error.
 
     Args:
@@ -44,7 +44,7 @@ def check_state(backend: Backend, volumes: Sequence[VolumeSpec], command: str) -
 class _PathLookup:
     """Asks a backend for paths on volumes, each once."""
 
-    def __init__(self, backend: Backend, volumes: Sequence[VolumeSpec]) -> None:
+    def __init__(self, backend: Backend, volumes: Sequence[AnyVolume]) -> None:
         self._backend = backend
         self._volumes = sorted(volumes, key=lambda volume: -len(volume.mount_path))
         self._known: dict[str, bool | None] = {}

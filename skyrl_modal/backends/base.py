@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from skyrl_modal.protocol.result import RunResultRecord
     from skyrl_modal.protocol.state import RunState, VolumeEntryKind
     from skyrl_modal.snapshots.snapshot import Snapshot
+    from skyrl_modal.spec.bucket import AnyVolume
     from skyrl_modal.spec.run_spec import RunSpec
-    from skyrl_modal.spec.volume import VolumeSpec
 
 #: What ``Backend.attach`` finds a run by: plain data.
 Handle = Mapping[str, str | int]
@@ -214,7 +214,7 @@ class Backend(Protocol):
       results. ``skyrl-modal clean`` calls it after it has removed the record of the run.
     * ``node_rates(spec: RunSpec) -> NodeRates | None``: what one node of a run costs. It is called for runs, and for
       plans with ``check``, unless the run declares its rate. Without it, a run costs nothing unless it declares one.
-    * ``checkpoint_listing(volume: VolumeSpec, path: str) -> Listing``: a checkpoint folder on a volume, see
+    * ``checkpoint_listing(volume: AnyVolume, path: str) -> Listing``: a checkpoint folder on a volume, see
       ``skyrl_modal.formats.checkpoint_listing``. Without it, ``ls`` is called for each folder, and no file is read.
     * ``prepare_check() -> AbstractContextManager[object]``: starts, without waiting for it, what ``check`` needs from
       other processes. It is entered before a plan is made, and left after the run was started, or could not be started.
@@ -235,7 +235,7 @@ class Backend(Protocol):
 
         Raises:
             BackendUnavailable: It cannot execute any run.
-            SpecError: It cannot execute this run.
+            SpecError: It cannot execute this run, for example since it does not mount buckets (``job.buckets``).
         """
 
     def describe(self, job: Job, spec: RunSpec) -> Sequence[tuple[str, str]]:
@@ -255,34 +255,34 @@ class Backend(Protocol):
     def diagnose(self) -> Iterator[CheckResult]:
         """Check what this backend needs on this machine, for ``skyrl-modal doctor``."""
 
-    def ls(self, volume: VolumeSpec, path: str) -> Sequence[VolumeEntry]:
+    def ls(self, volume: AnyVolume, path: str) -> Sequence[VolumeEntry]:
         """List a folder of a volume, or one file. Paths start at the volume's root.
 
         Raises:
             FileNotFoundError: There is no such volume or path.
         """
 
-    def kind(self, volume: VolumeSpec, path: str, *, follow_links: bool = True) -> VolumeEntryKind | None:
+    def kind(self, volume: AnyVolume, path: str, *, follow_links: bool = True) -> VolumeEntryKind | None:
         """Return what a path of a volume is; None if there is no such volume or path.
 
         With ``follow_links``, a symbolic link counts as what it leads to, where the backend can follow it.
         """
 
-    def walk(self, volume: VolumeSpec, path: str) -> Iterator[VolumeEntry]:
+    def walk(self, volume: AnyVolume, path: str) -> Iterator[VolumeEntry]:
         """Yield all entries below a folder of a volume, or one file. Symbolic links are not followed.
 
         Raises:
             FileNotFoundError: There is no such volume or path.
         """
 
-    def read(self, volume: VolumeSpec, path: str) -> Iterator[bytes]:
+    def read(self, volume: AnyVolume, path: str) -> Iterator[bytes]:
         """Yield the content of a file of a volume in pieces, which are small compared to the memory.
 
         Raises:
             FileNotFoundError: There is no such volume or path.
         """
 
-    def remove(self, volume: VolumeSpec, path: str, *, recursive: bool) -> None:
+    def remove(self, volume: AnyVolume, path: str, *, recursive: bool) -> None:
         """Remove a file of a volume, or a folder with its content. The volume itself remains.
 
         Raises:
@@ -290,7 +290,7 @@ class Backend(Protocol):
             SpecError: It is a folder, and ``recursive`` is False.
         """
 
-    def pull(self, volume: VolumeSpec, path: str, local: Path, options: TransferOptions) -> Sequence[str]:
+    def pull(self, volume: AnyVolume, path: str, local: Path, options: TransferOptions) -> Sequence[str]:
         """Copy a file or folder from a volume to this machine. Nothing incomplete may remain at ``local``.
 
         Args:
@@ -303,7 +303,7 @@ class Backend(Protocol):
             Warnings about entries that were not copied.
         """
 
-    def push(self, volume: VolumeSpec, local: Path, path: str, options: TransferOptions) -> Sequence[str]:
+    def push(self, volume: AnyVolume, local: Path, path: str, options: TransferOptions) -> Sequence[str]:
         """Copy a file or folder from this machine to a volume.
 
         Args:

@@ -79,7 +79,7 @@ class LauncherCommand(Command):
 class VolumeCommand(LauncherCommand):
     """A command about the files of volumes."""
 
-    settings = ("backend", "volumes")
+    settings = ("backend", "volumes", "buckets")
 
 
 class CommandGroup(click.Group):

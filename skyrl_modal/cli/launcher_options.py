@@ -17,10 +17,11 @@ from skyrl_modal.views.text import warnings_as_messages
 #: The key of a command's context with its configuration.
 _CONFIGURATION = "skyrl_modal.configuration"
 _METAVARS = {
+    "buckets": "PATH=NAME[,KEY=VALUE...]",
     "codes": "CODES", "duration": "DURATION", "gpus": "GPU", "mounts": "PATH=FOLDER", "number": "NUMBER",
     "path": "FOLDER", "secrets": "NAME", "variables": "NAME=VALUE", "volumes": "PATH=NAME", "whole": "NUMBER",
 }  # fmt: skip
-_REPEATED = ("list", "mounts", "secrets", "variables", "volumes")
+_REPEATED = ("buckets", "list", "mounts", "secrets", "variables", "volumes")
 
 
 class LauncherOption(click.Option):
@@ -127,6 +128,17 @@ def _parse_pairs(values: Sequence[str], option: str) -> dict[str, str]:
     return pairs
 
 
+def _parse_bucket(text: str, option: str) -> dict[str, object]:
+    """Return the table of a bucket for ``PATH=NAME[,KEY=VALUE...]``."""
+    place, *others = text.split(",")
+    path, equals, name = place.partition("=")
+    if not equals:
+        raise click.UsageError(f"{option} requires PATH=NAME[,KEY=VALUE...], not {text!r}")
+    flags: dict[str, object] = {"true": True, "false": False}
+    pairs = _parse_pairs(others, f"{option} PATH=NAME,")
+    return {"mount_path": path, "name": name, **{key: flags.get(value, value) for key, value in pairs.items()}}
+
+
 def _to_setting(kind: str, flag: str, value: Any) -> Any:
     """Return the value of an option as a configuration file has it."""
     match kind:
@@ -137,6 +149,8 @@ def _to_setting(kind: str, flag: str, value: Any) -> Any:
             return [{"remote_path": path, "local_path": folder} for path, folder in pairs.items()]
         case "volumes":
             return [{"mount_path": path, "name": name} for path, name in _parse_pairs(value, flag).items()]
+        case "buckets":
+            return [_parse_bucket(text, flag) for text in value]
         case "list":
             return list(value)
         case _:

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from skyrl_modal.config.settings import Setting, suggestion
+from skyrl_modal.dataclass import MISSING
 from skyrl_modal.declaration import fields
 from skyrl_modal.errors import SpecError
+from skyrl_modal.spec.bucket import BucketSpec
 from skyrl_modal.spec.duration import parse_duration
 from skyrl_modal.spec.mount import MountSpec
 from skyrl_modal.spec.secret import SecretSpec
@@ -18,7 +20,17 @@ from skyrl_modal.spec.volume import VolumeSpec
 NOT_SHOWN = "(not shown)"
 _DURATION_REMEDY = "pass a duration such as 45s, 90m, 24h or 1h30m"
 #: The classes of the tables in lists.
-ITEM_CLASSES: Mapping[str, type] = {"mounts": MountSpec, "volumes": VolumeSpec, "secrets": SecretSpec}
+ITEM_CLASSES: Mapping[str, type] = {
+    "buckets": BucketSpec,
+    "mounts": MountSpec,
+    "secrets": SecretSpec,
+    "volumes": VolumeSpec,
+}
+
+
+def required_fields(cls: type) -> list[str]:
+    """Return the names of the fields of a class that have no default."""
+    return [field.name for field in fields(cls) if field.default is MISSING and not getattr(field, "factory", None)]
 
 
 def check_value(setting: Setting, value: Any) -> Any:
@@ -62,7 +74,7 @@ def check_value(setting: Setting, value: Any) -> Any:
             value = value.split(",") if isinstance(value, str) else _to_strings(key, value)
         case "variables":
             _check_variables(key, value)
-        case "mounts" | "volumes" | "secrets":
+        case "buckets" | "mounts" | "volumes" | "secrets":
             _check_items(setting, value)
         case "url":
             if not isinstance(value, str) or not value:

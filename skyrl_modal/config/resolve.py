@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from skyrl_modal.config.check import check_value
+from skyrl_modal.config.check import check_value, required_fields
 from skyrl_modal.config.files import ConfigFile, in_toml, read_files
 from skyrl_modal.config.settings import Setting, all_settings, suggestion
 from skyrl_modal.dataclass import dataclass, replace
 from skyrl_modal.errors import SpecError
+from skyrl_modal.spec.bucket import AnyVolume, BucketSpec
 from skyrl_modal.spec.image import ImageSpec
 from skyrl_modal.spec.mount import MountSpec
 from skyrl_modal.spec.ray import RaySpec
@@ -69,7 +70,7 @@ class Configuration:
         """
         given = {key: item.value for key, item in self.values.items() if item.origin != "environment"}
         tables = ("image", "ray", "env")
-        extra = ("include", "exclude", "mounts", "notify", "confirm_above", "volumes", "secrets")
+        extra = ("include", "exclude", "mounts", "notify", "confirm_above", "volumes", "buckets", "secrets")
         fields = {
             key: value
             for key, value in given.items()
@@ -83,8 +84,8 @@ class Configuration:
             fields["ray"] = None
         elif ray := self._table(RaySpec, "ray", given):
             fields["ray"] = ray
-        if "volumes" in given:
-            fields["volumes"] = [self._item(VolumeSpec, "volumes", item) for item in given["volumes"]]
+        if volumes := self._volumes(given):
+            fields["volumes"] = volumes
         if "secrets" in given:
             fields["secrets"] = [
                 item if isinstance(item, str) else self._item(SecretSpec, "secrets", item) for item in given["secrets"]
@@ -112,7 +113,15 @@ class Configuration:
         except SpecError as error:
             raise self.located(replace_field(error, f"{key}.{error.field}")) from None
         except TypeError:  # a required field is missing
-            raise self.located(SpecError(key, dict(item), "each table needs a name")) from None
+            missing = [name for name in required_fields(cls) if name not in item]
+            raise self.located(SpecError(key, dict(item), f"each table needs {' and '.join(missing)}")) from None
+
+    def _volumes(self, given: Mapping[str, Any]) -> list[AnyVolume] | None:
+        """Return the volumes, and the buckets beside them. None if nothing about them is set."""
+        if "volumes" not in given and "buckets" not in given:
+            return None
+        volumes = [self._item(VolumeSpec, "volumes", item) for item in given.get("volumes", [{}])]
+        return [*volumes, *(self._item(BucketSpec, "buckets", item) for item in given.get("buckets", ()))]
 
     def _mounts(self, given: Mapping[str, Any]) -> list[MountSpec] | None:
         """Return the mounts: that of the checkout, and further ones. None if nothing about them is set."""

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from skyrl_modal.config.check import ITEM_CLASSES
+from skyrl_modal.config.check import ITEM_CLASSES, required_fields
 from skyrl_modal.config.settings import Setting
-from skyrl_modal.dataclass import MISSING
 from skyrl_modal.declaration import fields
 
 SCHEMA_FILE = Path(__file__).parent / "schema.json"
@@ -92,14 +91,11 @@ def _of_setting(setting: Setting) -> dict[str, Any]:
 
 def _of_class(cls: type) -> dict[str, Any]:
     properties = {}
-    required = []
     for field in fields(cls):
         hint = str(field.type).removesuffix(" | None")
         kind = "list" if hint.startswith("Sequence") else {"bool": "flag", "int": "whole"}.get(hint, "text")
         properties[field.name] = dict(_BY_KIND[kind])
-        if field.default is MISSING and not getattr(field, "factory", None):
-            required.append(field.name)
-    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    return {"type": "object", "properties": properties, "required": required_fields(cls), "additionalProperties": False}
 
 
 def render(known: Mapping[str, Setting]) -> str:

@@ -44,6 +44,20 @@ _OF_CHECKOUT = (
     ),
 )
 
+#: Further volumes of the launcher.
+_OF_VOLUMES = (
+    (
+        "buckets",
+        Option(
+            help="A bucket of an object store, beside the volumes. KEY is a field of BucketSpec, such as secret.",
+            kind="buckets",
+            flag="--bucket",
+            default="none",
+            section=FILES,
+        ),
+    ),
+)
+
 #: Settings of commands, which the launcher does not have.
 _OF_COMMANDS = (
     (
@@ -68,7 +82,7 @@ _OF_COMMANDS = (
     ),
 )
 #: The settings that a file in a checkout, or above the working directory, may not have.
-REFUSED_IN_PROJECTS = ("backend", "confirm_above", "image.registry_secret", "notify", "secrets")
+REFUSED_IN_PROJECTS = ("backend", "buckets", "confirm_above", "image.registry_secret", "notify", "secrets")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +155,9 @@ def all_settings(cls: type[RunSpec]) -> Mapping[str, Setting]:
     for name, table in _TABLES:
         found |= {setting.key: setting for setting in _of_fields(f"{name}.", fields(table))}
     found["mounts"] = mounts
-    _settings[cls] = found | {key: Setting(key=key, option=option) for key, option in (*_OF_CHECKOUT, *_OF_COMMANDS)}
+    _settings[cls] = found | {
+        key: Setting(key=key, option=option) for key, option in (*_OF_VOLUMES, *_OF_CHECKOUT, *_OF_COMMANDS)
+    }
     return _settings[cls]
 
 

@@ -181,7 +181,7 @@ def _run_rank_zero(
             job,
             config,
             replace(
-                _make_services(text, volumes, archives, kept, tunnels),
+                _make_services(job, text, volumes, archives, kept, tunnels),
                 replace_container=replacements.request,
                 lease_store=lease.store,
                 usage=usage,
@@ -246,6 +246,7 @@ def _exit_after_return() -> None:
 
 
 def _make_services(
+    job: Job,
     text: CountedText,
     volumes: VolumeCommits,
     archives: Mapping[str, str],
@@ -258,7 +259,7 @@ def _make_services(
         # Ray listens on 127.0.0.1 and requires its token, so the public URL gives no access by itself.
         open_url=lambda port: tunnels.enter_context(modal.forward(port)).url,
         lost_places=container_places,
-        create_files=lambda: unpack_mounts(archives, volumes.paths),
+        create_files=lambda: unpack_mounts(archives, job.storage_paths),
         commit_logs=volumes.commit_run_folder,
     )
 
@@ -352,7 +353,7 @@ def _run_worker(
         config,
         report_locally=lambda text: print_message(f"rank {config.rank}: {text}"),
         lost_places=container_places,
-        create_files=lambda: unpack_mounts(archives, volumes.paths),
+        create_files=lambda: unpack_mounts(archives, job.storage_paths),
         commit_logs=volumes.commit_run_folder,
     )
 

@@ -87,7 +87,7 @@ def sandbox_places(job: Job) -> list[LostPlace]:
         copies = [f"{os.path.dirname(tmp)}/mounts{mount.remote_path}" for mount in job.mounts]
         return [LostPlace(folder, folder) for folder in (*copies, tmp)]
     mounts = _read_mounts()
-    targets = [*(mount.remote_path for mount in job.mounts), *(volume.mount_path for volume in job.volumes)]
+    targets = [*(mount.remote_path for mount in job.mounts), *job.storage_paths]
     parents = {parent for target in targets for parent in _parents(target)}
     in_memory = sorted(parent for parent in parents if mounts.get(parent, ("", ""))[0] == "tmpfs")
     uppers = [LostPlace(mount.remote_path, _upper_folder(mount.remote_path, mounts)) for mount in job.mounts]
@@ -295,7 +295,7 @@ class UnsavedFilesReport:
         if self._since is None or self._places is None or stop_reason is StopReason.KILL:
             return FoundFiles()
         job = self._job
-        saved = {volume.mount_path for volume in job.volumes}
+        saved = set(job.storage_paths)
         saved |= {os.path.realpath(path) for path in saved} | {job.run_folder}
         search = UnsavedFilesSearch(self._places(job), self._since, saved)
         folders = search.run(SEARCH_TIMEOUT if stop_reason is None else SHORT_SEARCH_TIMEOUT)

@@ -88,9 +88,6 @@ class VolumeCommits:
         writable: Those that are committed. The first one contains the run's folder.
         run_folder: The run's folder, whose files are not listed as unsaved files of the command.
         mask: Removes secrets from a text.
-
-    Attributes:
-        paths: The mount paths.
     """
 
     def __init__(
@@ -101,7 +98,6 @@ class VolumeCommits:
         run_folder: str = "",
         mask: Callable[[str], str] = str,
     ) -> None:
-        self.paths = [mount.path for mount in mounts]
         self._mounts = list(mounts)
         self._writable = list(writable)
         self._run_folder = run_folder

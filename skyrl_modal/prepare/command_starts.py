@@ -84,7 +84,7 @@ def resolve_command(
         env=environment_of_command(job, spec, _inherited_variables(job, selections)),
         mounts=mounts,
         repo_root=job.repo_root,
-        folders=[volume.mount_path for volume in job.volumes],
+        folders=job.storage_paths,
         gpus=gpus_of_node(job, spec) or 0,
         gpu_name=f"NVIDIA {requests[0].name}" if requests else "GPU",
         cache=cache,
@@ -158,8 +158,9 @@ def facts_of_run(job: Job, spec: RunSpec, selections: Sequence[Selection], state
     env = environment_of_command(job, spec, dict(os.environ))
     return RunFacts(
         home=env["HOME"],
-        volumes=[volume.mount_path for volume in job.volumes],
+        volumes=job.storage_paths,
         writable_volumes=[volume.mount_path for volume in job.volumes if not volume.read_only],
+        writable_buckets=[bucket.mount_path for bucket in job.buckets if not bucket.read_only],
         mounts=[mount.remote_path for mount in job.mounts],
         read_mounted=lambda path: _read_mounted(path, mounts),
         keeps_disk=is_local,

@@ -31,7 +31,7 @@ def find_home_paths(job: Job, texts: Sequence[tuple[str, str]]) -> Iterator[Find
         found: dict[str, tuple[str, str]] = {}
         for match in _HOME_PATH.finditer(text):
             paths = [posixpath.normpath(f"{home}{match[1]}") for home in HOMES]
-            on_volume = [any(is_below(path, volume.mount_path) for volume in job.volumes) for path in paths]
+            on_volume = [any(is_below(path, folder) for folder in job.storage_paths) for path in paths]
             if any(on_volume) and not all(on_volume):
                 index = on_volume.index(True)
                 found[match[0]] = (HOMES[index], paths[index])

@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from skyrl_modal.declaration import fields
-from skyrl_modal.protocol.job import CheckoutFacts, Job, Limits, Mount, RayOptions, Volume, WorkerLossPolicy
+from skyrl_modal.protocol.job import Bucket, CheckoutFacts, Job, Limits, Mount, RayOptions, Volume, WorkerLossPolicy
 from skyrl_modal.protocol.run_id import new_run_id
+from skyrl_modal.spec.bucket import BucketSpec
 from skyrl_modal.spec.ray import RaySpec
 from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.spec.volume import VolumeSpec
@@ -49,7 +50,7 @@ def build_job(
         run_folder=_run_folder(spec, run_id),
         created_at=datetime.now(UTC).isoformat(),
         repo_root=repo_root,
-        data_root=spec.volumes[0].mount_path if spec.volumes else None,
+        data_root=spec.persistent_volumes[0].mount_path if spec.persistent_volumes else None,
         name=spec.name,
         tags=tuple(spec.tags),
         env=dict(spec.env),
@@ -63,7 +64,8 @@ def build_job(
             )
             for mount, selection in zip(spec.mounts, selections, strict=True)
         ),
-        volumes=tuple(map(_volume, spec.volumes)),
+        volumes=tuple(map(_volume, spec.persistent_volumes)),
+        buckets=tuple(map(_bucket, spec.buckets)),
         image=image,
         nodes=spec.nodes,
         gpus_per_node=None if counts_gpus else _requested_gpus(spec),
@@ -91,14 +93,15 @@ def build_expected_job(spec: RunSpec, run_id: str) -> Job:
         run_folder=_run_folder(spec, run_id),
         created_at="",
         mounts=tuple(Mount(remote_path=mount.remote_path) for mount in spec.mounts),
-        volumes=tuple(map(_volume, spec.volumes)),
+        volumes=tuple(map(_volume, spec.persistent_volumes)),
+        buckets=tuple(map(_bucket, spec.buckets)),
         nodes=spec.nodes,
         ray=None if spec.ray is None else _ray_options(spec.ray),
     )
 
 
 def _run_folder(spec: RunSpec, run_id: str) -> str:
-    writable = next((volume for volume in spec.volumes if not volume.read_only), None)
+    writable = next((volume for volume in spec.persistent_volumes if not volume.read_only), None)
     return f"{writable.mount_path if writable else '/root'}/.skyrl_modal/runs/{run_id}"
 
 
@@ -122,6 +125,10 @@ def _ray_options(spec: RaySpec) -> RayOptions:
 
 def _checkout_facts(checkout: Checkout) -> CheckoutFacts:
     return CheckoutFacts(commit=checkout.commit, changed_files=checkout.changed_files, ray_version=checkout.ray_version)
+
+
+def _bucket(spec: BucketSpec) -> Bucket:
+    return Bucket(name=spec.name, mount_path=spec.mount_path, key_prefix=spec.key_prefix, read_only=spec.read_only)
 
 
 def _volume(spec: VolumeSpec) -> Volume:

@@ -25,7 +25,7 @@ from skyrl_modal.prepare.ray_version import find_image_mismatch, find_version_mi
 from skyrl_modal.prepare.secret_values import find_repeated_values, read_secret_values, secret_folders
 from skyrl_modal.prepare.user_cache import result_cache
 from skyrl_modal.protocol.codec import encode
-from skyrl_modal.protocol.job import Job
+from skyrl_modal.protocol.job import Bucket, Job, Volume
 from skyrl_modal.skyrl.resolution.records import Resolution
 from skyrl_modal.skyrl.scripts import may_start_python
 from skyrl_modal.spec.duration import format_duration
@@ -152,7 +152,8 @@ class Plan:
         place = [("backend", self.backend), *([] if self.backend == _LOCAL else self._image_rows())]
         place += [("nodes", str(job.nodes))] if job.nodes > 1 else []
         place.append(("ray", _describe_ray(job)))
-        data = [("volume", f"{v.mount_path} is {v.name}{' (read only)' if v.read_only else ''}") for v in job.volumes]
+        data = [_storage_row("volume", item) for item in job.volumes]
+        data += [_storage_row("bucket", item) for item in job.buckets]
         data += [("secrets", ", ".join(job.secret_names))] if job.secret_names else []
         return [command, self.mount_rows(), place, data, self._limit_rows(), self.cost_rows()]
 
@@ -350,6 +351,11 @@ class PlanBasis:
         return with_resume(plan, self._cache)
 
 
+def _storage_row(label: str, item: Volume | Bucket) -> tuple[str, str]:
+    prefix = f", {item.key_prefix}" if isinstance(item, Bucket) and item.key_prefix else ""
+    return label, f"{item.mount_path} is {item.name}{prefix}{' (read only)' if item.read_only else ''}"
+
+
 def mounted_folder(mount: MountSpec, checkout: Path | None) -> Path:
     """Return the local folder of a mount.
 
@@ -368,8 +374,8 @@ def mounted_folder(mount: MountSpec, checkout: Path | None) -> Path:
 
 def _check_workdir(job: Job, declared: str, selections: Sequence[Selection]) -> None:
     """Raise SpecError if the workdir is in no mount and on no volume."""
-    if any(is_below(job.workdir, volume.mount_path) for volume in job.volumes):
-        return  # the contents of a volume are not known before the run starts
+    if any(is_below(job.workdir, path) for path in job.storage_paths):
+        return  # the contents of volumes and buckets are not known before the run starts
     for mount, selection in zip(job.mounts, selections, strict=True):
         if job.workdir == mount.remote_path:
             return

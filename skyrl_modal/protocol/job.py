@@ -53,6 +53,16 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """One mounted bucket of an object store. The fields are the part of BucketSpec's that a run needs."""
+
+    name: str
+    mount_path: str
+    key_prefix: str | None = None
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RayOptions:
     """The run's Ray cluster. The fields are those of RaySpec."""
 
@@ -149,6 +159,7 @@ class Job:
         secret_names: Names of the variables whose values are secret.
         mounts: Mounted folders.
         volumes: Mounted volumes.
+        buckets: Mounted buckets.
         image: The base image; empty on a backend without images.
         nodes: Number of containers in the cluster.
         gpus_per_node: GPUs of each container as requested; None to count what the node has.
@@ -186,6 +197,7 @@ class Job:
     secret_names: tuple[str, ...] = ()
     mounts: tuple[Mount, ...] = ()
     volumes: tuple[Volume, ...] = ()
+    buckets: tuple[Bucket, ...] = ()
     image: str = ""
     nodes: int = 1
     gpus_per_node: int | None = None
@@ -200,6 +212,11 @@ class Job:
     resume: ResumeRecord | None = None
     continues_wandb_run: bool = False
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def storage_paths(self) -> list[str]:
+        """The mount paths of the volumes and buckets."""
+        return [volume.mount_path for volume in self.volumes] + [bucket.mount_path for bucket in self.buckets]
 
     @property
     def run_folder_volume(self) -> tuple[Volume, str] | None:

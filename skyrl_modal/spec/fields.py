@@ -129,6 +129,12 @@ def check_tags(instance: object, attribute: Attribute[Any], value: object) -> No
         raise SpecError(attribute.name, value, "pass a list of tags of 1 to 64 characters without spaces and commas")
 
 
+def check_flag(instance: object, attribute: Attribute[Any], value: object) -> None:
+    """Validate True or False."""
+    if not isinstance(value, bool):
+        raise SpecError(attribute.name, value, "pass True or False")
+
+
 def at_least(minimum: float, maximum: float = math.inf) -> Validator:
     """Return a validator that accepts None, or a number in a range."""
 
@@ -194,11 +200,12 @@ def instance_of(kind: type, *, optional: bool = False) -> Validator:
     return check
 
 
-def tuple_of(kind: type) -> Validator:
-    """Return a validator that accepts tuples of instances of a class."""
+def tuple_of(*kinds: type) -> Validator:
+    """Return a validator that accepts tuples of instances of some classes."""
 
     def check(instance: object, attribute: Attribute[Any], value: object) -> None:
-        if not isinstance(value, tuple) or not all(isinstance(item, kind) for item in value):
-            raise SpecError(attribute.name, value, f"pass a list of {kind.__name__}")
+        if not isinstance(value, tuple) or not all(isinstance(item, kinds) for item in value):
+            names = " and ".join(kind.__name__ for kind in kinds)
+            raise SpecError(attribute.name, value, f"pass a list of {names}")
 
     return check

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Kind = Literal[
         "text", "choice", "path", "flag", "whole", "number", "duration", "list", "codes", "gpus", "variables",
-        "mounts", "volumes", "secrets", "url",
+        "mounts", "volumes", "buckets", "secrets", "url",
     ]  # fmt: skip
 
 #: The key of a field's metadata.

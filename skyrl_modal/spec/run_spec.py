@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from skyrl_modal.declaration import Attribute, field, frozen
 from skyrl_modal.errors import SpecError
-from skyrl_modal.spec.container_paths import RECORDS_FOLDER, find_nested
+from skyrl_modal.spec.bucket import BucketSpec
 from skyrl_modal.spec.duration import parse_duration
 from skyrl_modal.spec.fields import (
     above_zero,
@@ -19,7 +19,6 @@ from skyrl_modal.spec.fields import (
     check_optional_name,
     check_tags,
     instance_of,
-    is_below,
     one_of,
     to_env,
     to_specs,
@@ -30,6 +29,7 @@ from skyrl_modal.spec.fields import (
 from skyrl_modal.spec.gpu import GpuRequest, check_gpu_names, parse_gpu
 from skyrl_modal.spec.image import ImageSpec
 from skyrl_modal.spec.mount import MountSpec
+from skyrl_modal.spec.mount_rules import check_places
 from skyrl_modal.spec.option import option
 from skyrl_modal.spec.ray import RaySpec
 from skyrl_modal.spec.secret import SecretSpec
@@ -105,10 +105,10 @@ class RunSpec:
     """
 
     image: ImageSpec = field(factory=ImageSpec, validator=instance_of(ImageSpec))
-    volumes: Sequence[VolumeSpec] = field(
+    volumes: Sequence[VolumeSpec | BucketSpec] = field(
         factory=lambda: [VolumeSpec()],
         converter=to_specs,
-        validator=tuple_of(VolumeSpec),
+        validator=tuple_of(VolumeSpec, BucketSpec),
         metadata=option(
             "Volumes, which replace the default one.",
             "volumes",
@@ -310,21 +310,7 @@ class RunSpec:
             raise SpecError("workdir", value, 'pass a folder in the checkout, without "..", such as "skyrl-train"')
 
     def __attrs_post_init__(self) -> None:
-        volume_paths = [volume.mount_path for volume in self.volumes]
-        _check_unique("volumes", volume_paths)
-        mount_paths = [mount.remote_path for mount in self.mounts]
-        _check_unique("mounts", mount_paths)
-        nested = find_nested(mount_paths)
-        if nested is not None:
-            inner, outer = nested
-            remedy = f"the mount at {outer} contains this path; pass a path outside of it"
-            raise SpecError("mounts", inner, remedy)
-        _check_records_visible(self.volumes)
-        for mount in self.mounts:
-            for volume in self.volumes:
-                if is_below(mount.remote_path, volume.mount_path):
-                    remedy = f"the volume {volume.name} is mounted at {volume.mount_path}; pass a path outside of it"
-                    raise SpecError("mounts", mount.remote_path, remedy)
+        check_places(self.volumes, self.mounts)
         self._check_variables()
 
     def _check_variables(self) -> None:
@@ -332,13 +318,15 @@ class RunSpec:
         reasons = variables_of_the_run(
             has_ray=self.ray is not None,
             has_checkout=any(mount.local_path is None for mount in self.mounts),
-            has_volume=bool(self.volumes),
+            has_volume=bool(self.persistent_volumes),
         )
         ray_env = self.ray.env if self.ray is not None else {}
         check_names("env", self.env, reasons)
         check_names("ray.env", ray_env, reasons)
         # An image always has SKYRL_REPO_ROOT, for commands that are executed while it is built.
-        of_image = variables_of_the_run(has_ray=self.ray is not None, has_checkout=True, has_volume=bool(self.volumes))
+        of_image = variables_of_the_run(
+            has_ray=self.ray is not None, has_checkout=True, has_volume=bool(self.persistent_volumes)
+        )
         check_names("image.env", self.image.env, of_image)
         for step in self.image.steps:
             check_names("image.steps", getattr(step, "env", {}), of_image)
@@ -347,6 +335,16 @@ class RunSpec:
             check_names("secrets", secret.keys, reasons)
         declared = {**self.image.env, **self.env, **ray_env}
         check_total("env", sum(check_value("env", name, value) for name, value in declared.items()))
+
+    @property
+    def persistent_volumes(self) -> tuple[VolumeSpec, ...]:
+        """The volumes without the buckets."""
+        return tuple(item for item in self.volumes if isinstance(item, VolumeSpec))
+
+    @property
+    def buckets(self) -> tuple[BucketSpec, ...]:
+        """The buckets among the volumes."""
+        return tuple(item for item in self.volumes if isinstance(item, BucketSpec))
 
     @property
     def gpu_requests(self) -> tuple[GpuRequest, ...]:
@@ -375,19 +373,3 @@ class RunSpec:
     def named_secrets(self) -> tuple[SecretSpec, ...]:
         """Secrets that Modal stores."""
         return tuple(item for item in self.secrets if isinstance(item, SecretSpec) and item.source == "modal")
-
-
-def _check_records_visible(volumes: Sequence[VolumeSpec]) -> None:
-    """Check that no volume hides the folder in which another volume has the records of runs."""
-    for volume in volumes:
-        for other in volumes:
-            records = f"{other.mount_path}/{RECORDS_FOLDER}"
-            if is_below(volume.mount_path, records):
-                remedy = f"the volume {other.name} has the records of runs in {records}; pass a path outside of it"
-                raise SpecError("volumes", volume.mount_path, remedy)
-
-
-def _check_unique(name: str, paths: Sequence[str]) -> None:
-    for number, path in enumerate(paths):
-        if path in paths[:number]:
-            raise SpecError(name, path, f"two {name} have this path; pass a path of its own for each")

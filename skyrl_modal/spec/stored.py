@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from skyrl_modal.declaration import evolve, fields, has
+from skyrl_modal.spec.bucket import AnyVolume, BucketSpec
 from skyrl_modal.spec.image import ImageSpec
 from skyrl_modal.spec.mount import MountSpec
 from skyrl_modal.spec.ray import RaySpec
 from skyrl_modal.spec.run_spec import RunSpec
 from skyrl_modal.spec.secret import SecretSpec
 from skyrl_modal.spec.volume import VolumeSpec
+
+#: The key that distinguishes the two kinds of volumes.
+_KIND = "kind"
+_BUCKET = "bucket"
 
 
 def encode_spec(spec: RunSpec, *, checkout: Path | None) -> dict[str, Any]:
@@ -31,6 +36,8 @@ def _encode(value: Any) -> Any:
         from skyrl_modal.spec.image_steps import encode_step  # imported here, since most images have no steps
 
         return {**_encode(evolve(value, steps=())), "steps": [encode_step(step) for step in value.steps]}
+    if isinstance(value, BucketSpec):
+        return {_KIND: _BUCKET, **{field.name: getattr(value, field.name) for field in fields(BucketSpec)}}
     if has(type(value)):
         return {field.name: _encode(getattr(value, field.name)) for field in fields(type(value))}
     if isinstance(value, Mapping):
@@ -56,12 +63,18 @@ def decode_spec(data: Mapping[str, Any]) -> RunSpec:
     if "mounts" in values:
         values["mounts"] = [MountSpec(**_known(MountSpec, item)) for item in values["mounts"]]
     if "volumes" in values:
-        values["volumes"] = [VolumeSpec(**_known(VolumeSpec, item)) for item in values["volumes"]]
+        values["volumes"] = list(map(_decode_volume, values["volumes"]))
     if "secrets" in values:
         values["secrets"] = [
             item if isinstance(item, str) else SecretSpec(**_known(SecretSpec, item)) for item in values["secrets"]
         ]
     return RunSpec(**values)
+
+
+def _decode_volume(data: Mapping[str, Any]) -> AnyVolume:
+    if isinstance(data, Mapping) and data.get(_KIND) == _BUCKET:
+        return BucketSpec(**_known(BucketSpec, data))
+    return VolumeSpec(**_known(VolumeSpec, data))
 
 
 def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from skyrl_modal.backends.transfer_options import TransferMonitor, TransferOptio
 from skyrl_modal.dataclass import dataclass
 from skyrl_modal.errors import PathNotFound, SpecError
 from skyrl_modal.protocol.state import VolumeEntryKind
+from skyrl_modal.spec.bucket import kind_of
 from skyrl_modal.transfers.destinations import Source, destination_paths, names_contents
 from skyrl_modal.transfers.locations import container_path, expand, find_volume, missing_path
 from skyrl_modal.transfers.patterns import expand_local, is_pattern
@@ -20,7 +21,7 @@ from skyrl_modal.user_folders import local_path
 
 if TYPE_CHECKING:
     from skyrl_modal.backends import Backend
-    from skyrl_modal.spec.volume import VolumeSpec
+    from skyrl_modal.spec.bucket import AnyVolume
 
     #: One or several paths or patterns on this machine.
     LocalSources = str | Path | Sequence[str | Path]
@@ -36,12 +37,12 @@ class Copies:
         target: The path of the copy; of several, the folder that receives them.
     """
 
-    pairs: Sequence[tuple[Path, VolumeSpec, str]]
+    pairs: Sequence[tuple[Path, AnyVolume, str]]
     planned: Sequence[PlannedCopy]
     target: str
 
 
-def find_pulls(backend: Backend, volumes: Sequence[VolumeSpec], path: str | Sequence[str], local: str | Path) -> Copies:
+def find_pulls(backend: Backend, volumes: Sequence[AnyVolume], path: str | Sequence[str], local: str | Path) -> Copies:
     """Return what a ``pull`` copies.
 
     Raises:
@@ -54,7 +55,7 @@ def find_pulls(backend: Backend, volumes: Sequence[VolumeSpec], path: str | Sequ
     folder = local_path(local)
     _check_local_destination(volumes, local, folder)
     sources: list[Source] = []
-    found: list[tuple[VolumeSpec, str]] = []
+    found: list[tuple[AnyVolume, str]] = []
     for each in paths:
         places = expand(backend, volumes, each)
         is_matched = is_pattern(each) and places != [find_volume(volumes, each)]
@@ -77,15 +78,16 @@ def find_pulls(backend: Backend, volumes: Sequence[VolumeSpec], path: str | Sequ
     )
 
 
-def _check_local_destination(volumes: Sequence[VolumeSpec], local: str | Path, folder: Path) -> None:
+def _check_local_destination(volumes: Sequence[AnyVolume], local: str | Path, folder: Path) -> None:
     """Raise an error for a path that was passed as the destination and is a path in the container."""
     _not_a_link(folder)
     if not folder.is_absolute() or folder.exists() or folder.parent.is_dir():
         return
     for volume in volumes:
         if folder.is_relative_to(volume.mount_path):
-            remedy = f"it is a path on the volume {volume.name}, and this machine has no such folder. The last path of "
-            raise SpecError("local", str(local), remedy + "`pull` is where to copy to on this machine, such as `.`")
+            place = f"it is a path on the {kind_of(volume)} {volume.name}, and this machine has no such folder"
+            remedy = "The last path of `pull` is where to copy to on this machine, such as `.`"
+            raise SpecError("local", str(local), f"{place}. {remedy}")
 
 
 def _not_a_link(path: Path) -> Path:
@@ -94,7 +96,7 @@ def _not_a_link(path: Path) -> Path:
     return path
 
 
-def find_pushes(backend: Backend, volumes: Sequence[VolumeSpec], local: LocalSources, path: str) -> Copies:
+def find_pushes(backend: Backend, volumes: Sequence[AnyVolume], local: LocalSources, path: str) -> Copies:
     """Return what a ``push`` copies.
 
     Raises:

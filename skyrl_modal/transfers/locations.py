@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING
 
 from skyrl_modal.dataclass import replace
 from skyrl_modal.errors import PathNotFound, SpecError
+from skyrl_modal.spec.bucket import kind_of
 from skyrl_modal.spec.container_paths import RECORDS_FOLDER
 from skyrl_modal.spec.fields import is_below
 from skyrl_modal.transfers.patterns import expand_on_volume
 
 if TYPE_CHECKING:
     from skyrl_modal.backends import Backend, VolumeEntry
-    from skyrl_modal.spec.volume import VolumeSpec
+    from skyrl_modal.spec.bucket import AnyVolume
 
 
-def find_volume(volumes: Sequence[VolumeSpec], path: str) -> tuple[VolumeSpec, str]:
+def find_volume(volumes: Sequence[AnyVolume], path: str) -> tuple[AnyVolume, str]:
     """Return the volume that contains a path in the container, and the path on it.
 
     Raises:
@@ -33,7 +34,7 @@ def find_volume(volumes: Sequence[VolumeSpec], path: str) -> tuple[VolumeSpec, s
     raise SpecError("path", path, f"it is on none of this launcher's volumes ({paths})")
 
 
-def expand(backend: Backend, volumes: Sequence[VolumeSpec], path: str) -> list[tuple[VolumeSpec, str]]:
+def expand(backend: Backend, volumes: Sequence[AnyVolume], path: str) -> list[tuple[AnyVolume, str]]:
     """Return the volume and the path on it of everything that a path or pattern stands for.
 
     Raises:
@@ -44,21 +45,21 @@ def expand(backend: Backend, volumes: Sequence[VolumeSpec], path: str) -> list[t
     return [(volume, found) for found in expand_on_volume(backend, volume, inside)]
 
 
-def container_path(volume: VolumeSpec, inside: str) -> str:
+def container_path(volume: AnyVolume, inside: str) -> str:
     """Return the path in the container of a path on a volume."""
     return posixpath.join(volume.mount_path, inside) if inside else volume.mount_path
 
 
-def missing_path(volume: VolumeSpec, inside: str) -> PathNotFound:
+def missing_path(volume: AnyVolume, inside: str) -> PathNotFound:
     """Return the error about a path on a volume that does not exist."""
     if not inside:
-        return PathNotFound(f"there is no volume {volume.name}. A run or `push` creates it")
+        return PathNotFound(f"there is no {kind_of(volume)} {volume.name}. A run or `push` creates it")
     parent = posixpath.dirname(container_path(volume, inside))
-    where = container_path(volume, inside)
-    return PathNotFound(f"there is no {where} (volume {volume.name}). `skyrl-modal ls {parent}` lists what is there")
+    where = f"{container_path(volume, inside)} ({kind_of(volume)} {volume.name})"
+    return PathNotFound(f"there is no {where}. `skyrl-modal ls {parent}` lists what is there")
 
 
-def in_container(volume: VolumeSpec, entry: VolumeEntry) -> VolumeEntry:
+def in_container(volume: AnyVolume, entry: VolumeEntry) -> VolumeEntry:
     """Return an entry with its path in the container."""
     return replace(entry, path=posixpath.join(volume.mount_path, entry.path))
 

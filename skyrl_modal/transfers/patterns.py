@@ -18,7 +18,7 @@ from skyrl_modal.protocol.state import VolumeEntryKind
 
 if TYPE_CHECKING:
     from skyrl_modal.backends import Backend
-    from skyrl_modal.spec.volume import VolumeSpec
+    from skyrl_modal.spec.bucket import AnyVolume
 
 _ANY_FOLDERS = "**"
 #: Characters that make a path a pattern.
@@ -61,7 +61,7 @@ def _match_name(name: str, part: str) -> bool:
     return fnmatch.fnmatchcase(name, part)
 
 
-def expand_on_volume(backend: Backend, volume: VolumeSpec, path: str) -> list[str]:
+def expand_on_volume(backend: Backend, volume: AnyVolume, path: str) -> list[str]:
     """Return the paths on a volume that a path or pattern stands for, sorted, without those in a folder that matches.
 
     Raises:
@@ -86,7 +86,7 @@ def expand_on_volume(backend: Backend, volume: VolumeSpec, path: str) -> list[st
     return outermost(found)
 
 
-def _expand_levels(backend: Backend, volume: VolumeSpec, base: str, parts: Sequence[str]) -> list[str]:
+def _expand_levels(backend: Backend, volume: AnyVolume, base: str, parts: Sequence[str]) -> list[str]:
     """Return the matching paths, level by level: only the folders that match so far are listed."""
     found = [base]
     for number, part in enumerate(parts):

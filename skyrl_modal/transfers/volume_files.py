@@ -20,7 +20,7 @@ from skyrl_modal.transfers.patterns import is_pattern
 
 if TYPE_CHECKING:
     from skyrl_modal.backends import Backend, VolumeEntry
-    from skyrl_modal.spec.volume import VolumeSpec
+    from skyrl_modal.spec.bucket import AnyVolume
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class DiskUsage:
     entries: Sequence[DiskUsage] = ()
 
 
-def list_path(backend: Backend, volumes: Sequence[VolumeSpec], path: str) -> list[VolumeEntry]:
+def list_path(backend: Backend, volumes: Sequence[AnyVolume], path: str) -> list[VolumeEntry]:
     """List a folder, a file, or what matches a pattern: a folder that matches is one entry."""
     if not is_pattern(path):
         volume, inside = find_volume(volumes, path)
@@ -56,7 +56,7 @@ def list_path(backend: Backend, volumes: Sequence[VolumeSpec], path: str) -> lis
     return found
 
 
-def read(backend: Backend, volumes: Sequence[VolumeSpec], path: str) -> Iterator[bytes]:
+def read(backend: Backend, volumes: Sequence[AnyVolume], path: str) -> Iterator[bytes]:
     """Yield the content of a file in pieces."""
     volume, inside = find_volume(volumes, path)
     return backend.read(volume, inside)
@@ -64,7 +64,7 @@ def read(backend: Backend, volumes: Sequence[VolumeSpec], path: str) -> Iterator
 
 def remove(
     backend: Backend,
-    volumes: Sequence[VolumeSpec],
+    volumes: Sequence[AnyVolume],
     path: str,
     *,
     recursive: bool,
@@ -97,7 +97,7 @@ def remove(
     return [container_path(volume, inside) for volume, inside in found]
 
 
-def measure(backend: Backend, volumes: Sequence[VolumeSpec], path: str) -> DiskUsage:
+def measure(backend: Backend, volumes: Sequence[AnyVolume], path: str) -> DiskUsage:
     """Return the size of a file or folder, and of what is in the folder. Links are not followed."""
     volume, inside = find_volume(volumes, path)
     sizes: dict[str, list[int]] = {}

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from skyrl_modal import Launcher, MountSpec, SecretSpec, SpecError, VolumeSpec
+from skyrl_modal import BucketSpec, Launcher, MountSpec, SecretSpec, SpecError, VolumeSpec
 from skyrl_modal.user_folders import config_folder
 
 Write = Callable[[str], Path]
@@ -73,6 +73,40 @@ def test_unknown_profile_is_refused(project: Write) -> None:
 
     with pytest.raises(SpecError, match=r"Did you mean a100\?"):
         Launcher.from_config("a10")
+
+
+def test_buckets_of_the_user(project: Write, user: Write) -> None:
+    """Buckets are mounted beside the volumes; a project's file may not declare any."""
+    table = '[[buckets]]\nname = "sets"\nmount_path = "/mnt/sets"\nsecret = "aws"\nread_only = true\n'
+    bucket = BucketSpec(name="sets", mount_path="/mnt/sets", secret="aws", read_only=True)
+    user(table)
+    assert Launcher.from_config().volumes == (VolumeSpec(), bucket)
+    project('[[volumes]]\nname = "mine"\n')
+    assert Launcher.from_config().volumes == (VolumeSpec(name="mine"), bucket)
+
+    project(table)
+
+    with pytest.raises(SpecError, match=r"skyrl-modal.toml: buckets = .*Set it with --bucket or in "):
+        Launcher.from_config()
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ('name = "Sets"\nmount_path = "/mnt/sets"', "lowercase"),
+        ('name = "sets"', "each table needs mount_path"),
+        ('name = "sets"\nmount_path = "/mnt/sets"\nsecrets = "a"', "Did you mean secret"),
+        ('name = "sets"\nmount_path = "/mnt/sets"\nread_only = 1', "true or false"),
+    ],
+)
+def test_invalid_buckets(user: Write, table: str, message: str) -> None:
+    """A table of a bucket is checked as the others are, and the error names the file."""
+    user(f"[[buckets]]\n{table}\n")
+
+    with pytest.raises(SpecError, match=message) as caught:
+        Launcher.from_config()
+
+    assert "config.toml: buckets" in str(caught.value)
 
 
 def test_launcher_reads_no_file(project: Write) -> None:

@@ -41,8 +41,9 @@ FLAGS = {
     }
 }
 RUN = RunFacts(
-    volumes=["/root/data"],
+    volumes=["/root/data", "/mnt/bucket"],
     writable_volumes=["/root/data"],
+    writable_buckets=["/mnt/bucket"],
     mounts=["/root/SkyRL"],
     image="novaskyai/skyrl-train-ray-2.57.0-py3.12-cu13.0-megatron",
     env={"HF_HOME": "/root/data/hf"},
@@ -136,6 +137,7 @@ CASES: list[tuple[str, EntrypointKind, dict[str, str], dict[str, Any]]] = [
     ("ckpt-path", TRAIN, {"trainer.ckpt_path": "~/ckpts"}, {}),
     ("ckpt-path", SFT, {"ckpt_path": "/tmp/a"}, {}),
     ("ckpt-path", TINKER, {}, {"flags": {**FLAGS[TINKER], "checkpoints-base": "/tmp/t"}}),
+    ("ckpt-bucket", TRAIN, {"trainer.ckpt_path": "/mnt/bucket/a"}, {}),
     ("export-path", TRAIN, {"trainer.export_path": "/root/exports"}, {}),
     ("export-path", SFT, {"hf_save_interval": "5", "export_path": "/tmp/a"}, {}),
     ("log-path", TRAIN, {"trainer.log_path": "/tmp/skyrl-logs-a"}, {}),

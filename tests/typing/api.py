@@ -15,6 +15,7 @@ import attrs
 import skyrl_modal
 from skyrl_modal import (
     BackendUnavailable,
+    BucketSpec,
     CheckoutNotFound,
     Checkpoint,
     CommandFailed,
@@ -58,7 +59,11 @@ Launcher(gpu=None, ray=None, checkout="~/SkyRL", timeout=60, grace=timedelta(sec
 Launcher(backend=LocalBackend(), secrets="WANDB_API_KEY", timeout="1h30m")
 launcher = Launcher(
     image=ImageSpec(base="python:3.12", apt="git", pip=["wandb"], commands=["true"], env={"A": 1, "B": Path("/b")}),
-    volumes=[VolumeSpec(), VolumeSpec(name="models", mount_path=Path("/root/models"), read_only=True, version=2)],
+    volumes=[
+        VolumeSpec(),
+        VolumeSpec(name="models", mount_path=Path("/root/models"), read_only=True, version=2),
+        BucketSpec(name="sets", mount_path="/mnt/sets"),
+    ],
     mounts=[MountSpec(exclude="*.ckpt"), MountSpec(local_path=".", remote_path="/root/mine", include=["x"])],
     gpu=["H100:8", "A100-80GB:8"],
     nodes=2,
@@ -103,7 +108,7 @@ assert_type(launcher.timeout, float)
 assert_type(launcher.checkout, Path | None)
 assert_type(launcher.gpu, str | Sequence[str] | None)
 assert_type(launcher.env, Mapping[str, str])
-assert_type(launcher.volumes, Sequence[VolumeSpec])
+assert_type(launcher.volumes, Sequence[VolumeSpec | BucketSpec])
 assert_type(launcher.backend, str | Backend)
 
 # -- running -----------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from skyrl_modal.backends.local.scratch import (
     scratch_parent,
     scratch_root,
 )
-from skyrl_modal.backends.local.volume_folder import volume_folder
+from skyrl_modal.backends.local.volume_folder import bucket_folder, volume_folder
 from skyrl_modal.errors import BackendUnavailable, SkyRLModalError, SpecError, StorageError
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.user_folders import create_user_folder
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from skyrl_modal.backends.transfer_options import TransferOptions
     from skyrl_modal.formats.checkpoint_listing import Listing
     from skyrl_modal.protocol.state import VolumeEntryKind
+    from skyrl_modal.spec.bucket import AnyVolume
     from skyrl_modal.spec.run_spec import RunSpec
-    from skyrl_modal.spec.volume import VolumeSpec
 
 
 class LocalBackend:
@@ -116,6 +116,7 @@ class LocalBackend:
             else "this machine, without isolation"
         )
         volumes = [("volume", f"{volume.mount_path} is {volume_folder(volume.name)}") for volume in job.volumes]
+        volumes += [("bucket", f"{bucket.mount_path} is {bucket_folder(bucket)}") for bucket in job.buckets]
         if job.ray is not None:
             place = find_ray_place(scratch_parent(sandbox), sandbox)
             if place.parent is not None:
@@ -170,8 +171,9 @@ class LocalBackend:
                 stack.callback(snapshot.release)
             sandbox = recorded_sandbox(scratch_root())
             job = expected.job
-            # A start creates the folders of volumes, which the check of the run may refuse.
-            has_volumes = all(volume_folder(volume.name).is_dir() for volume in job.volumes)
+            # A start creates the folders of volumes and buckets, which the check of the run may refuse.
+            folders = [*(volume_folder(item.name) for item in job.volumes), *map(bucket_folder, job.buckets)]
+            has_volumes = all(folder.is_dir() for folder in folders)
             if sandbox is None or job.ray is not None or job.nodes > 1 or not has_volumes:
                 yield
                 return
@@ -201,13 +203,13 @@ class LocalBackend:
 
     # What reads and writes volumes is imported in these methods, since a run does not need it.
 
-    def ls(self, volume: VolumeSpec, path: str) -> Sequence[VolumeEntry]:
+    def ls(self, volume: AnyVolume, path: str) -> Sequence[VolumeEntry]:
         """Return the entries of a folder of a volume. For a file, return one entry."""
         from skyrl_modal.backends.local.volumes import list_folder
 
         return list_folder(volume, path)
 
-    def checkpoint_listing(self, volume: VolumeSpec, path: str) -> Listing:
+    def checkpoint_listing(self, volume: AnyVolume, path: str) -> Listing:
         """Return a checkpoint folder on a volume.
 
         Raises:
@@ -218,37 +220,37 @@ class LocalBackend:
 
         return FolderListing(str(path_on_volume(volume, path)))
 
-    def kind(self, volume: VolumeSpec, path: str, *, follow_links: bool = True) -> VolumeEntryKind | None:
+    def kind(self, volume: AnyVolume, path: str, *, follow_links: bool = True) -> VolumeEntryKind | None:
         """Return what a path of a volume is; None if there is no such volume or path."""
         from skyrl_modal.backends.local.volumes import find_kind
 
         return find_kind(volume, path, follow_links=follow_links)
 
-    def walk(self, volume: VolumeSpec, path: str) -> Iterator[VolumeEntry]:
+    def walk(self, volume: AnyVolume, path: str) -> Iterator[VolumeEntry]:
         """Yield all entries below a folder of a volume. Symbolic links are not followed."""
         from skyrl_modal.backends.local.volumes import walk_folder
 
         return walk_folder(volume, path)
 
-    def read(self, volume: VolumeSpec, path: str) -> Iterator[bytes]:
+    def read(self, volume: AnyVolume, path: str) -> Iterator[bytes]:
         """Yield the content of a file of a volume in pieces."""
         from skyrl_modal.backends.local.volumes import read_file
 
         return read_file(volume, path)
 
-    def remove(self, volume: VolumeSpec, path: str, *, recursive: bool) -> None:
+    def remove(self, volume: AnyVolume, path: str, *, recursive: bool) -> None:
         """Remove a file of a volume, or a folder with its content."""
         from skyrl_modal.backends.local.volumes import remove
 
         remove(volume, path, recursive=recursive)
 
-    def pull(self, volume: VolumeSpec, path: str, local: Path, options: TransferOptions) -> Sequence[str]:
+    def pull(self, volume: AnyVolume, path: str, local: Path, options: TransferOptions) -> Sequence[str]:
         """Copy a file or folder from a volume to ``local``. Return warnings about entries that were not copied."""
         from skyrl_modal.backends.local.volumes import copy_from_volume
 
         return copy_from_volume(volume, path, local, options)
 
-    def push(self, volume: VolumeSpec, local: Path, path: str, options: TransferOptions) -> Sequence[str]:
+    def push(self, volume: AnyVolume, local: Path, path: str, options: TransferOptions) -> Sequence[str]:
         """Copy a file or folder from this machine to a volume. Return warnings about entries that were not copied."""
         from skyrl_modal.backends.local.volumes import copy_to_volume
 

@@ -16,7 +16,7 @@ from skyrl_modal.spec.fields import is_below
 
 
 def check_mount_points(job: Job) -> None:
-    """Check that the paths of mounts and volumes can be mount points here, and hide nothing that the run needs.
+    """Check that the paths of mounts, volumes and buckets can be mount points, and hide nothing that the run needs.
 
     Paths that no machine permits are refused by the specs. This checks what depends on this machine: its files, its
     symbolic links, and where its Python, its Ray and this package are.
@@ -25,7 +25,7 @@ def check_mount_points(job: Job) -> None:
         SpecError: A path is, or leads through, something other than a folder; or the run would not find its programs.
     """
     paths = [("remote_path", mount.remote_path) for mount in job.mounts]
-    paths += [("mount_path", volume.mount_path) for volume in job.volumes]
+    paths += [("mount_path", path) for path in job.storage_paths]
     needed = list(_needed_folders(job))
     for field, path in paths:
         # The run has a /tmp of its own, so the files and links in this machine's are not on the path.

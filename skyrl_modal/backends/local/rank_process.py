@@ -25,7 +25,7 @@ from skyrl_modal.backends.local.run_folder import private_run_folder
 from skyrl_modal.backends.local.run_lock import supervisor_stderr
 from skyrl_modal.backends.local.sandbox import Layer, LayerMode, Sandbox
 from skyrl_modal.backends.local.scratch import ScratchFolder
-from skyrl_modal.backends.local.volume_folder import volume_folder
+from skyrl_modal.backends.local.volume_folder import bucket_folder, volume_folder
 from skyrl_modal.dataclass import dataclass, field, replace
 from skyrl_modal.errors import BackendUnavailable, StorageError
 from skyrl_modal.protocol.codec import encode
@@ -250,6 +250,10 @@ class RankStarter:
             folder = create_user_folder(volume_folder(volume.name))
             mode = LayerMode.READ_ONLY if volume.read_only else LayerMode.READ_WRITE
             layers.append(Layer(folder, volume.mount_path, mode))
+        for bucket in job.buckets:
+            folder = create_user_folder(bucket_folder(bucket))
+            mode = LayerMode.READ_ONLY if bucket.read_only else LayerMode.READ_WRITE
+            layers.append(Layer(folder, bucket.mount_path, mode))
         if job.run_folder_volume is None:
             folder = create_user_folder(private_run_folder(job.run_id))
             layers.append(Layer(folder, job.run_folder, LayerMode.READ_WRITE))

@@ -129,7 +129,7 @@ def _requirements(run: PreparedRun, sandbox: Sandbox | None, *, owned: bool) -> 
     job = run.job
     mounts = [(mount.remote_path, snapshot.path) for mount, snapshot in zip(job.mounts, run.snapshots, strict=True)]
     ray = (job.nodes, job.ray)
-    return (owned, sandbox, mounts, job.volumes, job.run_folder, ray, _environment(run))
+    return (owned, sandbox, mounts, job.volumes, job.buckets, job.run_folder, ray, _environment(run))
 
 
 def _send_job(job: Job, rank: RankProcess, start_fd: int) -> None:

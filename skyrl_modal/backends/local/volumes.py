@@ -1,4 +1,4 @@
-"""Volumes of the local backend: folders of this user that are kept between runs."""
+"""Volumes and buckets of the local backend: folders of this user that are kept between runs."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from skyrl_modal.backends.base import VolumeEntry
 from skyrl_modal.backends.contained_paths import PathOutside, resolve_below
 from skyrl_modal.backends.file_tree import LinkRules, walk_tree
 from skyrl_modal.backends.local.tree_copy import copy_item
-from skyrl_modal.backends.local.volume_folder import volume_folder
+from skyrl_modal.backends.local.volume_folder import storage_folder
 from skyrl_modal.backends.storage import storage_errors
 from skyrl_modal.backends.temporary_folders import remove_tree
 from skyrl_modal.backends.transfer_options import TransferOptions
 from skyrl_modal.errors import PathNotFound, SpecError, StorageError
 from skyrl_modal.protocol.run_folder import open_regular_file
 from skyrl_modal.protocol.state import VolumeEntryKind
+from skyrl_modal.spec.volume import VolumeSpec
 from skyrl_modal.user_folders import create_user_folder
 
 if TYPE_CHECKING:
-    from skyrl_modal.spec.volume import VolumeSpec
+    from skyrl_modal.spec.bucket import AnyVolume
 
 
 #: Bytes that are read at a time.
 _READ_SIZE = 1 << 20
 
 
-def list_folder(volume: VolumeSpec, path: str) -> Sequence[VolumeEntry]:
+def list_folder(volume: AnyVolume, path: str) -> Sequence[VolumeEntry]:
     """Return the entries of a folder of a volume. For a file, return one entry.
 
     A symbolic link counts as what it leads to on the volume, as in the container.
@@ -67,7 +68,7 @@ def _entry(path: str, status: os.stat_result | None) -> VolumeEntry:
     return VolumeEntry(path, kind, status.st_size, status.st_mtime)
 
 
-def find_kind(volume: VolumeSpec, path: str, *, follow_links: bool) -> VolumeEntryKind | None:
+def find_kind(volume: AnyVolume, path: str, *, follow_links: bool) -> VolumeEntryKind | None:
     """Return what a path of a volume is; None if there is no such volume or path.
 
     A link that leads nowhere, or is not followed, is of another kind than a file or a folder.
@@ -85,7 +86,7 @@ def find_kind(volume: VolumeSpec, path: str, *, follow_links: bool) -> VolumeEnt
     return VolumeEntryKind.FOLDER if not name and _root(volume).is_dir() else None
 
 
-def walk_folder(volume: VolumeSpec, path: str) -> Iterator[VolumeEntry]:
+def walk_folder(volume: AnyVolume, path: str) -> Iterator[VolumeEntry]:
     """Yield all entries below a folder of a volume; for a file, the file. Symbolic links are not followed.
 
     Raises:
@@ -104,7 +105,7 @@ def walk_folder(volume: VolumeSpec, path: str) -> Iterator[VolumeEntry]:
         yield _entry(posixpath.join("" if inside == "." else inside, name), status)
 
 
-def read_file(volume: VolumeSpec, path: str) -> Iterator[bytes]:
+def read_file(volume: AnyVolume, path: str) -> Iterator[bytes]:
     """Yield the content of a file of a volume in pieces.
 
     Raises:
@@ -120,7 +121,7 @@ def read_file(volume: VolumeSpec, path: str) -> Iterator[bytes]:
             yield data
 
 
-def remove(volume: VolumeSpec, path: str, *, recursive: bool) -> None:
+def remove(volume: AnyVolume, path: str, *, recursive: bool) -> None:
     """Remove a file or folder of a volume. A symbolic link is removed, and not what it leads to.
 
     Args:
@@ -160,7 +161,7 @@ def _remove_folder(folder: Path) -> None:
         raise StorageError(str(folder), "it could not be removed completely; check its permissions")
 
 
-def copy_from_volume(volume: VolumeSpec, path: str, local: Path, options: TransferOptions) -> Sequence[str]:
+def copy_from_volume(volume: AnyVolume, path: str, local: Path, options: TransferOptions) -> Sequence[str]:
     """Copy a file or folder from a volume to this machine in one step.
 
     Returns:
@@ -176,7 +177,7 @@ def copy_from_volume(volume: VolumeSpec, path: str, local: Path, options: Transf
     return copy_item(source, local, rules, options)
 
 
-def copy_to_volume(volume: VolumeSpec, local: Path, path: str, options: TransferOptions) -> Sequence[str]:
+def copy_to_volume(volume: AnyVolume, local: Path, path: str, options: TransferOptions) -> Sequence[str]:
     """Copy a file or folder from this machine to a volume in one step.
 
     The volume is created if it does not exist.
@@ -189,8 +190,8 @@ def copy_to_volume(volume: VolumeSpec, local: Path, path: str, options: Transfer
         SpecError: The path leads out of the volume.
         StorageError: A file cannot be read or written, or is neither a file nor a folder. The target is unchanged.
     """
-    folder = volume_folder(volume.name)
-    if not folder.is_dir() and not volume.create_if_missing:
+    folder = storage_folder(volume)
+    if isinstance(volume, VolumeSpec) and not volume.create_if_missing and not folder.is_dir():
         raise PathNotFound(f"there is no volume {volume.name}, and create_if_missing is False")
     if not options.dry_run:
         create_user_folder(folder)
@@ -200,24 +201,24 @@ def copy_to_volume(volume: VolumeSpec, local: Path, path: str, options: Transfer
     return copy_item(source, target, rules, options)
 
 
-def _root(volume: VolumeSpec) -> Path:
-    return volume_folder(volume.name).resolve()
+def _root(volume: AnyVolume) -> Path:
+    return storage_folder(volume).resolve()
 
 
-def _aliases(volume: VolumeSpec) -> list[str]:
+def _aliases(volume: AnyVolume) -> list[str]:
     """Return the paths of a volume: in the container, and on this machine for runs without namespaces."""
-    folder = volume_folder(volume.name)
+    folder = storage_folder(volume)
     return [volume.mount_path, str(folder), str(folder.resolve())]
 
 
-def _existing_path(volume: VolumeSpec, path: str) -> Path:
+def _existing_path(volume: AnyVolume, path: str) -> Path:
     place = path_on_volume(volume, path)
     if not os.path.lexists(place):
         raise PathNotFound(f"volume {volume.name} has no {path or '/'}")
     return place
 
 
-def _target_path(volume: VolumeSpec, path: str) -> Path:
+def _target_path(volume: AnyVolume, path: str) -> Path:
     """Return the path to write to. A link to a folder on the volume is followed; any other link is to be replaced."""
     resolved = path_on_volume(volume, path)
     parent, name = posixpath.split(path.strip("/"))
@@ -226,7 +227,7 @@ def _target_path(volume: VolumeSpec, path: str) -> Path:
     return path_on_volume(volume, parent) / name
 
 
-def path_on_volume(volume: VolumeSpec, path: str) -> Path:
+def path_on_volume(volume: AnyVolume, path: str) -> Path:
     """Return the real path of a path on a volume, which need not exist.
 
     Raises:

@@ -11,6 +11,7 @@ import modal
 
 from skyrl_modal.backends.base import Handle, PreparedRun
 from skyrl_modal.backends.modal.archive import files_to_send
+from skyrl_modal.backends.modal.buckets import BucketMount
 from skyrl_modal.backends.modal.image import add_container_code, build_image
 from skyrl_modal.backends.modal.limits import container_timeout, total_time_limit
 from skyrl_modal.backends.modal.preflight import RequiredObject
@@ -53,6 +54,7 @@ class RunApp:
         self._app: modal.App | None = None
         self._sending: Sending | None = None
         self._archives: dict[str, str] = {}
+        self._buckets = {bucket.mount_path: BucketMount(bucket) for bucket in self.spec.buckets}
         self._volumes = {volume.mount_path: _volume_reference(volume) for volume in self.job.volumes}
         self._named_secrets = {
             item.name: modal.Secret.from_name(item.name, required_keys=list(item.keys))
@@ -74,6 +76,7 @@ class RunApp:
         if self._registry is not None and self.spec.image.registry_secret:
             required.append(RequiredObject("registry_secret", self.spec.image.registry_secret, self._registry))
         required += [RequiredObject("volumes", item.name, self._volumes[item.mount_path]) for item in self.job.volumes]
+        required += [item for mount in self._buckets.values() for item in mount.required_objects]
         return required
 
     def leave_out(self, absent: Sequence[RequiredObject]) -> None:
@@ -113,7 +116,7 @@ class RunApp:
         function = app.function(
             image=image,
             gpu=gpus if len(gpus) > 1 else (gpus[0] if gpus else None),
-            volumes={PurePosixPath(path): volume for path, volume in self._volumes.items()},
+            volumes=self._mounted(),
             secrets=[*self._named_secrets.values(), *self._secret_values],
             cpu=spec.cpu,
             memory=spec.memory,
@@ -125,6 +128,13 @@ class RunApp:
             include_source=False,
         )(run_job)
         return app, function
+
+    def _mounted(self) -> dict[str | PurePosixPath, modal.Volume | modal.CloudBucketMount]:
+        """Return the volumes and buckets by their mount paths."""
+        mounted: dict[str | PurePosixPath, modal.Volume | modal.CloudBucketMount] = {}
+        mounted.update((PurePosixPath(path), volume) for path, volume in self._volumes.items())
+        mounted.update((PurePosixPath(path), bucket.value) for path, bucket in self._buckets.items())
+        return mounted
 
     def arguments(self, job: Job) -> tuple[str, dict[str, str], dict[str, Any]]:
         """Return the arguments of the function: the job, the archive of each mount, and the tokens."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from skyrl_modal.backends.base import CheckResult, Handle, NodeRates, PreparedRun, VolumeEntry
 from skyrl_modal.backends.modal import checks, preflight, volumes
 from skyrl_modal.backends.modal.app import RunApp
+from skyrl_modal.backends.modal.buckets import only_volume
 from skyrl_modal.backends.modal.errors import translated_client_errors
 from skyrl_modal.backends.modal.execution import ModalExecution
 from skyrl_modal.backends.modal.rate_request import RateRequest
@@ -20,8 +21,8 @@ from skyrl_modal.backends.transfer_options import TransferOptions
 from skyrl_modal.errors import PathNotFound
 from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.state import VolumeEntryKind
+from skyrl_modal.spec.bucket import AnyVolume
 from skyrl_modal.spec.run_spec import RunSpec
-from skyrl_modal.spec.volume import VolumeSpec
 
 if TYPE_CHECKING:
     from skyrl_modal.formats.checkpoint_listing import Listing
@@ -80,6 +81,7 @@ class ModalBackend:
         if spec.nodes > 1:
             gpus = f"{spec.nodes} nodes of {gpus}"
         volume_rows = [("volume", f"{item.mount_path} is Modal's volume {item.name}") for item in job.volumes]
+        volume_rows += [("bucket", f"{item.mount_path} is the bucket {item.name}") for item in job.buckets]
         return [("where", f"Modal, app {spec.app_name}, {gpus}"), ("image", job.image), *volume_rows]
 
     def start(self, run: PreparedRun, *, owned: bool) -> ModalExecution:
@@ -116,51 +118,51 @@ class ModalBackend:
         yield from checks.diagnose()
         yield from preflight.diagnose()
 
-    def ls(self, volume: VolumeSpec, path: str) -> Sequence[VolumeEntry]:
+    def ls(self, volume: AnyVolume, path: str) -> Sequence[VolumeEntry]:
         """List a folder of a volume, or one file.
 
         Raises:
             FileNotFoundError: There is no such volume or path.
             BackendUnavailable: Modal cannot be reached, or refuses the token.
         """
-        return volumes.list_folder(volume, path)
+        return volumes.list_folder(only_volume(volume, path), path)
 
-    def checkpoint_listing(self, volume: VolumeSpec, path: str) -> Listing:
+    def checkpoint_listing(self, volume: AnyVolume, path: str) -> Listing:
         """Return a checkpoint folder on a volume. Nothing is requested before it is read."""
         from skyrl_modal.backends.modal.checkpoint_listing import ModalCheckpointListing
 
-        return ModalCheckpointListing(volume, path)
+        return ModalCheckpointListing(only_volume(volume, path), path)
 
-    def kind(self, volume: VolumeSpec, path: str, *, follow_links: bool = True) -> VolumeEntryKind | None:
+    def kind(self, volume: AnyVolume, path: str, *, follow_links: bool = True) -> VolumeEntryKind | None:
         """Return what a path of a volume is; None if there is no such volume or path. Links are never followed.
 
         Raises:
             BackendUnavailable: Modal cannot be reached, or refuses the token.
         """
         try:
-            return volumes.find_kind(volume, path)
+            return volumes.find_kind(only_volume(volume, path), path)
         except PathNotFound:
             return None
 
-    def walk(self, volume: VolumeSpec, path: str) -> Iterator[VolumeEntry]:
+    def walk(self, volume: AnyVolume, path: str) -> Iterator[VolumeEntry]:
         """Yield all entries below a folder of a volume, or one file.
 
         Raises:
             FileNotFoundError: There is no such volume or path.
             BackendUnavailable: Modal cannot be reached, or refuses the token.
         """
-        return volumes.walk_folder(volume, path)
+        return volumes.walk_folder(only_volume(volume, path), path)
 
-    def read(self, volume: VolumeSpec, path: str) -> Iterator[bytes]:
+    def read(self, volume: AnyVolume, path: str) -> Iterator[bytes]:
         """Yield the content of a file of a volume in pieces.
 
         Raises:
             FileNotFoundError: There is no such volume or path.
             BackendUnavailable: Modal cannot be reached, or refuses the token.
         """
-        return volumes.read_file(volume, path)
+        return volumes.read_file(only_volume(volume, path), path)
 
-    def remove(self, volume: VolumeSpec, path: str, *, recursive: bool) -> None:
+    def remove(self, volume: AnyVolume, path: str, *, recursive: bool) -> None:
         """Remove a file of a volume, or a folder with its content.
 
         Raises:
@@ -168,11 +170,11 @@ class ModalBackend:
             SpecError: It is a folder, and ``recursive`` is False.
             BackendUnavailable: Modal cannot be reached, or refuses the token.
         """
-        volumes.remove(volume, path, recursive=recursive)
+        volumes.remove(only_volume(volume, path), path, recursive=recursive)
 
     # What transfers files is imported in these methods, since a run does not need it.
 
-    def pull(self, volume: VolumeSpec, path: str, local: Path, options: TransferOptions) -> Sequence[str]:
+    def pull(self, volume: AnyVolume, path: str, local: Path, options: TransferOptions) -> Sequence[str]:
         """Copy a file or folder from a volume to this machine. Return warnings about entries that were not copied.
 
         Raises:
@@ -181,9 +183,9 @@ class ModalBackend:
         """
         from skyrl_modal.backends.modal.download import download
 
-        return download(volume, path, local, options)
+        return download(only_volume(volume, path), path, local, options)
 
-    def push(self, volume: VolumeSpec, local: Path, path: str, options: TransferOptions) -> Sequence[str]:
+    def push(self, volume: AnyVolume, local: Path, path: str, options: TransferOptions) -> Sequence[str]:
         """Copy a file or folder from this machine to a volume. Return warnings about entries that were not copied.
 
         Raises:
@@ -191,4 +193,4 @@ class ModalBackend:
         """
         from skyrl_modal.backends.modal.upload import upload
 
-        return upload(volume, local, path, options)
+        return upload(only_volume(volume, path), local, path, options)

@@ -35,16 +35,18 @@ class RequiredObject:
     """An object on Modal that a run refers to by name.
 
     Attributes:
-        field: The field of the launcher that names it: ``"volumes"``, ``"secrets"`` or ``"registry_secret"``.
+        field: The field that names it: ``"volumes"``, ``"secrets"``, ``"registry_secret"``, or a bucket's ``"secret"``.
         name: Its name.
         value: The reference.
         is_optional: Whether the run starts without it.
+        keys: The variables that the secret of a bucket has.
     """
 
     field: str
     name: str
     value: modal.Secret | modal.Volume
     is_optional: bool = False
+    keys: Sequence[str] = ()
 
 
 async def check_resources(required: Sequence[RequiredObject]) -> Sequence[RequiredObject]:
@@ -165,4 +167,7 @@ def _remedy(item: RequiredObject) -> str:
             "create_if_missing=True"
         )
     keys = "REGISTRY_USERNAME=... REGISTRY_PASSWORD=..." if item.field == "registry_secret" else "KEY=..."
+    if item.keys:
+        keys = " ".join(f"{key}=..." for key in item.keys)
+        return f"the bucket requires a secret of this name on Modal: `modal secret create {name} {keys}`"
     return f"Modal has no secret named {name!r}. Create it with `modal secret create {name} {keys}`"

@@ -27,6 +27,7 @@ RULES: tuple[Rule, ...] = (
     paths.find_missing_data,
     paths.find_missing_model,
     paths.find_lost_checkpoints,
+    paths.find_checkpoints_in_buckets,
     checkpoints.find_resume_off,
     checkpoints.find_no_checkpoints,
     checkpoints.find_long_interval,
@@ -89,4 +90,5 @@ def export_folders(resolution: Resolution, run: RunFacts, schema: ConfigSchema) 
 
 
 def _kept_folders(run: RunFacts, folders: Iterable[str | None]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(folder for folder in folders if folder is not None and run.is_kept(folder)))
+    known = [folder for folder in folders if folder is not None]
+    return tuple(dict.fromkeys(folder for folder in known if run.is_kept(folder) and not run.is_in_bucket(folder)))

@@ -26,8 +26,9 @@ class RunFacts:
 
     Attributes:
         home: The home folder.
-        volumes: The mount paths of all volumes.
-        writable_volumes: The mount paths of those that are writable.
+        volumes: The mount paths of all volumes and buckets.
+        writable_volumes: The mount paths of the volumes that are writable.
+        writable_buckets: The mount paths of the buckets that are writable.
         mounts: The paths of the mounted folders.
         read_mounted: Returns the text of a mounted file; None if there is none.
         keeps_disk: Whether files outside of volumes remain after the run, except for those in mounts and /tmp.
@@ -48,6 +49,7 @@ class RunFacts:
     home: str = "/root"
     volumes: Sequence[str] = ()
     writable_volumes: Sequence[str] = ()
+    writable_buckets: Sequence[str] = ()
     mounts: Sequence[str] = ()
     read_mounted: Callable[[str], str | None] = _nothing_known
     keeps_disk: bool = False
@@ -76,9 +78,13 @@ class RunFacts:
         if not path.startswith("/"):
             return False  # the trainer runs in Ray's copy of the checkout
         path = posixpath.normpath(path)
-        if any(is_below(path, volume) for volume in self.writable_volumes):
+        if any(is_below(path, volume) for volume in (*self.writable_volumes, *self.writable_buckets)):
             return True
         return self.keeps_disk and not any(is_below(path, folder) for folder in ("/tmp", *self.mounts, *self.volumes))
+
+    def is_in_bucket(self, path: str) -> bool:
+        """Return whether a path is in a bucket."""
+        return any(is_below(posixpath.normpath(path), bucket) for bucket in self.writable_buckets)
 
     def is_provided(self, path: str) -> bool:
         """Return whether a path that is read may exist when the run starts."""

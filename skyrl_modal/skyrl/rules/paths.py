@@ -55,6 +55,19 @@ def find_lost_checkpoints(values: StartValues) -> Iterator[Finding]:
         yield _lost(values, "ckpt-path", "writes its checkpoints", folder, option, "ckpts")
 
 
+def find_checkpoints_in_buckets(values: StartValues) -> Iterator[Finding]:
+    """Yield a finding if checkpoints are written to a bucket."""
+    folder = checkpoint_folder(values)
+    if folder is not None and values.run.is_in_bucket(folder):
+        yield Finding(
+            code="ckpt-bucket",
+            severity=Severity.WARNING,
+            message=f"{values.start.program} writes its checkpoints to {folder}, in a bucket: object stores have no "
+            "files that are renamed or appended to, and checkpoints are listed and resumed from volumes only",
+            remedy="Write them to a volume, and copy complete ones to the bucket.",
+        )
+
+
 def find_lost_exports(values: StartValues) -> Iterator[Finding]:
     """Yield a finding if evaluations, exports of the model or dumped batches are written to no volume."""
     if not values.start.writes_results:

@@ -120,6 +120,9 @@ class ContainerProcess:
             if link.is_dir() and not any(link.iterdir()):
                 link.rmdir()
             link.symlink_to(f"/__modal/volumes/{volume.id}")
+        for bucket in definition.cloud_bucket_mounts:
+            self.plane.bucket_folder(bucket).mkdir(parents=True, exist_ok=True)
+            (root / bucket.mount_path.strip("/")).mkdir(parents=True, exist_ok=True)
         if image and image.workdir:
             (root / image.workdir.strip("/")).mkdir(parents=True, exist_ok=True)
         self._stage_driver(root, definition.resources.gpu_config.count)
@@ -230,6 +233,9 @@ class ContainerProcess:
             arguments += [kind, str(copy.folder), f"/__modal/volumes/{copy.volume.id}"]
             if not self.plane.mode.volume_links:
                 arguments += [kind, str(copy.folder), copy.mount.mount_path]
+        for bucket in self.container.function.definition.cloud_bucket_mounts:
+            kind = "--ro-bind" if bucket.read_only else "--bind"
+            arguments += [kind, str(self.plane.bucket_folder(bucket)), bucket.mount_path]
         arguments += ["--bind", str(self.socket), SOCKET, "--ro-bind", str(self.folder / "arguments"), ARGUMENTS]
         if subprocess_coverage.is_measured():
             arguments += ["--bind", str(self.folder / "coverage"), subprocess_coverage.CONTAINER_FOLDER]

@@ -109,7 +109,8 @@ class Functions(Service):
             self.plane.volumes.get(mount.volume_id)
         if definition._experimental_group_size > 1:
             self._check_cluster(definition)
-        missing = [s for s in definition.secret_ids if s not in self.plane.secrets.secrets]
+        used = [*definition.secret_ids, *(mount.credentials_secret_id for mount in definition.cloud_bucket_mounts)]
+        missing = [s for s in filter(None, used) if s not in self.plane.secrets.secrets]
         if missing:
             raise GRPCError(Status.NOT_FOUND, f"Secret {missing[0]!r} not found.")
         if definition.image_id:

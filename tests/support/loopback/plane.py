@@ -12,6 +12,7 @@ from typing import Any
 import grpclib.config
 from grpclib.protocol import H2Protocol
 from grpclib.server import Server
+from modal_proto import api_pb2
 
 from .apps import Apps
 from .billing import Billing
@@ -103,6 +104,10 @@ class ControlPlane:
         self._container_servers: dict[str, AbortableServer] = {}
         self._watchers: list[asyncio.Task[None]] = []
         self.port = 0
+
+    def bucket_folder(self, mount: api_pb2.CloudBucketMount) -> Path:
+        """Return the folder that a container sees in place of a bucket."""
+        return self.folder / "buckets" / mount.bucket_name / mount.key_prefix
 
     def record(self, call: Call) -> None:
         """Record an RPC, and wake up threads that wait for one."""
