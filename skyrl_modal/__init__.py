@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from skyrl_modal.run.handle import Run as Run
     from skyrl_modal.run.result import RunResult as RunResult
     from skyrl_modal.run.run_list import runs as runs
+    from skyrl_modal.run_map import map as map  # noqa: A004  # it is used as skyrl_modal.map
     from skyrl_modal.spec.bucket import BucketSpec as BucketSpec
     from skyrl_modal.spec.image import ImageSpec as ImageSpec
     from skyrl_modal.spec.image_steps import AptInstall as AptInstall
@@ -83,10 +84,12 @@ _MODULE_OF_NAME = {
     "UvSync": "spec.image_steps",
     "VolumeSpec": "spec.volume",
     "log_metrics": "formats.metrics_writer",
+    "map": "run_map",
     "runs": "run.run_list",
 }
 
-__all__ = list(_MODULE_OF_NAME)  # the names are the keys of the table above
+# The names are the keys of the table above. ``from skyrl_modal import *`` does not replace Python's ``map``.
+__all__ = [name for name in _MODULE_OF_NAME if name != "map"]
 
 
 def __getattr__(name: str) -> Any:

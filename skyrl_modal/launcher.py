@@ -188,6 +188,8 @@ class Launcher(RunSpec):
     ) -> list[RunResult]:
         """Run several commands, of which a limited number run at the same time. A failure does not stop the others.
 
+        ``skyrl_modal.map`` accepts a launcher for each command.
+
         Args:
             commands: The commands, as ``run`` accepts them. Their output is stored in the output.log of each run.
             max_parallel: Number of commands that may run at the same time; None: 2 on this machine, 50 elsewhere.
@@ -212,9 +214,8 @@ class Launcher(RunSpec):
         from skyrl_modal import launching
 
         options = launching.StartOptions(strict=strict, fix=fix, on_event=on_event)
-        return launching.map_commands(
-            self, commands, max_parallel=max_parallel, names=names, quiet=quiet, options=options
-        )
+        pairs = [(self, command) for command in commands]
+        return launching.map_runs(pairs, max_parallel=max_parallel, names=names, quiet=quiet, options=options)
 
     async def arun(
         self,

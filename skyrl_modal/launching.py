@@ -133,44 +133,63 @@ def submit(launcher: Launcher, command: str | Sequence[str], *, options: StartOp
     return _start(launcher, command, owned=False, reporter=NullReporter(), options=options)
 
 
-def map_commands(
-    launcher: Launcher,
-    commands: Sequence[str | Sequence[str]],
+def map_runs(
+    pairs: Sequence[tuple[Launcher, str | Sequence[str]]],
     *,
     max_parallel: int | None,
     names: Sequence[str] | None,
     quiet: bool,
     options: StartOptions,
 ) -> list[RunResult]:
-    """Run several commands, of which a limited number run at the same time."""
-    texts = [normalize_command(command) for command in commands]
-    labels = list(names) if names is not None else texts
-    if len(labels) != len(texts):
-        raise SpecError("names", labels, f"pass one name for each command ({len(texts)})")
-    used = backend_of(launcher)
-    backend = used.name
+    """Run several commands, each with its launcher, of which a limited number run at the same time."""
+    runs = [(launcher, normalize_command(command)) for launcher, command in pairs]
+    labels = [text for _, text in runs] if names is None else list(names)
+    if len(labels) != len(runs):
+        raise SpecError("names", labels, f"pass one name for each command ({len(runs)})")
+    backends = [backend_of(launcher) for launcher, _ in runs]
     if max_parallel is None:
-        max_parallel = 2 if backend == "local" else 50
+        max_parallel = 2 if any(backend.name == "local" for backend in backends) else 50
     check_whole_number("max_parallel", max_parallel, minimum=1)
-    if not texts:
+    if not runs:
         return []
-    from skyrl_modal.prepare.staging import refuse_errors
-    from skyrl_modal.run.batch import Batch
+    from skyrl_modal.run.batch import Batch, BatchRun
 
-    with _prepare(launcher, rates_of_run(used)) as preparation:
-        first = preparation.plan(texts[0])  # raises errors in the launcher's fields before anything starts
-        if options.strict:
-            for plan in (first, *map(preparation.plan, texts[1:])):
-                refuse_errors(_fixed(plan, preparation) if options.fix else plan)
-
-        def start(command: str, reporter: Reporter) -> Run:
-            return _start(launcher, command, owned=True, reporter=reporter, options=options, shared=preparation)
-
+    with ExitStack() as stack:
+        preparations = _prepare_all(runs, stack, options)
+        items = [
+            BatchRun(partial(_start_prepared, launcher, text, options, preparation), backend.name)
+            for (launcher, text), preparation, backend in zip(runs, preparations, backends, strict=True)
+        ]
         with NullRunTable() if quiet else _live_table(labels) as table:
-            batch = Batch(
-                texts, start, max_parallel=max_parallel, table=table, backend=backend, on_event=options.on_event
-            )
-            return batch.run()
+            return Batch(items, max_parallel=max_parallel, table=table, on_event=options.on_event).run()
+
+
+def _prepare_all(
+    runs: Sequence[tuple[Launcher, str]], stack: ExitStack, options: StartOptions
+) -> Sequence[Preparation]:
+    """Return the preparation of each run; equal launchers share one. Raise the errors that prevent a start."""
+    from skyrl_modal.prepare.staging import refuse_errors
+
+    shared: list[tuple[Launcher, Preparation]] = []
+    prepared = []
+    for launcher, text in runs:
+        preparation = next((known for other, known in shared if other == launcher), None)
+        is_new = preparation is None
+        if preparation is None:
+            preparation = stack.enter_context(_prepare(launcher, rates_of_run(backend_of(launcher))))
+            shared.append((launcher, preparation))
+        if is_new or options.strict:  # the first plan raises errors in the launcher's fields
+            plan = preparation.plan(text)
+            if options.strict:
+                refuse_errors(_fixed(plan, preparation) if options.fix else plan)
+        prepared.append(preparation)
+    return prepared
+
+
+def _start_prepared(
+    launcher: Launcher, command: str, options: StartOptions, preparation: Preparation, reporter: Reporter
+) -> Run:
+    return _start(launcher, command, owned=True, reporter=reporter, options=options, shared=preparation)
 
 
 def _live_table(labels: Sequence[str]) -> LiveRunTable:

@@ -1,4 +1,4 @@
-"""Several commands, with a limit on how many run at the same time."""
+"""Several runs, with a limit on how many are active at the same time."""
 
 from __future__ import annotations
 
@@ -55,40 +55,47 @@ class _TableRow:
             self._table.update(self._number, state=event.state)
 
 
+@dataclass(frozen=True, slots=True)
+class BatchRun:
+    """One run of a batch.
+
+    Attributes:
+        start: Starts it.
+        backend: The backend's name, for the result if it could not be started.
+    """
+
+    start: Callable[[Reporter], Run]
+    backend: str
+
+
 class Batch:
-    """Several commands, of which a limited number run at the same time.
+    """Several runs, of which a limited number are active at the same time.
 
     Args:
-        commands: Shell strings.
-        start: Starts one command.
-        max_parallel: Number of commands that may run at the same time, at least 1.
+        items: The runs.
+        max_parallel: Number of runs that may be active at the same time, at least 1.
         table: Displays the progress.
-        backend: The backend's name, for the results of commands that could not be started.
         on_event: Receives messages, changes of state and the result of each run, from several threads.
     """
 
     def __init__(
         self,
-        commands: Sequence[str],
-        start: Callable[[str, Reporter], Run],
+        items: Sequence[BatchRun],
         *,
         max_parallel: int,
         table: RunTable,
-        backend: str,
         on_event: Callable[[Run, RunEvent], None] | None = None,
     ) -> None:
-        self._commands = commands
-        self._start = start
+        self._items = items
         self._max_parallel = max_parallel
         self._table = table
-        self._backend = backend
         self._on_event = on_event
         self._running: dict[int, Run] = {}
         self._lock = threading.Lock()
         self._is_stopping = False
 
     def run(self) -> list[RunResult]:
-        """Run all commands.
+        """Execute all runs.
 
         Returns:
             A result for each, in their order. One that could not be started has the exit code 125.
@@ -97,7 +104,7 @@ class Batch:
             KeyboardInterrupt: Ctrl-C was pressed. All runs have ended.
         """
         with catch_interrupts() as interrupts, ThreadPoolExecutor(self._max_parallel, "skyrl-modal-map") as pool:
-            futures = [pool.submit(self._run_one, number) for number in range(len(self._commands))]
+            futures = [pool.submit(self._run_one, number) for number in range(len(self._items))]
             for future in futures:
                 future.add_done_callback(lambda _: interrupts.events.put(_RunEnded()))
             remaining = len(futures)
@@ -112,16 +119,17 @@ class Batch:
         return ResultList(result for result in results if result is not None)
 
     def _run_one(self, number: int) -> RunResult | None:
-        """Run one command; None if the batch was stopped before its start."""
+        """Execute one run; None if the batch was stopped before its start."""
         row = _TableRow(self._table, number)
         if self._is_stopping:
             return None
+        item = self._items[number]
         self._table.update(number, state=RunState.PREPARING)
         try:
-            run = self._start(self._commands[number], row)
+            run = item.start(row)
         except SkyRLModalError as error:
             self._table.update(number, state=RunState.FAILED, line=str(error).splitlines()[0])
-            return self._not_started(error)
+            return _not_started(item.backend, error)
         self._table.update(number, run_id=run.id)
         with self._lock:
             self._running[number] = run
@@ -149,16 +157,17 @@ class Batch:
         for run in running:
             run.cancel(now=now)
 
-    def _not_started(self, error: SkyRLModalError) -> RunResult:
-        return RunResult(
-            run_id="",
-            returncode=LAUNCHER_FAILED,
-            state=RunState.FAILED,
-            cause=FailureCause.NOT_STARTED,
-            attempts=0,
-            started_at=datetime.now(UTC),
-            duration=0.0,
-            log_path="",
-            backend=self._backend,
-            detail=str(error),
-        )
+
+def _not_started(backend: str, error: SkyRLModalError) -> RunResult:
+    return RunResult(
+        run_id="",
+        returncode=LAUNCHER_FAILED,
+        state=RunState.FAILED,
+        cause=FailureCause.NOT_STARTED,
+        attempts=0,
+        started_at=datetime.now(UTC),
+        duration=0.0,
+        log_path="",
+        backend=backend,
+        detail=str(error),
+    )

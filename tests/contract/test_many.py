@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import skyrl_modal
 from skyrl_modal import Launcher, Run, RunState, SpecError, runs
 from skyrl_modal.protocol.log_lines import LINE_PREFIX
 from skyrl_modal.protocol.state import FailureCause
@@ -59,6 +60,50 @@ def test_map_returns_results_in_order(launcher: MakeLauncher, capfd: pytest.Capt
     captured = capfd.readouterr()
     assert captured.out == ""
     assert "sleep 0.5; echo a; exit 1: failed" in captured.err
+
+
+def test_map_with_several_launchers(launcher: MakeLauncher, capfd: pytest.CaptureFixture[str]) -> None:
+    """Each command runs as its launcher declares. Equal launchers share their files, also if they change meanwhile."""
+    first, second = launcher(env={"A": "1"}, name="first"), launcher(env={"A": "2"}, workdir="docs")
+    assert first.checkout is not None
+    (first.checkout / "docs").mkdir()
+    page = first.checkout / "docs" / "page"
+    page.write_text("before")
+    read = "grep -q before docs/page && exit $((A * 10))"
+
+    results = skyrl_modal.map(
+        [
+            (first, read),
+            (second, ["sh", "-c", 'basename "$PWD" | grep -qx docs && exit $((A * 20))']),
+            (launcher(env={"A": "1"}, name="first"), read),
+        ],
+        max_parallel=1,
+        on_event=lambda run, event: page.write_text("after"),
+    )
+
+    assert page.read_text() == "after"
+
+    assert [result.returncode for result in results] == [10, 40, 10]
+    rows = capfd.readouterr().err
+    assert f"first: {read}: failed" in rows
+
+
+def test_map_checks_all_launchers(launcher: MakeLauncher) -> None:
+    """Nothing starts if one of the launchers, or a pair, is not valid. Without pairs, there are no results."""
+    events: list[object] = []
+
+    def map_both(second: object) -> None:
+        skyrl_modal.map([(launcher(), "true"), second], on_event=lambda *event: events.append(event))  # type: ignore[list-item]
+
+    with pytest.raises(SpecError, match="workdir='none'"):
+        map_both((launcher(workdir="none"), "true"))
+    with pytest.raises(SpecError, match="command=''"):
+        map_both((launcher(), ""))
+    for pair in ("true", ("true", launcher()), (launcher(), "true", 1)):
+        with pytest.raises(SpecError, match="pass pairs of a launcher and a command"):
+            map_both(pair)
+    assert events == []
+    assert skyrl_modal.map([]) == []
 
 
 def test_map_refuses_invalid_arguments(launcher: MakeLauncher) -> None:
