@@ -258,8 +258,9 @@ class Launcher(RunSpec):
 
         Args:
             command: A shell string, or a list of arguments, which are quoted.
-            check: Whether to ask the backend too: whether data files and checkpoint folders exist on the volumes, which
-                checkpoint folders other runs use, and how long a step of earlier runs took.
+            check: Whether to ask the backend too: whether it has the named volumes and secrets, whether data files and
+                checkpoint folders exist on the volumes, which checkpoint folders other runs use, and how long a step of
+                earlier runs took.
 
         Raises:
             SpecError: A declared value is invalid, or a secret is not defined.

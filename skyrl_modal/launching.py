@@ -30,7 +30,7 @@ from skyrl_modal.user_folders import cache_folder
 from skyrl_modal.views.text import StderrReporter
 
 if TYPE_CHECKING:
-    from skyrl_modal.backends import FindRates
+    from skyrl_modal.backends import FindRates, RunCheck
     from skyrl_modal.backends.base import PreparedRun
     from skyrl_modal.findings import Finding
     from skyrl_modal.launcher import Launcher
@@ -204,40 +204,40 @@ def plan(launcher: Launcher, command: str | Sequence[str], *, check: bool) -> Pl
     from skyrl_modal.prepare.staging import check_plan
 
     text = normalize_command(command)
-    preparation = _prepare(launcher, _find_rates(launcher, check=check))
     further: list[Finding] = []
-
-    def check_run(job: Job, spec: RunSpec) -> Sequence[str]:
-        """Check a run. A backend that cannot execute any run now is a finding: its plan can be made."""
+    backend = None
+    if check:
+        # A backend that cannot execute any run now is a finding: a plan can be made.
         try:
-            # The whole check of Modal's backend needs its client.
-            return (backend_of(launcher).check if check else run_check(launcher.backend))(job, spec)
+            backend = backend_of(launcher)
         except BackendUnavailable as error:
             further.append(unavailable_finding(error))
+    preparation = _prepare(launcher, rates_of_plan(launcher.backend) if backend is None else rates_of_run(backend))
+
+    def check_run(job: Job, spec: RunSpec) -> Sequence[str]:
+        """Check a run. The whole check of Modal's backend needs its client."""
+        try:
+            if backend is None:
+                return run_check(launcher.backend)(job, spec)
+            warnings = backend.check(job, spec)
+            check_objects: RunCheck | None = getattr(backend, "check_objects", None)
+            return warnings if check_objects is None else [*warnings, *check_objects(job, spec)]
+        except BackendUnavailable as error:
+            further[:] = [unavailable_finding(error)]
             return ()
 
-    if check:
+    if backend is not None:
         from skyrl_modal.plan_checks import check_state  # imported here, since a run does not need it
 
-        made = preparation.plan(text, check_state(backend_of(launcher), launcher.volumes, text))
+        made = preparation.plan(text, check_state(backend, launcher.volumes, text))
     else:
         made = preparation.plan(text)
     checked, _ = check_plan(made, check_run)
-    if check and made.job.resume is not None:
+    if backend is not None and made.job.resume is not None:
         from skyrl_modal.prepare.resume_check import find_resume_problems
 
-        further += find_resume_problems(made, backend_of(launcher))
+        further += find_resume_problems(made, backend)
     return evolve(checked, findings=(*checked.findings, *further))
-
-
-def _find_rates(launcher: Launcher, *, check: bool) -> FindRates | None:
-    """Return what finds the rate for a plan: with a request only if the backend is to be asked."""
-    if not check:
-        return rates_of_plan(launcher.backend)
-    try:
-        return rates_of_run(backend_of(launcher))
-    except BackendUnavailable:  # reported by the check
-        return rates_of_plan(launcher.backend)
 
 
 @translate_system_errors()

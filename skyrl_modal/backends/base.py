@@ -216,6 +216,9 @@ class Backend(Protocol):
       plans with ``check``, unless the run declares its rate. Without it, a run costs nothing unless it declares one.
     * ``checkpoint_listing(volume: AnyVolume, path: str) -> Listing``: a checkpoint folder on a volume, see
       ``skyrl_modal.formats.checkpoint_listing``. Without it, ``ls`` is called for each folder, and no file is read.
+    * ``check_objects(job: Job, spec: RunSpec) -> Sequence[str]``: asks its servers for what the run names, such as
+      volumes and secrets. It creates nothing. Its warnings and errors are like those of ``check``. Plans with
+      ``check`` call it, and ``start`` reports the same errors.
     * ``prepare_check() -> AbstractContextManager[object]``: starts, without waiting for it, what ``check`` needs from
       other processes. It is entered before a plan is made, and left after the run was started, or could not be started.
     * ``prepare_start(expected: PreparedRun) -> AbstractContextManager[object]``: starts, without waiting for it, a run

@@ -31,7 +31,7 @@ def confirm_cost(launcher: Launcher, command: str | Sequence[str], *, is_confirm
     Raises:
         SpecError: The configured value is invalid. Or the answer was no, or there is no terminal.
     """
-    limit = _find_limit()
+    limit = find_limit()
     if limit is None or is_confirmed:
         return
     plan = launcher.plan(command)
@@ -49,7 +49,7 @@ def confirm_cost(launcher: Launcher, command: str | Sequence[str], *, is_confirm
         raise SpecError(KEY, limit, f"not started: {cost} per hour is above this limit")
 
 
-def _find_limit() -> float | None:
+def find_limit() -> float | None:
     """Return the configured US dollars per hour; None for none.
 
     Raises:

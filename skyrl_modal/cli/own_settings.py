@@ -11,6 +11,9 @@ def read_own_setting(key: str, variable: str) -> tuple[object, str]:
     Args:
         key: Its key in the user's own file.
         variable: The environment variable, which has precedence.
+
+    Raises:
+        SpecError: The file is not valid.
     """
     value = os.environ.get(variable)
     return (value, f"${variable}") if value else _read_own_file(key)
@@ -28,7 +31,8 @@ def _read_own_file(key: str) -> tuple[object, str]:
     from skyrl_modal.config.settings import all_settings
     from skyrl_modal.launcher import Launcher
 
-    file = read_user_file()
+    file, known = read_user_file(), all_settings(Launcher)
     if file is None:
         return None, ""
-    return file.values(all_settings(Launcher)).get(key), f"{file.title}: {key}"
+    file.check_names(known)
+    return file.values(known).get(key), f"{file.title}: {key}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 import click
 
 from skyrl_modal.cli.base import LauncherCommand, cli, make_launcher, run_argument
-from skyrl_modal.cli.confirm import confirm_cost
+from skyrl_modal.cli.confirm import confirm_cost, find_limit
 from skyrl_modal.cli.notify import find_notify_url, notify_option, report_results
 from skyrl_modal.cli.output import print_error, print_line, print_rows
 from skyrl_modal.errors import SpecError, StorageError
@@ -59,7 +59,8 @@ def run(
     **options: Any,
 ) -> None:
     """Run COMMAND and exit with its exit code. A single argument is a shell string; several, after --, are quoted."""
-    url, launcher = find_notify_url(notify), make_launcher(options)
+    launcher = make_launcher(options)
+    url = find_notify_url(notify)
     confirm_cost(launcher, _to_command(command), is_confirmed=is_confirmed)
     result = launcher.run(_to_command(command), quiet=quiet, strict=strict, fix=fix)
     _end(result, launcher, " ".join(command), url, quiet=quiet)
@@ -84,7 +85,10 @@ def _end(result: RunResult, launcher: Launcher, command: str, url: str | None, *
 @click.argument("command", nargs=-1, required=True)
 def plan(check: bool, files: bool, is_json: bool, command: Sequence[str], **options: Any) -> None:
     """Show where COMMAND would run and with which files. Nothing is started."""
-    made = make_launcher(options).plan(_to_command(command), check=check)
+    launcher = make_launcher(options)
+    find_notify_url(None)  # as for a run, which would refuse an invalid value
+    find_limit()
+    made = launcher.plan(_to_command(command), check=check)
     if is_json:
         print_line(made.to_json())
     else:
@@ -185,7 +189,8 @@ def map_command(
     """
     commands = _read_commands(file)
     names = None if sys.stderr is not None and sys.stderr.isatty() else [f"line {line}" for line, _ in commands]
-    url, launcher = find_notify_url(notify), make_launcher(options)
+    launcher = make_launcher(options)
+    url = find_notify_url(notify)
     texts = [command for _, command in commands]
     confirm_cost(launcher, texts[0], is_confirmed=is_confirmed, parallel=min(len(texts), max_parallel or len(texts)))
     results = launcher.map(texts, max_parallel=max_parallel, names=names, quiet=quiet, strict=strict, fix=fix)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from skyrl_modal.errors import SpecError
 
@@ -31,7 +31,7 @@ def normalize_command(command: str | Sequence[str]) -> str:
         "echo 'two parts'"
     """
     if not isinstance(command, str):
-        arguments = list(command)
+        arguments = list(command) if isinstance(command, Iterable) else [command]
         if not all(isinstance(argument, str) for argument in arguments):
             raise SpecError("command", command, "pass a shell string, or a list of strings")
         command = shlex.join(arguments)

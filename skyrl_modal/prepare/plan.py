@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from skyrl_modal.checkout import Checkout, CheckoutInspection
@@ -236,7 +236,8 @@ class PlanBasis:
         find_rates: Returns what one node of the run costs; None if the backend has no rates.
 
     Raises:
-        SpecError: The folder of a mount does not exist, or a file of the checkout cannot be read.
+        SpecError: The folder of a mount, or a file that a step of the image copies, does not exist; or a file of the
+            checkout cannot be read.
         CheckoutNotFound: A mount is the checkout, and there is none.
 
     Attributes:
@@ -262,10 +263,24 @@ class PlanBasis:
         if backend != _LOCAL:
             version = self._checkout.ray_version if self._checkout else None
             self._image, self._image_warning = spec.image.resolved_base(version)
+            if spec.image.steps:
+                self._check_image_steps()
         # A plan can be made without the secrets that are not defined.
         self._secret_values = read_secret_values(
             spec.secret_variables, secret_folders(self._checkout), optional=spec.secret_variables
         )
+
+    def _check_image_steps(self) -> None:
+        """Check that the files exist which the image's steps copy."""
+        from skyrl_modal.spec.copied_files import check_copied_files  # imported here: few images have steps
+
+        mounted = zip(self._spec.mounts, self.selections, strict=True)
+        files = next((selection.files for mount, selection in mounted if mount.local_path is None), None)
+        known = (
+            None if files is None else {str(path) for name in files for path in (name, *PurePosixPath(name).parents)}
+        )
+        for step in self._spec.image.steps:
+            check_copied_files(step, None if known is None else known.__contains__)
 
     def _select(self, mount: MountSpec, checkout: Path | None) -> Selection:
         return select(

@@ -46,10 +46,11 @@ def check_plan(plan: Plan, check: RunCheck) -> tuple[Plan, Mapping[str, str]]:
             have another version of Ray than its cluster.
     """
     refuse_version_mismatch(plan.job, plan.findings)
-    warnings = check(plan.job, plan.spec)
     spec = plan.spec
     folders = secret_folders(plan.checkout)
     values = read_secret_values(spec.secret_variables, folders, optional=spec.optional_variables)
+    # The last check: a plan reports a backend that is not available as a finding, after what is wrong with the run.
+    warnings = check(plan.job, plan.spec)
     return evolve(plan, findings=(*plan.findings, *map(backend_finding, warnings))), values
 
 

@@ -19,8 +19,9 @@ Validator = Callable[[Any, "Attribute[Any]", Any], None]
 
 # Expressions are compiled on first use, since importing Launcher imports this module.
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-_TAG = r"[^\s,]{1,64}"
+_TAG = r"[^\s,\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,64}"
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
+_TAG_REMEDY = "pass a list of tags of 1 to 64 characters without spaces, commas and control characters"
 _NAME_REMEDY = "use 1 to 64 letters, digits, dots, dashes and underscores; start with a letter or digit"
 
 
@@ -126,7 +127,7 @@ def check_optional_name(instance: object, attribute: Attribute[Any], value: obje
 def check_tags(instance: object, attribute: Attribute[Any], value: object) -> None:
     """Validate a tuple of tags."""
     if not isinstance(value, tuple) or not all(isinstance(item, str) and re.fullmatch(_TAG, item) for item in value):
-        raise SpecError(attribute.name, value, "pass a list of tags of 1 to 64 characters without spaces and commas")
+        raise SpecError(attribute.name, value, _TAG_REMEDY)
 
 
 def check_flag(instance: object, attribute: Attribute[Any], value: object) -> None:
@@ -135,17 +136,24 @@ def check_flag(instance: object, attribute: Attribute[Any], value: object) -> No
         raise SpecError(attribute.name, value, "pass True or False")
 
 
-def at_least(minimum: float, maximum: float = math.inf) -> Validator:
+def at_least(minimum: float, maximum: float = math.inf, *, is_whole: bool = False) -> Validator:
     """Return a validator that accepts None, or a number in a range."""
 
     def check(instance: object, attribute: Attribute[Any], value: object) -> None:
         if value is None:
             return
-        if isinstance(value, bool) or not isinstance(value, int | float) or not minimum <= value <= maximum:
-            limits = f"of at least {minimum:g}" if maximum == math.inf else f"from {minimum:g} to {maximum:,}"
-            raise SpecError(attribute.name, value, f"pass a number {limits}, or None")
+        is_other = isinstance(value, bool) or (is_whole and not isinstance(value, int))
+        if is_other or not isinstance(value, int | float) or not minimum <= value <= maximum:
+            limits = f"of at least {minimum:,}" if maximum == math.inf else f"from {minimum:,} to {maximum:,}"
+            raise SpecError(attribute.name, value, f"pass a {'whole ' if is_whole else ''}number {limits}, or None")
 
     return check
+
+
+def check_optional_text(instance: object, attribute: Attribute[Any], value: object) -> None:
+    """Validate None, or a text without spaces and control characters, such as the name of a region."""
+    if value is not None and (not isinstance(value, str) or not re.fullmatch(_TAG, value)):
+        raise SpecError(attribute.name, value, "pass a name without spaces, commas and control characters, or None")
 
 
 def above_zero(instance: object, attribute: Attribute[Any], value: object) -> None:

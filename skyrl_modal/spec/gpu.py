@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from skyrl_modal.declaration import frozen
 from skyrl_modal.errors import SpecError
@@ -18,6 +18,7 @@ KNOWN_GPUS = (
 
 #: A name has no character that separates requests, or a name from its count, and no control character.
 _GPU_NAME = r"[^\s:,\x00-\x1f\x7f]+"
+_REMEDY = 'write NAME or NAME:COUNT with a count of at least 1, for example "A100-80GB:4"'
 
 
 @frozen
@@ -54,17 +55,18 @@ def parse_gpu(value: str | Sequence[str] | None) -> tuple[GpuRequest, ...]:
     """
     if value is None:
         return ()
+    if not isinstance(value, Iterable):
+        raise SpecError("gpu", value, _REMEDY)
     items = [value] if isinstance(value, str) else list(value)
     if not items:
         raise SpecError("gpu", value, 'pass at least one request such as "L4:1", or None for no GPU')
     requests = []
     for item in items:
-        remedy = 'write NAME or NAME:COUNT with a count of at least 1, for example "A100-80GB:4"'
         if not isinstance(item, str):
-            raise SpecError("gpu", value, remedy)
+            raise SpecError("gpu", value, _REMEDY)
         name, colon, count = item.strip().partition(":")
         if not re.fullmatch(_GPU_NAME, name) or (colon and not re.fullmatch(r"[1-9]\d{0,3}", count)):
-            raise SpecError("gpu", value, remedy)
+            raise SpecError("gpu", value, _REMEDY)
         requests.append(GpuRequest(name.upper(), int(count) if colon else 1))
     return tuple(requests)
 

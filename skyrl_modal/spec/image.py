@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from skyrl_modal.declaration import Attribute, field, frozen
 from skyrl_modal.errors import SpecError
-from skyrl_modal.spec.fields import check_strings, check_unicode, to_env, to_strings
+from skyrl_modal.spec.fields import check_optional_name, check_strings, check_unicode, to_env, to_strings
 from skyrl_modal.spec.option import option
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ class ImageSpec:
     )
     registry_secret: str | None = field(
         default=None,
+        validator=check_optional_name,
         metadata=option(
             "Name of a Modal secret with the registry's user name and password (Modal).", flag=None, default="none"
         ),

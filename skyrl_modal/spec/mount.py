@@ -8,7 +8,7 @@ from pathlib import Path
 from skyrl_modal.declaration import field, frozen
 from skyrl_modal.errors import SpecError
 from skyrl_modal.spec.container_paths import mount_point
-from skyrl_modal.spec.fields import check_strings, to_strings
+from skyrl_modal.spec.fields import check_flag, check_strings, to_strings
 
 
 def _to_remote_path(value: str | Path) -> str:
@@ -46,4 +46,4 @@ class MountSpec:
     remote_path: str = field(default="/root/SkyRL", converter=_to_remote_path)
     exclude: Sequence[str] = field(default=(), converter=to_strings, validator=check_strings)
     include: Sequence[str] = field(default=(), converter=to_strings, validator=check_strings)
-    skip_caches: bool = True
+    skip_caches: bool = field(default=True, validator=check_flag)

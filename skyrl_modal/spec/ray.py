@@ -8,7 +8,7 @@ from datetime import timedelta
 from skyrl_modal.declaration import Attribute, field, frozen
 from skyrl_modal.errors import SpecError
 from skyrl_modal.spec.duration import parse_duration
-from skyrl_modal.spec.fields import at_least, to_env
+from skyrl_modal.spec.fields import at_least, check_flag, to_env
 from skyrl_modal.spec.option import option
 
 #: Ports that Ray assigns to its workers by default and refuses for other uses (``ray start --help``).
@@ -41,15 +41,19 @@ class RaySpec:
     """
 
     port: int = field(default=6379, metadata=option("Port of Ray's head.", "whole", flag=None))
-    dashboard: bool = field(default=False, metadata=option("Also start Ray's dashboard.", "flag", flag="--dashboard"))
+    dashboard: bool = field(
+        default=False,
+        validator=check_flag,
+        metadata=option("Also start Ray's dashboard.", "flag", flag="--dashboard"),
+    )
     num_cpus: int | None = field(
         default=None,
-        validator=at_least(1),
+        validator=at_least(1, is_whole=True),
         metadata=option("CPUs that Ray may assign on each node.", "whole", flag=None, default="all"),
     )
     object_store_memory: int | None = field(
         default=None,
-        validator=at_least(75 * 1024 * 1024),
+        validator=at_least(75 * 1024 * 1024, is_whole=True),
         metadata=option(
             "Size of Ray's object store on each node in bytes.", "whole", flag=None, default="Ray's own default"
         ),

@@ -15,8 +15,10 @@ from skyrl_modal.spec.duration import parse_duration
 from skyrl_modal.spec.fields import (
     above_zero,
     at_least,
+    check_flag,
     check_name,
     check_optional_name,
+    check_optional_text,
     check_tags,
     instance_of,
     one_of,
@@ -228,14 +230,18 @@ class RunSpec:
     )
     memory: int | None = field(
         default=None,
-        validator=at_least(128, MAX_MEMORY),
+        validator=at_least(128, MAX_MEMORY, is_whole=True),
         metadata=option("Memory in MiB (Modal).", "whole", default="as Modal does", section=HARDWARE),
     )
     region: str | None = field(
-        default=None, metadata=option("Region, such as us-east (Modal).", default="any", section=HARDWARE)
+        default=None,
+        validator=check_optional_text,
+        metadata=option("Region, such as us-east (Modal).", default="any", section=HARDWARE),
     )
     cloud: str | None = field(
-        default=None, metadata=option("Cloud provider, such as aws (Modal).", default="any", section=HARDWARE)
+        default=None,
+        validator=check_optional_text,
+        metadata=option("Cloud provider, such as aws (Modal).", default="any", section=HARDWARE),
     )
     workdir: str = field(
         default=".",
@@ -289,8 +295,7 @@ class RunSpec:
 
     @rdma.validator
     def _check_rdma(self, attribute: Attribute[bool], value: object) -> None:
-        if not isinstance(value, bool):
-            raise SpecError("rdma", value, "pass True or False")
+        check_flag(self, attribute, value)
         if value and self.nodes == 1:
             raise SpecError("rdma", value, "RDMA connects nodes; pass nodes=2 or more, or omit rdma")
 

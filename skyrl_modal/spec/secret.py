@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from skyrl_modal.declaration import Attribute, field, frozen
 from skyrl_modal.errors import SpecError
-from skyrl_modal.spec.fields import check_name, check_strings, to_strings
+from skyrl_modal.spec.fields import check_flag, check_name, check_strings, to_strings
 
 #: Where the values of a secret are found.
 SOURCES = ("modal", "environment")
@@ -32,13 +32,8 @@ class SecretSpec:
 
     name: str = field(validator=check_name)
     keys: Sequence[str] = field(default=(), converter=to_strings, validator=check_strings)
-    optional: bool = field(default=False, kw_only=True)
+    optional: bool = field(default=False, validator=check_flag, kw_only=True)
     source: str = field(default="modal", kw_only=True)
-
-    @optional.validator
-    def _check_optional(self, attribute: Attribute[bool], value: object) -> None:
-        if not isinstance(value, bool):
-            raise SpecError("optional", value, "pass True or False")
 
     @source.validator
     def _check_source(self, attribute: Attribute[str], value: object) -> None:

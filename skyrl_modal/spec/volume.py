@@ -7,7 +7,7 @@ from pathlib import Path
 from skyrl_modal.declaration import Attribute, field, frozen
 from skyrl_modal.errors import SpecError
 from skyrl_modal.spec.container_paths import mount_point
-from skyrl_modal.spec.fields import check_name
+from skyrl_modal.spec.fields import check_flag, check_name
 
 
 def _to_mount_path(value: str | Path) -> str:
@@ -32,8 +32,8 @@ class VolumeSpec:
 
     name: str = field(default="skyrl-data", validator=check_name)
     mount_path: str = field(default="/root/data", converter=_to_mount_path)
-    create_if_missing: bool = True
-    read_only: bool = False
+    create_if_missing: bool = field(default=True, validator=check_flag)
+    read_only: bool = field(default=False, validator=check_flag)
     version: int | None = field(default=None)
 
     @version.validator

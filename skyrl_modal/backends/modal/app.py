@@ -75,7 +75,10 @@ class RunApp:
         ]
         if self._registry is not None and self.spec.image.registry_secret:
             required.append(RequiredObject("registry_secret", self.spec.image.registry_secret, self._registry))
-        required += [RequiredObject("volumes", item.name, self._volumes[item.mount_path]) for item in self.job.volumes]
+        required += [
+            RequiredObject("volumes", item.name, self._volumes[item.mount_path], is_created=item.create_if_missing)
+            for item in self.job.volumes
+        ]
         required += [item for mount in self._buckets.values() for item in mount.required_objects]
         return required
 
@@ -83,7 +86,7 @@ class RunApp:
         """Leave out optional secrets that Modal does not have."""
         for item in absent:
             del self._named_secrets[item.name]
-            self.warnings.append(f"the optional secret {item.name} is left out: Modal has no secret of this name")
+            self.warnings.append(item.absence)
 
     def make_archives(self) -> None:
         """Write the archives of the files that do not exist yet.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,7 @@ from skyrl_modal.backends.modal import checks, preflight, volumes
 from skyrl_modal.backends.modal.app import RunApp
 from skyrl_modal.backends.modal.buckets import only_volume
 from skyrl_modal.backends.modal.errors import translated_client_errors
+from skyrl_modal.backends.modal.event_loop import event_loop, wait_for_future
 from skyrl_modal.backends.modal.execution import ModalExecution
 from skyrl_modal.backends.modal.rate_request import RateRequest
 from skyrl_modal.backends.modal.rates import node_rates
@@ -72,8 +74,26 @@ class ModalBackend:
             SpecError: Modal would refuse the run: its timeout, or the GPUs of a cluster. Or its dashboard would not be
                 protected.
         """
+        warnings = check_run(job, spec)
         checks.check_token()
-        return check_run(job, spec)
+        return warnings
+
+    def check_objects(self, job: Job, spec: RunSpec) -> Sequence[str]:
+        """Ask Modal whether it has the secrets and volumes that a run names, except for volumes that a run creates.
+
+        Returns:
+            Warnings about optional secrets that it does not have.
+
+        Raises:
+            BackendUnavailable: Modal cannot be reached, or refuses the token.
+            SpecError: It has no such secret or volume.
+        """
+        preflight.connect()
+        with translated_client_errors():
+            objects = RunApp(PreparedRun(job=job, spec=spec, snapshots=(), secret_values={})).required_objects
+            checking = preflight.check_resources([item for item in objects if not item.is_created])
+            absent = wait_for_future(asyncio.run_coroutine_threadsafe(checking, event_loop()))
+        return [item.absence for item in absent]
 
     def describe(self, job: Job, spec: RunSpec) -> Sequence[tuple[str, str]]:
         """Return label and value pairs that describe where the run executes."""

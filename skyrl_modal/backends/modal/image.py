@@ -11,6 +11,7 @@ import modal
 from skyrl_modal.errors import SpecError
 from skyrl_modal.gitfiles.files import read_regular_file
 from skyrl_modal.mount import select
+from skyrl_modal.spec.copied_files import check_copied_files
 from skyrl_modal.spec.image import ImageSpec
 from skyrl_modal.spec.image_steps import (
     AptInstall,
@@ -94,6 +95,7 @@ def _is_not_for_container(path: Path) -> bool:
 
 
 def _add_step(image: modal.Image, step: ImageStep, repo_root: str, checkout: Path | None) -> modal.Image:
+    check_copied_files(step, None if checkout is None else lambda path: (checkout / path).exists())
     match step:
         case AptInstall(packages):
             return image.apt_install(*packages)
@@ -113,15 +115,10 @@ def _add_step(image: modal.Image, step: ImageStep, repo_root: str, checkout: Pat
 
 def _copy_files(image: modal.Image, source: str, target: str, checkout: Path | None) -> modal.Image:
     path = Path(source).expanduser()
-    if not path.is_absolute():
-        if checkout is None:
-            raise SpecError("source", source, "it is a path in the checkout, and no checkout is mounted")
+    if not path.is_absolute() and checkout is not None:
         path = checkout / source
     if path.is_file():
         return image.add_local_file(path, target, copy=True)
-    if not path.is_dir():
-        where = "among the mounted files of the checkout" if checkout in path.parents else "on this machine"
-        raise SpecError("source", source, f"there is no such file or folder {where}")
     if checkout is not None and (path == checkout or checkout in path.parents):
         return image.add_local_dir(path, target, copy=True)  # only selected files are here
     selected = {PurePosixPath(name) for name in select(path).files}
@@ -130,9 +127,8 @@ def _copy_files(image: modal.Image, source: str, target: str, checkout: Path | N
 
 def _sync_environment(image: modal.Image, step: UvSync, repo_root: str, checkout: Path | None) -> modal.Image:
     """Install what uv.lock pins. The local packages have their final paths, since the environment refers to them."""
-    if checkout is None:
-        raise SpecError("steps", step, "UvSync reads uv.lock of the checkout, and no checkout is mounted")
-    names = ["pyproject.toml", "uv.lock", *_local_packages(checkout, step)]
+    packages = [] if checkout is None else _local_packages(checkout, step)
+    names = ["pyproject.toml", "uv.lock", *packages]
     for name in names:
         image = _copy_files(image, name, f"{repo_root}/{name}", checkout)
     options = [f"--extra={extra}" for extra in step.extras] + [f"--group={group}" for group in step.groups]
@@ -145,10 +141,6 @@ def _sync_environment(image: modal.Image, step: UvSync, repo_root: str, checkout
 
 def _local_packages(checkout: Path, step: UvSync) -> list[str]:
     """Return the folders of the checkout that its pyproject.toml names as sources of packages."""
-    for name in ("pyproject.toml", "uv.lock"):
-        if not (checkout / name).is_file():
-            remedy = f"UvSync needs {name}, which is not among the mounted files of the checkout"
-            raise SpecError("steps", step, remedy + (". Create it with `uv lock`" if name == "uv.lock" else ""))
     try:
         data = tomllib.loads(read_regular_file(checkout / "pyproject.toml", max_bytes=_MAX_PYPROJECT_BYTES).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:

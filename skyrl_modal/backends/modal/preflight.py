@@ -40,6 +40,7 @@ class RequiredObject:
         value: The reference.
         is_optional: Whether the run starts without it.
         keys: The variables that the secret of a bucket has.
+        is_created: Whether it is created if it does not exist, when it is requested.
     """
 
     field: str
@@ -47,6 +48,12 @@ class RequiredObject:
     value: modal.Secret | modal.Volume
     is_optional: bool = False
     keys: Sequence[str] = ()
+    is_created: bool = False
+
+    @property
+    def absence(self) -> str:
+        """What the user should know if it is optional and does not exist."""
+        return f"the optional secret {self.name} is left out: Modal has no secret of this name"
 
 
 async def check_resources(required: Sequence[RequiredObject]) -> Sequence[RequiredObject]:
