@@ -171,14 +171,14 @@ def shell_arguments(fields: Mapping[str, Any], command: Any, folder: Path) -> Se
         value = given.pop(key, None)
         if value is not None:
             options += [option, ",".join(value) if isinstance(value, list) else str(value)]
-    words = command if isinstance(command, list) else [command]
-    if not words or not all(isinstance(word, str) for word in words) or isinstance(fields["gpu"], int):
+    parts = command if isinstance(command, list) else [command]
+    if not parts or not all(isinstance(part, str) for part in parts) or isinstance(fields["gpu"], int):
         return None
-    arguments = [*options, "--", *words]
+    arguments = [*options, "--", *parts]
     text = "".join(f"{key} = {to_toml(value)}\n" for key, value in given.items())
     if (
         "steps" in given.get("image", {})
-        or any("\0" in word or not word.isprintable() for word in arguments)
+        or any("\0" in part or not part.isprintable() for part in arguments)
         or "\\ud" in text
         or "null" in text
     ):
