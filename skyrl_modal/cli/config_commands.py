@@ -27,15 +27,15 @@ def config(is_json: bool, is_schema: bool, **options: Any) -> None:
 
     The options are those of run: they show which value a run with them would have.
     """
-    from skyrl_modal.cli.launcher_options import configuration, make_launcher
+    from skyrl_modal.cli.launcher_options import configuration, launcher_of
 
     if is_schema:
         from skyrl_modal.config.schema import SCHEMA_FILE
 
         print_line(SCHEMA_FILE.read_text(encoding="utf-8").rstrip())
         return
-    make_launcher(options)  # a value that a run would refuse is refused here
     made = configuration(options)
+    launcher_of(made)  # a value that a run would refuse is refused here
     if is_json:
         print_line(json.dumps(_to_json(made), indent=2))
     else:

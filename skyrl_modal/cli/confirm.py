@@ -63,5 +63,6 @@ def find_limit() -> float | None:
     except ValueError:
         limit = math.nan
     if isinstance(value, bool) or not 0 <= limit < math.inf:
-        raise SpecError(KEY, value, "pass US dollars per hour, such as 10", source=f"{source} {value!r}")
+        equals = "=" if source.startswith("$") else " = "
+        raise SpecError(KEY, value, "pass US dollars per hour, such as 10", source=f"{source}{equals}{value}")
     return limit

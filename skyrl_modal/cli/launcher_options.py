@@ -8,14 +8,13 @@ from typing import Any
 
 import click
 
+from skyrl_modal.cli.own_settings import keep_configuration, kept_configuration
 from skyrl_modal.config.resolve import Configuration, resolve
 from skyrl_modal.config.settings import Setting, all_settings
 from skyrl_modal.errors import SpecError
 from skyrl_modal.launcher import Launcher
 from skyrl_modal.views.text import warnings_as_messages
 
-#: The key of a command's context with its configuration.
-_CONFIGURATION = "skyrl_modal.configuration"
 _METAVARS = {
     "buckets": "PATH=NAME[,KEY=VALUE...]",
     "codes": "CODES", "duration": "DURATION", "gpus": "GPU", "mounts": "PATH=FOLDER", "number": "NUMBER",
@@ -186,15 +185,17 @@ def configuration(options: Mapping[str, Any]) -> Configuration:
             flags[key] = str(known[key].flag)
     with warnings_as_messages():
         made = resolve(Launcher, arguments, profile=options.get("profile"), flags=flags)
-    context = click.get_current_context(silent=True)
-    if context is not None:
-        context.meta[_CONFIGURATION] = made
+    keep_configuration(made)
     return made
 
 
 def make_launcher(options: Mapping[str, Any]) -> Launcher:
     """Return the launcher for the values of ``launcher_options``. An omitted option leaves the field's default."""
-    made = configuration(options)
+    return launcher_of(configuration(options))
+
+
+def launcher_of(made: Configuration) -> Launcher:
+    """Return the launcher with some settings."""
     with warnings_as_messages():
         fields = made.launcher_fields()
         try:
@@ -205,5 +206,5 @@ def make_launcher(options: Mapping[str, Any]) -> Launcher:
 
 def located(error: SpecError, context: click.Context) -> SpecError:
     """Return an error that names the option, variable or file of its value, if that is known."""
-    made = context.meta.get(_CONFIGURATION)
-    return made.located(error) if isinstance(made, Configuration) else error
+    made = kept_configuration(context)
+    return error if made is None else made.located(error)

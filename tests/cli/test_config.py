@@ -30,6 +30,41 @@ def skyrl(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Co
     return call
 
 
+#: Executes a command, and prints how often the file with the first argument as its path was opened.
+COUNT_READS = """
+import sys
+path, *arguments = sys.argv[1:]
+opened = []
+sys.addaudithook(lambda event, details: opened.append(1) if event == "open" and details[0] == path else None)
+sys.argv = ["skyrl-modal", *arguments]
+from skyrl_modal.cli import main
+try:
+    main()
+finally:
+    print(f"opened {len(opened)}", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("arguments", [("run", "--backend", "local", "--no-ray", "true"), ("config",)])
+def test_own_file_is_read_once(checkout: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """A command opens the user's file once for all of its settings, and uses those of the chosen profile."""
+    own = tmp_path / "config" / "skyrl_modal" / "config.toml"
+    own.parent.mkdir(parents=True)
+    own.write_text('confirm_above = 1000\nnotify = "http://127.0.0.1:1/"\n[profile.quiet]\nconfirm_above = -1\n')
+    env = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path / "config")}
+
+    def call(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", COUNT_READS, str(own), *arguments[:1], *more, *arguments[1:]]
+        return subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True, check=False)
+
+    done = call()
+
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "opened 1")
+    if arguments[0] == "run":
+        assert "127.0.0.1:1" in done.stderr  # the result could not be sent
+        assert "profile.quiet.confirm_above = -1" in call("--profile", "quiet").stderr
+
+
 def test_origin_of_each_value(skyrl: Command, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`config` shows for each setting what has set it."""
     (tmp_path / "config" / "skyrl_modal").mkdir(parents=True)
