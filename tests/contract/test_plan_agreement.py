@@ -37,7 +37,7 @@ from tests.support.declarations import (
 from tests.support.loopback import LoopbackModal
 
 #: Every n-th declaration is tested in each test run, and the others as slow tests.
-_STEP = 8
+_STEP = 16
 #: The requests with which a run on Modal begins.
 _STARTS = {"AppCreate", "AppGetOrCreate", "FunctionCreate", "FunctionMap", "FunctionPutInputs", "ImageGetOrCreate"}
 #: The requests that find out whether something exists. Those about earlier runs may still be sent in the background.
