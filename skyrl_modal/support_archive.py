@@ -50,7 +50,7 @@ def write_support_archive(path: Path, checks: Iterable[CheckResult], run: Run | 
     Raises:
         StorageError: It cannot be written, or exists already.
     """
-    mask = _make_mask(() if run is None else run.job.secret_names)
+    mask = make_mask(() if run is None else run.job.secret_names)
     files = {"doctor.txt": _checks_text(checks), "versions.txt": _versions(), "variables.txt": _variables()}
     contents = [(name, text.encode("utf-8", "backslashreplace")) for name, text in files.items()]
     contents += [] if run is None else list(_run_files(run))
@@ -114,8 +114,8 @@ def _read(name: str, read: Callable[[], bytes]) -> Iterator[tuple[str, bytes]]:
         yield f"{name}.error", f"{error}\n".encode("utf-8", "backslashreplace")
 
 
-def _make_mask(names: Iterable[str]) -> Callable[[bytes], bytes]:
-    """Return a function that removes secrets from a text.
+def make_mask(names: Iterable[str]) -> Callable[[bytes], bytes]:
+    """Return a function that removes secrets and the path of the home folder from a text. It keeps the newlines.
 
     Args:
         names: Names of further variables whose values are secret.
@@ -129,7 +129,7 @@ def _make_mask(names: Iterable[str]) -> Callable[[bytes], bytes]:
         for value in removed:
             content = content.replace(value, b"(removed)")
         for part, kind in {_part_at(content, offset): kind for offset, kind in find_secrets(content)}.items():
-            content = content.replace(part, b"(%s was removed here)" % kind.encode())
+            content = content.replace(part, b"(%s was removed here)" % kind.encode() + b"\n" * part.count(b"\n"))
         return content.replace(home, b"~") if len(home) > 1 else content
 
     return mask

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from skyrl_modal.cli.base import cli
 from skyrl_modal.cli.output import print_line
-from skyrl_modal.errors import SkyRLModalError
+from skyrl_modal.errors import SkyRLModalError, SpecError
 from skyrl_modal.views.text import StderrReporter
 
 if TYPE_CHECKING:
@@ -61,3 +62,28 @@ def _has_display() -> bool:
     return is_terminal and (
         sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
     )
+
+
+@cli.command()
+@click.option("--output", "-o", "path", metavar="FILE", help="The HTML file; RUN.html by default.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+@click.option("--json", "is_json", is_flag=True, help="Print path and size as JSON.")
+@click.argument("run_ids", metavar="RUN...", nargs=-1, required=True)
+def export(path: str | None, force: bool, is_json: bool, run_ids: Sequence[str]) -> None:
+    """Write one HTML file with runs, to send to others: it needs no network. Secrets and local paths are removed."""
+    from pathlib import Path
+
+    from skyrl_modal.run.index import RunIndex
+    from skyrl_modal.web.export import export_runs
+
+    records = [RunIndex().find(run_id) for run_id in run_ids]
+    target = Path(path if path is not None else f"{records[0].job.run_id}.html")
+    if target.exists() and not force:
+        raise SpecError("path", str(target), "it exists; pass --force to replace it, or another file")
+    size = export_runs(records, target)
+    if is_json:
+        import json  # imported here, since the other output needs none
+
+        print_line(json.dumps({"path": str(target), "bytes": size, "runs": [each.job.run_id for each in records]}))
+    else:
+        print_line(target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from skyrl_modal.errors import SpecError
@@ -12,7 +13,8 @@ from skyrl_modal.protocol.codec import encode
 from skyrl_modal.web.downsampling import sample
 from skyrl_modal.web.observed_run import ObservedRun
 from skyrl_modal.web.plain import plain
-from skyrl_modal.web.run_list import ListFilter, parse_moment
+from skyrl_modal.web.rollouts import rollouts_of
+from skyrl_modal.web.run_list import SORT_KEYS, ListFilter, parse_moment
 from skyrl_modal.web.runs import Runs
 
 #: Number of runs, lines, rollouts and points that are returned, unless it is requested, and at most.
@@ -97,7 +99,14 @@ class Api:
     async def runs(self, parameters: Parameters) -> Any:
         """Return a part of the list of runs."""
         since, until = parameters.text("since"), parameters.text("until")
+        sort, order = parameters.text("sort") or "created", parameters.text("order") or "desc"
+        if sort not in SORT_KEYS:
+            raise SpecError("sort", sort, f"pass one of {', '.join(SORT_KEYS)}")
+        if order not in ("asc", "desc"):
+            raise SpecError("order", order, "pass asc or desc")
         wanted = ListFilter(
+            sort=sort,
+            is_descending=order == "desc",
             search=parameters.text("search"),
             states=parameters.all("state"),
             tags=parameters.all("tag"),
@@ -144,7 +153,11 @@ class Api:
     async def rollouts(self, parameters: Parameters) -> Any:
         """Return rollouts."""
         observed = await self._runs.observed(parameters.run_id)
-        return {"total": 0, "steps": [], "sources": [], "rollouts": []} if observed else None
+        step, offset = parameters.whole("step", None), parameters.whole("offset", 0) or 0
+        limit = parameters.whole("limit", _ROLLOUTS, _MAX_ROLLOUTS) or _ROLLOUTS
+        source, order = parameters.text("source"), parameters.text("order")
+        read = partial(rollouts_of, observed, step=step, source=source, order=order, offset=offset, limit=limit)
+        return await self._runs.call(observed, read)
 
     async def checkpoints(self, parameters: Parameters) -> Any:
         """Return the checkpoints in the folders of a run."""

@@ -6,7 +6,6 @@ import json
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from importlib.resources import files
 from typing import Any
 
 from starlette.applications import Starlette
@@ -16,33 +15,15 @@ from starlette.routing import Route
 
 from skyrl_modal.web.access import AccessControl, Application
 from skyrl_modal.web.api import Api, Parameters
+from skyrl_modal.web.assets_folder import ASSETS, read_asset
 from skyrl_modal.web.live import EventStream, Hub
 from skyrl_modal.web.plain import plain
 from skyrl_modal.web.runs import Runs, describe
 
-#: The files of the page, and their types. No other file is sent.
-ASSETS = {
-    "index.html": "text/html; charset=utf-8",
-    "app.css": "text/css; charset=utf-8",
-    "app.js": "text/javascript; charset=utf-8",
-    "icon.svg": "image/svg+xml",
-    "uplot.css": "text/css; charset=utf-8",
-    "uplot.js": "text/javascript; charset=utf-8",
-    "uplot-LICENSE": "text/plain; charset=utf-8",
-}
 #: Runs that one connection can follow.
 _MAX_FOLLOWED = 20
 _ACTION_HEADER = "x-skyrl-modal"
 _READ_ONLY = "started without --allow-actions"
-
-
-def read_asset(name: str) -> bytes:
-    """Return the content of a file of the page.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-    """
-    return files("skyrl_modal.web").joinpath("assets", name).read_bytes()
 
 
 def make_app(*, token: str, port: int, allow_actions: bool, drop: Callable[[Any], None]) -> Application:

@@ -41,13 +41,7 @@ def run_details(observed: ObservedRun, summary: dict[str, Any]) -> dict[str, Any
         "findings": [encode(finding) for finding in by_severity(run._findings)],
         "diagnosis": observed.facts.get(_DIAGNOSIS),
         "diagnosis_pending": result is not None and not result.succeeded and _DIAGNOSIS not in observed.facts,
-        "cost": {
-            "amount": summary["cost"],
-            "per_hour": None if run.job.rate is None else run.job.rate.per_hour * run.job.nodes,
-            "source": "" if run.job.rate is None else run.job.rate.source,
-            "budget": run.job.limits.budget,
-            "container_seconds": None if result is None else result.container_seconds,
-        },
+        "cost": _cost(run.job, summary["cost"], result),
         "attempts": _attempts(observed, summary, result),
         "files": {
             "log_path": run.log_path,
@@ -84,8 +78,22 @@ def _result(observed: ObservedRun) -> RunResult | None:
     if _RESULT not in observed.facts and observed.run.unavailable_reason is None:
         with suppress(SkyRLModalError):  # it has not ended, or cannot be reached now: the summary has the reason
             observed.facts[_RESULT] = observed.run.result(0)
+            observed.has_ended = True
     result: RunResult | None = observed.facts.get(_RESULT)
     return result
+
+
+def _cost(job: Job, total: float | None, result: RunResult | None) -> dict[str, Any]:
+    """Return what a run has cost, as a number, as a text, and as label and value pairs."""
+    rows: Rows = []
+    if job.rate is not None:
+        rows.append(("rate", f"{format_money(job.rate.per_hour * job.nodes)} per hour"))
+        rows += [("source of the rate", job.rate.source)] if job.rate.source else []
+    if job.limits.budget is not None:
+        rows.append(("budget", format_money(job.limits.budget)))
+    if result is not None and result.container_seconds is not None:
+        rows.append(("time of all containers", f"{result.container_seconds:,.0f} s"))
+    return {"total": total, "text": format_money(total), "rows": rows}
 
 
 def _attempts(observed: ObservedRun, summary: dict[str, Any], result: RunResult | None) -> list[dict[str, Any]]:

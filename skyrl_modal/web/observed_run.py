@@ -22,6 +22,7 @@ from skyrl_modal.web.log_lines import BytesSource, LogIndex, LogLine
 if TYPE_CHECKING:
     from skyrl_modal.backends import Execution
     from skyrl_modal.formats.metrics_rows import Piece
+    from skyrl_modal.formats.rollout import Rollout
     from skyrl_modal.run.index import IndexRecord
 
 #: Seconds in which what was read is not read again: of a run on this machine, and of another backend, where each look
@@ -83,6 +84,8 @@ class ObservedRun:
         lock: Held while a method of this class is called.
         sampled: Sampled curves as JSON, by their parameters and the version of the metrics.
         facts: What was found out about a run that has ended.
+        has_ended: Whether it had ended when its details were read.
+        rollouts: When its rollouts were read, the rollouts, and the number of those that could not be read.
     """
 
     def __init__(self, record: IndexRecord) -> None:
@@ -91,6 +94,8 @@ class ObservedRun:
         self.lock = threading.RLock()
         self.sampled: dict[tuple[object, ...], str] = {}
         self.facts: dict[str, Any] = {}
+        self.has_ended = False
+        self.rollouts: tuple[float, Sequence[Rollout], int] | None = None
         self._files = _CompactFiles(self.run._execution)
         self._files_read_at = self._log_read_at = float("-inf")
         self._log = LogIndex(self.run._execution)
@@ -102,7 +107,8 @@ class ObservedRun:
     @property
     def bytes(self) -> int:
         """Size in memory, without what is small."""
-        return self._files.columns.bytes
+        rollouts = () if self.rollouts is None else self.rollouts[1]
+        return self._files.columns.bytes + sum(2 * (len(each.prompt) + len(each.response)) for each in rollouts)
 
     def metrics(self) -> MetricColumns:
         """Return the metrics, with what was logged until now or, of another backend, some seconds ago."""

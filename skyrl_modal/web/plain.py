@@ -17,6 +17,9 @@ def plain(value: Any) -> Any:
         >>> plain({"a": ("\x1b[31mred\x07", 1)})
         {'a': ['red\\x07', 1]}
     """
+    kind = type(value)
+    if value is None or kind is int or kind is bool:
+        return value
     if isinstance(value, Enum):
         return plain(value.value)
     if isinstance(value, str):

@@ -14,18 +14,20 @@ from typing import Any
 
 from skyrl_modal.dataclass import dataclass
 from skyrl_modal.errors import RecordError, SpecError
-from skyrl_modal.formats.metrics_steps import MetricsSteps
 from skyrl_modal.protocol.state import RunState
 from skyrl_modal.run.handle import Run
 from skyrl_modal.run.index import IndexRecord, RunIndex
 from skyrl_modal.run.listing import RunSummary, summarize
 from skyrl_modal.run.spending import script_of_command
+from skyrl_modal.web.newest_step import NewestStep
 from skyrl_modal.web.plain import plain
 
 #: Seconds after which a run that has not ended is looked at again: on this machine, and on another backend.
 _LOCAL_AGE, _REMOTE_AGE = 0.5, 5.0
 #: Seconds after which a backend that could not be reached is asked again.
 _UNREACHABLE_AGE = 30.0
+#: What the list can be sorted by.
+SORT_KEYS = ("created", "name", "state", "duration", "cost")
 #: Length of a command in the list.
 _COMMAND_LENGTH = 1000
 #: Length of the part of a run id that is a time, with a precision of one second.
@@ -43,6 +45,8 @@ class ListFilter:
         scripts: Those that start one of these scripts; empty for all.
         since: Those that were created since then; None for all.
         until: Those that were created before then; None for all.
+        sort: What they are sorted by: one of ``SORT_KEYS``. Those without a value are the last ones.
+        is_descending: Whether the greatest one, or the newest one, is the first.
     """
 
     search: str = ""
@@ -51,6 +55,8 @@ class ListFilter:
     scripts: Sequence[str] = ()
     since: datetime | None = None
     until: datetime | None = None
+    sort: str = "created"
+    is_descending: bool = True
 
 
 class _Entry:
@@ -59,7 +65,7 @@ class _Entry:
     def __init__(self, run: Run, order: tuple[str, int], folder: str | None) -> None:
         self.run = run
         self.order = order
-        self.steps = None if folder is None else MetricsSteps(folder, rank=None)
+        self.steps = None if folder is None else NewestStep(folder)
         self.created_at = datetime.fromisoformat(run.job.created_at)
         self.script = plain(script_of_command(run.job.command))
         self.is_local = run.backend == "local"
@@ -69,11 +75,12 @@ class _Entry:
         self.values: dict[str, Any] = {}
         job = run.job
         self.text = "\n".join((job.run_id, job.name or "", job.command, *job.tags)).casefold()
-        placeholder = RunSummary(
-            run_id=job.run_id, name=job.name, tags=job.tags, command=job.command, backend=run.backend,
-            state=RunState.UNKNOWN, created_at=job.created_at, nodes=job.nodes,
-        )  # fmt: skip
-        self.set(placeholder)
+        if not self.is_local:  # shown until its backend has answered
+            placeholder = RunSummary(
+                run_id=job.run_id, name=job.name, tags=job.tags, command=job.command, backend=run.backend,
+                state=RunState.UNKNOWN, created_at=job.created_at, nodes=job.nodes,
+            )  # fmt: skip
+            self.set(placeholder)
 
     def set(self, summary: RunSummary) -> bool:
         """Replace the summary. Return whether it has changed."""
@@ -85,8 +92,8 @@ class _Entry:
 
     def update(self, unreachable: dict[str, str]) -> bool:
         """Look at the run. Return whether its summary has changed."""
-        if self.steps is not None and self.steps.update():
-            self.step = self.steps.newest()
+        if self.steps is not None:
+            self.step = self.steps.find()
         is_new = self.set(summarize(self.run, unreachable))
         self.checked_at = time.monotonic()
         return is_new
@@ -121,11 +128,12 @@ class RunList:
                 del self._entries[run_id]
                 self.version += 1
             for run_id in sorted(paths, reverse=True):
-                entry = self._entries.get(run_id)
-                if entry is None:
-                    entry = self._read(paths[run_id])
+                entry = self._entries.get(run_id) or self._read(paths[run_id])
                 if entry is not None and entry.is_local and entry.is_due:
                     self.version += entry.update({})
+                if entry is not None and run_id not in self._entries:
+                    self._entries[run_id] = entry
+                    self.version += 1
 
     def _read(self, path: Path) -> _Entry | None:
         try:
@@ -137,9 +145,7 @@ class RunList:
         order = (record.job.run_id[:_SECOND_LENGTH], path.lstat().st_mtime_ns)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            entry = self._entries[record.job.run_id] = _Entry(Run._from_record(record), order, _folder_of(record))
-        self.version += 1
-        return entry
+            return _Entry(Run._from_record(record), order, _folder_of(record))
 
     def due_elsewhere(self) -> list[str]:
         """Return the runs of other backends that are to be looked at by ``update``."""
@@ -180,9 +186,15 @@ class RunList:
         return None if entry is None else entry.values
 
     def page(self, wanted: ListFilter, *, limit: int, offset: int) -> dict[str, Any]:
-        """Return a part of the list as JSON, the newest run first."""
+        """Return a part of the list as JSON."""
         entries = list(self._entries.values())  # a copy, since another thread may add to it
         entries.sort(key=lambda entry: entry.order, reverse=True)
+        if wanted.sort != "created":
+            known = [entry for entry in entries if entry.values[wanted.sort] is not None]
+            known.sort(key=lambda entry: entry.values[wanted.sort], reverse=wanted.is_descending)
+            entries = known + [entry for entry in entries if entry.values[wanted.sort] is None]
+        elif not wanted.is_descending:
+            entries.reverse()
         found = [entry for entry in entries if _matches(entry, wanted)]
         reasons = {
             (entry.run.backend, entry.values["unavailable_reason"])
@@ -198,6 +210,14 @@ class RunList:
             "unavailable": [{"backend": backend, "reason": reason} for backend, reason in sorted(reasons)],
             "pending": sum(entry.checked_at == -math.inf for entry in entries),
         }
+
+
+def summary_of(run: Run) -> dict[str, Any]:
+    """Return the summary of a run as JSON, with its newest step if it is on this machine."""
+    folder = run._execution.handle.get("run_folder")
+    entry = _Entry(run, ("", 0), folder if run.backend == "local" and isinstance(folder, str) else None)
+    entry.update({})
+    return entry.values
 
 
 def _folder_of(record: IndexRecord) -> str | None:

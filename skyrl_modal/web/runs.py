@@ -24,7 +24,7 @@ _LOCAL_SECONDS, _REMOTE_SECONDS = 60.0, 30.0
 #: Seconds that the list waits for runs that were not looked at yet.
 _LIST_SECONDS = 0.2
 #: Bytes of metrics, and number of runs, that are kept in memory. Those that were read least recently are forgotten.
-_MAX_BYTES, _MAX_RUNS = 1 << 30, 100
+_MAX_BYTES, _MAX_RUNS = 768 << 20, 100
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", re.ASCII)
 
 
@@ -92,8 +92,10 @@ class Runs:
 
     async def list_soon(self) -> None:
         """Like ``refresh_list``, without waiting longer than a moment."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(asyncio.ensure_future(self.refresh_list())), _LIST_SECONDS)
+        task = asyncio.create_task(self.refresh_list())
+        self._background.add(task)
+        task.add_done_callback(self._finished)
+        await asyncio.wait({task}, timeout=_LIST_SECONDS)
 
     async def _update(self, run_id: str) -> None:
         with suppress(Exception):  # the reason is in its summary, or the next look may succeed

@@ -1,0 +1,1 @@
+"""Tests of the web page: its server, and what it reads of runs."""
