@@ -295,6 +295,9 @@ function lowerBound(xs, value) {
   return low;
 }
 
+/** Distances of the marks on an axis of steps. */
+const WHOLE_STEPS = Array.from({ length: 12 }, (_, power) => [1, 2, 5].map((n) => n * 10 ** power)).flat();
+
 /** A line chart. uPlot draws axes, grid, cursor and selection; the curves have their own x values, so each is drawn by a path of its own. */
 class LineChart {
   constructor(host, options) {
@@ -391,6 +394,7 @@ class LineChart {
       scale: side, stroke: () => colors().text, font: "11px system-ui, sans-serif", gap: 4,
       grid: { stroke: () => colors().grid, width: 1 }, ticks: { show: false },
       ...(side === "x" ? { size: 24, space: this.big ? 70 : 60 } : { size: 54, space: this.big ? 36 : 28 }),
+      ...(side === "x" && !this.time ? { incrs: WHOLE_STEPS } : {}),
       ...(side === "y" || !this.time ? { values: (_, splits) => splits.map((v) => (v === null ? "" : shortNumber(v))) } : {}),
     });
     const series = [{}];
@@ -785,6 +789,7 @@ class Metrics {
     this.filterText = "";
     this.dirty = new Set();
     this.request = delayed(() => this.loadQueue(), 0);
+    this.reloadSoon = delayed(() => this.reload(), 500);
     this.redraw = framed(() => { for (const card of this.dirty) this.drawCard(card); this.dirty.clear(); if (this.dialog && this.dialogDirty) { this.dialogDirty = false; this.drawDialog(); } });
     this.watcher = new IntersectionObserver((entries) => {
       for (const entry of entries) {
@@ -924,6 +929,7 @@ class Metrics {
   add(event) {
     const run = this.runs.find((r) => r.id === event.run);
     if (!run || !this.last) return;
+    if (event.skipped) this.reloadSoon();
     let newKeys = false;
     for (const row of event.rows) {
       for (const [key, value] of Object.entries(row.values)) {
@@ -1126,7 +1132,7 @@ class PhaseChart {
     this.plot = new uPlot({
       width, height: 320, padding: [8, 10, 0, 0], legend: { show: false },
       scales: { x: { time: false, range: () => [x[0] - gap / 2, x.at(-1) + gap / 2] }, y: { range: () => [0, highest * 1.04] } },
-      axes: [axis({ size: 24, values: (_, splits) => splits.map((v) => (Number.isInteger(v) ? shortNumber(v) : "")) }), axis({ size: 54, values: (_, splits) => splits.map((v) => `${shortNumber(v)} s`) })],
+      axes: [axis({ size: 24, incrs: WHOLE_STEPS, values: (_, splits) => splits.map((v) => (Number.isInteger(v) ? shortNumber(v) : "")) }), axis({ size: 54, values: (_, splits) => splits.map((v) => `${shortNumber(v)} s`) })],
       series: [{}, ...this.phases.map((phase, p) => ({ scale: "y", width: 0, fill: () => colors().series[phase.color % COLORS] + (phase.color >= COLORS ? "99" : ""), points: { show: false }, paths: bars(p) }))],
       cursor: { points: { show: false }, drag: { x: false, y: false }, y: false },
       hooks: { setCursor: [(u) => this.onCursor(u.cursor.idx ?? null, this.phases.map((_, p) => { const i = u.cursor.idx; return i === null || i === undefined ? null : tops[p][i] - (p ? tops[p - 1][i] : 0); }))] },
@@ -1394,13 +1400,23 @@ function notice(kind, title, text, remedy) {
     remedy ? el("p", { class: "text" }, remedy) : null);
 }
 
+function costRows(cost) {
+  const list = [["so far", cost.amount === null || cost.amount === undefined ? null : formatCost(cost.amount)], ["per hour", cost.per_hour ? `${formatCost(cost.per_hour)}${cost.source ? ` (${cost.source})` : ""}` : null],
+    ["budget", cost.budget ? formatCost(cost.budget) : null], ["container", cost.container_seconds ? formatDuration(cost.container_seconds) : null]];
+  return [...list.filter(([, value]) => value !== null), ...(cost.rows || [])];
+}
+
 function detailsTab(details) {
-  const parts = [], attempts = details.attempts || [], cost = details.cost || {};
+  const parts = [], attempts = details.attempts || [], cost = costRows(details.cost || {}), files = details.files || {};
   if (details.findings?.length) {
     parts.push(section(plural(details.findings.length, "finding"), details.findings.map((f) => notice({ error: "error", warning: "warning" }[f.severity] || "info", f.severity, f.message, f.remedy))));
   }
-  if (cost.rows?.length || cost.text) parts.push(section("Cost", cost.text ? el("p", { class: "text" }, cost.text) : null, cost.rows?.length ? rows(cost.rows) : null));
-  if (details.files?.log_path) parts.push(section("Files", rows(Object.entries(details.files).map(([k, v]) => [k === "log_path" ? "Log" : k, v]))));
+  if (cost.length) parts.push(section("Cost", rows(cost)));
+  if (files.log_path) {
+    const unsaved = (files.unsaved || []).map((folder) => folder.path ?? String(folder));
+    parts.push(section("Output", rows([["log", files.log_path], ["run folder", files.run_folder], ...(files.checkpoint_folders?.length ? [["checkpoints", files.checkpoint_folders.join("\n")]] : []),
+      ...(unsaved.length ? [["not saved", unsaved.join("\n")]] : []), ...(details.detail ? [["end", details.detail]] : [])])));
+  }
   parts.push(...(details.plan || []).map((group) => section(group.title, rows(group.rows))));
   const table = attempts.length ? el("div", { class: "panel" }, el("table", { class: "cards" }, el("caption", { class: "hidden-label" }, "Attempts"),
     el("thead", {}, el("tr", {}, ["Attempt", "State", "Exit code", "Cause", "Steps", "Started", "Ended"].map((t) => el("th", { scope: "col" }, t)))),
@@ -1436,6 +1452,7 @@ class RunView {
     if (!this.details || this.context.signal.aborted) return;
     this.fetched = Date.now();
     this.show(tab, query);
+    if (this.details.diagnosis_pending) this.reloadDetails();
     live.start([this.id], {
       run: (summary) => this.changed(summary),
       metrics: (event) => this.metrics?.add(event),
@@ -1484,6 +1501,7 @@ class RunView {
       this.fetched = Date.now();
       this.renderHead();
       if (this.tab === "details") this.panel.replaceChildren(...detailsTab(this.details).filter(Boolean));
+      if (this.details.diagnosis_pending) setTimeout(() => { if (!this.context.signal.aborted) this.reloadDetails(); }, 1000);
     } catch { /* The next event brings a newer state. */ }
   }
 
