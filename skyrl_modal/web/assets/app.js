@@ -1153,27 +1153,39 @@ async function phasesTab(run, context) {
   });
   context.atEnd(() => chart.destroy());
   const draw = () => chart.set(answer.steps, names.map((name, color) => ({ name, color, values: answer.values[name] })).filter((phase) => chosen.has(phase.name)));
-  const sums = new Map(names.map((name) => [name, answer.values[name].reduce((sum, v) => sum + (v || 0), 0)]));
-  const counts = new Map(names.map((name) => [name, answer.values[name].filter((v) => v !== null && v !== undefined).length]));
-  const renderTable = () => {
+  const numbers = new Map();
+  const showNumbers = () => {
+    const sums = new Map(names.map((name) => [name, answer.values[name].reduce((sum, v) => sum + (v || 0), 0)]));
     const whole = names.filter((name) => chosen.has(name)).reduce((sum, name) => sum + sums.get(name), 0);
-    body.replaceChildren(...names.map((name, color) => {
-      const box = el("input", { type: "checkbox", checked: chosen.has(name), "data-phase": name, onchange: () => {
-        if (box.checked) chosen.add(name); else chosen.delete(name);
-        renderTable();
-        draw();
-        body.querySelector(`[data-phase="${CSS.escape(name)}"]`).focus();
-      } });
-      const at = el("td", { class: "number", "data-label": "At cursor" });
-      cells.set(name, at);
-      return el("tr", {},
-        el("th", { scope: "row" }, el("label", { class: "field row" }, box, swatch(color, true), el("span", { class: "data" }, name.replace(/^timing\//, "")))),
-        at, el("td", { class: "number", "data-label": "Mean" }, formatDuration(sums.get(name) / (counts.get(name) || 1))),
-        el("td", { class: "number", "data-label": "Total" }, formatDuration(sums.get(name))),
-        el("td", { class: "number", "data-label": "Share" }, chosen.has(name) && whole ? `${((100 * sums.get(name)) / whole).toFixed(1)} %` : "–"));
-    }));
+    for (const name of names) {
+      const [mean, total, share] = numbers.get(name), count = answer.values[name].filter((v) => v !== null && v !== undefined).length;
+      setText(mean, formatDuration(sums.get(name) / (count || 1)));
+      setText(total, formatDuration(sums.get(name)));
+      setText(share, chosen.has(name) && whole ? `${((100 * sums.get(name)) / whole).toFixed(1)} %` : "–");
+    }
   };
-  renderTable();
+  body.append(...names.map((name, color) => {
+    const box = el("input", { type: "checkbox", checked: chosen.has(name), onchange: () => {
+      if (box.checked) chosen.add(name); else chosen.delete(name);
+      showNumbers();
+      draw();
+    } });
+    const [at, ...others] = ["At cursor", "Mean", "Total", "Share"].map((label) => el("td", { class: "number", "data-label": label }));
+    cells.set(name, at);
+    numbers.set(name, others);
+    return el("tr", {}, el("th", { scope: "row" }, el("label", { class: "field row" }, box, swatch(color, true), el("span", { class: "data" }, name.replace(/^timing\//, "")))), at, others);
+  }));
+  const changed = framed(() => { showNumbers(); draw(); });
+  run.addPhases = (event) => {
+    for (const row of event.rows) {
+      if (!(row.step > answer.steps.at(-1)) || !names.some((name) => name in row.values)) continue;
+      answer.steps.push(row.step);
+      for (const name of names) answer.values[name].push(row.values[name] ?? null);
+      changed();
+    }
+  };
+  context.atEnd(() => { run.addPhases = null; });
+  showNumbers();
   requestAnimationFrame(draw);
   return [el("div", { class: "panel section" }, el("h2", {}, "Seconds per phase and step"), plot, caption),
     el("div", { class: "panel" }, el("table", { class: "cards" }, el("caption", { class: "hidden-label" }, "Phases"),
@@ -1262,7 +1274,7 @@ function rolloutsTab(run, context) {
     } catch (error) { if (error.name !== "AbortError") more.replaceChildren(errorBox(error, next)); }
   };
   load();
-  return [el("div", { class: "toolbar" }, field("Step", step), field("Source", source), field("Order", order), el("span", { class: "spacer" }), count), list, more];
+  return [el("div", { class: "toolbar" }, field("Step", step), field("Source", source), field("Order", order), embedded ? null : el("button", { type: "button", onclick: load }, "Reload"), el("span", { class: "spacer" }), count), list, more];
 }
 
 // --- Checkpoints, log, details -----------------------------------------------------------------------------------
@@ -1401,9 +1413,8 @@ function notice(kind, title, text, remedy) {
 }
 
 function costRows(cost) {
-  const list = [["so far", cost.amount === null || cost.amount === undefined ? null : formatCost(cost.amount)], ["per hour", cost.per_hour ? `${formatCost(cost.per_hour)}${cost.source ? ` (${cost.source})` : ""}` : null],
-    ["budget", cost.budget ? formatCost(cost.budget) : null], ["container", cost.container_seconds ? formatDuration(cost.container_seconds) : null]];
-  return [...list.filter(([, value]) => value !== null), ...(cost.rows || [])];
+  const total = cost.text ?? (cost.total === null || cost.total === undefined ? null : formatCost(cost.total));
+  return [...(total === null ? [] : [["so far", total]]), ...(cost.rows || [])];
 }
 
 function detailsTab(details) {
@@ -1455,7 +1466,7 @@ class RunView {
     if (this.details.diagnosis_pending) this.reloadDetails();
     live.start([this.id], {
       run: (summary) => this.changed(summary),
-      metrics: (event) => this.metrics?.add(event),
+      metrics: (event) => { this.metrics?.add(event); this.run?.addPhases?.(event); },
       log: (event) => this.log?.add(event),
       again: () => this.again(),
     });
@@ -1541,7 +1552,7 @@ class RunView {
     this.part = this.context.child();
     this.metrics = null;
     this.log = null;
-    const run = { id: this.id, name: this.details.summary.name || this.id, color: 0 };
+    const run = this.run = { id: this.id, name: this.details.summary.name || this.id, color: 0 };
     if (tab === "metrics") {
       this.metrics = new Metrics(this.panel, this.part, [run], {
         key: () => this.query.get("key"),
