@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from skyrl_modal.formats.checkpoints import Checkpoint as Checkpoint
     from skyrl_modal.formats.metrics_writer import log_metrics as log_metrics
     from skyrl_modal.formats.rollout import Rollout as Rollout
+    from skyrl_modal.formats.rollout_writer import log_rollouts as log_rollouts
     from skyrl_modal.launcher import Launcher as Launcher
     from skyrl_modal.prepare.plan import Plan as Plan
     from skyrl_modal.protocol.state import RunState as RunState
@@ -85,6 +86,7 @@ _MODULE_OF_NAME = {
     "VolumeSpec": "spec.volume",
     "log_metrics": "formats.metrics_writer",
     "map": "run_map",
+    "log_rollouts": "formats.rollout_writer",
     "runs": "run.run_list",
 }
 

@@ -31,6 +31,8 @@ IMAGE_PROGRAMS = "/home/ray/.local/bin"
 HOOK_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "formats", "hook")
 #: The variable with the path of the file to which Python processes append their stacks (``container.stacks``).
 STACKS_VARIABLE = "SKYRL_MODAL_STACKS"
+#: The variable with the names of the secrets, whose values the hook masks in rollouts.
+SECRETS_VARIABLE = "SKYRL_MODAL_SECRETS"
 #: Ray's settings of token authentication, of Ray 2.52 and later.
 _RAY_AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
@@ -66,6 +68,9 @@ def run_environment(job: Job, config: RankConfig) -> dict[str, str]:
             env[name] = root
         elif name not in declared:
             env.pop(name, None)
+    env.pop(SECRETS_VARIABLE, None)  # that of a run in which this one was started
+    if job.secret_names:
+        env[SECRETS_VARIABLE] = ",".join(job.secret_names)
     if job.limits.stall is not None:
         env[STACKS_VARIABLE] = stacks_path(job, config)
     if job.ray is not None:

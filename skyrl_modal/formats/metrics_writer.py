@@ -18,7 +18,10 @@ import time
 TYPE_CHECKING = False  # the same as in typing, whose import takes time
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from typing import TypeVar
+
+    T = TypeVar("T", bound="PartFile")
 
 #: Variables that ``container/environment.py`` and the supervisor set.
 RUN_FOLDER, STARTED_AT, ATTEMPT, RANK = "SKYRL_MODAL_RUN_FOLDER", "SKYRL_MODAL_STARTED_AT", "SKYRL_ATTEMPT", "NODE_RANK"
@@ -40,8 +43,8 @@ _MAX_REPLACED = 20
 _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
-class MetricsFile:
-    """The files of one process in a run's folder.
+class PartFile:
+    """The files of one process in a folder of a run's folder. Each begins a new one when it is large.
 
     Args:
         run_folder: The run's folder.
@@ -50,21 +53,24 @@ class MetricsFile:
         rank: The rank of this node.
     """
 
+    #: The name of the folder.
+    FOLDER = ""
+
     def __init__(self, run_folder: str, *, attempt: int, started_at: float, rank: int) -> None:
         self.pid = os.getpid()
-        self._folder = os.path.join(run_folder, METRICS_FOLDER)
+        self._folder = os.path.join(run_folder, self.FOLDER)
         self._name = f"{attempt}-{round(started_at * 1000)}-{rank}-{os.urandom(6).hex()}"
         self._lock = threading.RLock()  # a signal handler may log while its thread logs
         self._part = 0
         self._descriptor: int | None = None
         self._identity = (0, 0)
         self._size = 0
-        self._tables: dict[tuple[str, ...], int] = {}
         self._replaced = 0
         self._retry_at = 0.0
+        self.begin_file()
 
     @classmethod
-    def of_environment(cls, env: Mapping[str, str]) -> MetricsFile | None:
+    def of_environment(cls: type[T], env: Mapping[str, str]) -> T | None:
         """Return the file of this process; None outside of a run."""
         folder = env.get(RUN_FOLDER)
         if not folder:
@@ -73,45 +79,33 @@ class MetricsFile:
         started_at = float(env.get(STARTED_AT) or 0)
         return cls(folder, attempt=attempt, started_at=started_at, rank=_to_int(env.get(RANK)))
 
-    def append(self, source: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Write a row.
+    def write(self, make_lines: Callable[[], bytes], *, is_full: bool = False) -> bool:
+        """Append lines, and return whether that was done: not for a moment after an error.
 
         Args:
-            source: What logs it.
-            step: The step.
-            metrics: Numbers by their keys.
+            make_lines: Returns the lines. It is called when the file is open.
+            is_full: Whether to begin a new file.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: They cannot be written.
         """
         if time.monotonic() < self._retry_at:
-            return
-        keys, values = tuple(metrics), list(metrics.values())
-        try:
-            text = json.dumps(values, separators=(",", ":"), allow_nan=False)
-        except ValueError:
-            finite = [value if _is_finite(value) else _NOT_FINITE[repr(float(value))] for value in values]
-            text = json.dumps(finite, separators=(",", ":"))
-        packed = binascii.b2a_base64(struct.pack(f"<{len(values)}d", *values), newline=False).decode("ascii")
+            return False
         with self._lock:
             try:
-                self._write(source, keys, f'"step":{step},"time":{time.time():.6f},"f64":"{packed}","values":{text}')
+                self._write(make_lines, is_full)
             except OSError:
                 self._retry_at = time.monotonic() + RETRY_INTERVAL
                 raise
+        return True
 
-    def _write(self, source: str, keys: tuple[str, ...], row: str) -> None:
+    def _write(self, make_lines: Callable[[], bytes], is_full: bool) -> None:
         descriptor = self._descriptor
         if descriptor is not None and not self._is_own_file(descriptor):
             descriptor = self._descriptor = None
-        if descriptor is None or self._size > PART_BYTES or len(self._tables) >= MAX_TABLES:
+        if descriptor is None or self._size > PART_BYTES or is_full:
             descriptor = self._open()
-        table = self._tables.get((source, *keys))
-        line = ""
-        if table is None:
-            table = len(self._tables)
-            line = json.dumps({"table": table, "source": source, "keys": keys}, separators=(",", ":")) + "\n"
-        data = f'{line}{{"table":{table},{row}}}\n'.encode("ascii")
+        data = make_lines()
         # One call: other threads and forks cannot write in between, and only the end of the line can be missing.
         written = os.write(descriptor, data)
         if written < len(data):  # the disk is full
@@ -120,7 +114,6 @@ class MetricsFile:
             self._descriptor = descriptor
             raise OSError("the line was written in part")
         self._size += written
-        self._tables[(source, *keys)] = table
 
     def _open(self) -> int:
         """Begin the next file, and return its descriptor."""
@@ -137,8 +130,12 @@ class MetricsFile:
         status = os.fstat(descriptor)
         self._part += 1
         self._descriptor, self._identity = descriptor, (status.st_dev, status.st_ino)
-        self._size, self._tables = 0, {}
+        self._size = 0
+        self.begin_file()
         return descriptor
+
+    def begin_file(self) -> None:
+        """Prepare for an empty file."""
 
     def _is_own_file(self, descriptor: int) -> bool:
         """Return whether a descriptor is still that of the file, and the file still exists.
@@ -156,6 +153,49 @@ class MetricsFile:
             os.close(descriptor)  # the file was removed
         self._replaced += 1
         return False
+
+
+class MetricsFile(PartFile):
+    """The files with the metrics of one process."""
+
+    FOLDER = METRICS_FOLDER
+    _tables: dict[tuple[str, ...], int]
+
+    def append(self, source: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Write a row.
+
+        Args:
+            source: What logs it.
+            step: The step.
+            metrics: Numbers by their keys.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        keys, values = tuple(metrics), list(metrics.values())
+        try:
+            text = json.dumps(values, separators=(",", ":"), allow_nan=False)
+        except ValueError:
+            finite = [value if _is_finite(value) else _NOT_FINITE[repr(float(value))] for value in values]
+            text = json.dumps(finite, separators=(",", ":"))
+        packed = binascii.b2a_base64(struct.pack(f"<{len(values)}d", *values), newline=False).decode("ascii")
+        row = f'"step":{step},"time":{time.time():.6f},"f64":"{packed}","values":{text}'
+        with self._lock:
+            if self.write(lambda: self._lines(source, keys, row), is_full=len(self._tables) >= MAX_TABLES):
+                self._tables.setdefault((source, *keys), len(self._tables))
+
+    def _lines(self, source: str, keys: tuple[str, ...], row: str) -> bytes:
+        """Return the line of a row, and before it that of its table if the file does not have it."""
+        table = self._tables.get((source, *keys))
+        line = ""
+        if table is None:
+            table = len(self._tables)
+            line = json.dumps({"table": table, "source": source, "keys": keys}, separators=(",", ":")) + "\n"
+        return f'{line}{{"table":{table},{row}}}\n'.encode("ascii")
+
+    def begin_file(self) -> None:
+        """Forget the tables of the last file."""
+        self._tables = {}
 
 
 #: The file of this process; None before the first row, and outside of a run.

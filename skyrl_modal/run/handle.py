@@ -411,8 +411,17 @@ class Run:
         """
         from skyrl_modal.run.rollouts import read_rollouts
 
-        backend = get_backend(self._backend_name)
-        return read_rollouts(backend, self.job, step=step, best=best, worst=worst, source=source, path=path)
+        return read_rollouts(
+            get_backend(self._backend_name),
+            self.job,
+            self._execution,
+            self.log_bytes,
+            step=step,
+            best=best,
+            worst=worst,
+            source=source,
+            path=path,
+        )
 
     @translate_system_errors()
     def pull(

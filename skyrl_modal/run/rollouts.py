@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
 import posixpath
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from skyrl_modal.formats.rollout import EVAL, FILE, Rollout
-from skyrl_modal.formats.rollout_files import EVALS_FOLDER, LineReader, find_eval, read_eval, read_other
+from skyrl_modal.errors import RunLost
+from skyrl_modal.formats.metrics_rows import MAX_FILE_BYTES, group_of_file
+from skyrl_modal.formats.printed_examples import ExampleReader
+from skyrl_modal.formats.rollout import EVAL, FILE, PRINTED, TRAIN, Rollout
+from skyrl_modal.formats.rollout_files import (
+    EVALS_FOLDER,
+    LineReader,
+    find_eval,
+    read_eval,
+    read_other,
+    read_recorded,
+)
 from skyrl_modal.formats.rollout_selection import RolloutSelection
+from skyrl_modal.formats.rollout_writer import ROLLOUTS_FOLDER
 from skyrl_modal.protocol.state import VolumeEntryKind
 from skyrl_modal.run.metrics import volume_of
 
 if TYPE_CHECKING:
-    from skyrl_modal.backends.base import Backend, VolumeEntry
+    from collections.abc import Callable
+
+    from skyrl_modal.backends.base import Backend, Execution, VolumeEntry
     from skyrl_modal.protocol.job import Job
     from skyrl_modal.spec.volume import VolumeSpec
 
 #: Bytes that are read of all files of a source together, and number of files.
 _MAX_BYTES, _MAX_FILES = 4 << 30, 20_000
+#: Bytes of the output in which printed examples are searched for.
+_MAX_OUTPUT = 256 << 20
 #: Evaluations that were written so many seconds before the run was created are those of another run.
 _CLOCK_DIFFERENCE = 300.0
 
@@ -63,6 +79,59 @@ class RolloutSources:
     def _is_wanted(self, source: str) -> bool:
         """Return whether a source is to be read."""
         return self._source is None or source == self._source or source.startswith(f"{self._source}/")
+
+    def read_recorded(self, execution: Execution) -> bool:
+        """Read what the processes of the run have recorded. Return whether there is something of a training.
+
+        The steps of a later attempt replace those of earlier ones from its first step on, for each source.
+        """
+        try:
+            files = execution.list_files(ROLLOUTS_FOLDER)
+        except FileNotFoundError:  # nothing was recorded
+            return False
+        groups: dict[tuple[int, int], list[str]] = {}
+        for file in files[:_MAX_FILES]:
+            group = group_of_file(file.path)
+            if group is None or file.size > min(MAX_FILE_BYTES, self._remaining):
+                self.skipped += 1
+                continue
+            self._remaining -= file.size
+            groups.setdefault(group, []).append(file.path)
+        first_steps: dict[str, int] = {}
+        for group in sorted(groups, reverse=True):
+            found: dict[str, int] = {}
+            for path in groups[group]:
+                for rollout in self._recorded(execution, path):
+                    if rollout.step < first_steps.get(rollout.source, rollout.step + 1):
+                        found[rollout.source] = min(rollout.step, found.get(rollout.source, rollout.step))
+                        if self._is_wanted(rollout.source):
+                            self._selection.add(rollout)
+            first_steps.update(found)
+        return TRAIN in first_steps
+
+    def _recorded(self, execution: Execution, path: str) -> Iterator[Rollout]:
+        read_part = getattr(execution, "read_part", None)
+        name = f"{ROLLOUTS_FOLDER}/{path}"
+        try:
+            data = execution.read_file(name) if read_part is None else read_part(name, 0, MAX_FILE_BYTES)
+        except FileNotFoundError:  # it was removed, or is no regular file
+            self.skipped += 1
+            return
+        for line in data[: data.rfind(b"\n") + 1].splitlines():  # the rest of a line is written meanwhile
+            rollout = read_recorded(line)
+            if rollout is None:
+                self.skipped += 1
+            else:
+                yield rollout
+
+    def read_printed(self, read_output: Callable[[], Iterator[bytes]]) -> None:
+        """Read the examples in the output."""
+        reader = ExampleReader()
+        with contextlib.suppress(FileNotFoundError, RunLost):  # the output does not exist, or not any more
+            reader.read(self._limited(read_output(), _MAX_OUTPUT))
+        for rollout in reader.rollouts:
+            if self._is_wanted(rollout.source):
+                self._selection.add(rollout)
 
     def read_evals(self) -> None:
         """Read the evaluations that SkyRL has dumped since the run was created."""
@@ -143,6 +212,8 @@ class RolloutSources:
 def read_rollouts(
     backend: Backend,
     job: Job,
+    execution: Execution,
+    read_output: Callable[[], Iterator[bytes]],
     *,
     step: int | None = None,
     best: int | None = None,
@@ -150,7 +221,18 @@ def read_rollouts(
     source: str | None = None,
     path: str | None = None,
 ) -> Rollouts:
-    """Return the rollouts of a run. The arguments are those of ``Run.rollouts``.
+    """Return the rollouts of a run. Examples in the output are read if no others of the training are recorded.
+
+    Args:
+        backend: The run's backend.
+        job: The run.
+        execution: The run.
+        read_output: Returns the pieces of the run's output.
+        step: As in ``Run.rollouts``.
+        best: As in ``Run.rollouts``.
+        worst: As in ``Run.rollouts``.
+        source: As in ``Run.rollouts``.
+        path: As in ``Run.rollouts``.
 
     Raises:
         SpecError: An argument is wrong.
@@ -167,7 +249,10 @@ def read_rollouts(
     if path is not None:
         sources.read_path(path)
     else:
+        has_training = sources.read_recorded(execution)
         sources.read_evals()
+        if source == PRINTED or (not has_training and source in (None, f"{PRINTED}/eval")):
+            sources.read_printed(read_output)
     return Rollouts(selection.result(), skipped=sources.skipped, left_out=selection.left_out)
 
 

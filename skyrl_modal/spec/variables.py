@@ -28,6 +28,7 @@ _ALWAYS_SET = {
     "SKYRL_ATTEMPT": "the run sets it to the number of the attempt. Use another name",
     "SKYRL_MODAL_RUN_FOLDER": "the run sets it to the folder of its records. Use another name",
     "SKYRL_MODAL_STARTED_AT": "the run sets it to the time of its start. Use another name",
+    "SKYRL_MODAL_SECRETS": "the run sets it to the names of its secrets. Use another name",
     "NUM_GPUS": _GPUS,
     "NUM_NODES": "the run sets it to the number of nodes. Pass nodes=",
     "NODE_RANK": _SELF,

@@ -1,4 +1,6 @@
-"""Wraps the functions by which training code logs metrics. Loaded by ``sitecustomize.py`` of this folder, by its path.
+"""Wraps functions of training code that log metrics or receive rollouts.
+
+``sitecustomize.py`` of this folder loads it by its path.
 
 A wrapped function has the arguments, the result and the exceptions of the original. An error of this module is ignored.
 While one of these functions runs, others that it calls record nothing: SkyRL's ``Tracking.log`` calls ``wandb.log``.
@@ -9,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 import threading
 
 TYPE_CHECKING = False  # the same as in typing, whose import takes time
@@ -22,19 +25,24 @@ if TYPE_CHECKING:
     Reader = Callable[..., None]
 
 
-def _load_writer() -> Any:
+def _load(name: str, folder: str = "") -> Any:
+    """Return a module of ``formats``, or of a folder of it, by its path. It is loaded once."""
     from importlib.util import module_from_spec, spec_from_file_location
 
-    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    spec = spec_from_file_location("_skyrl_modal_metrics_writer", os.path.join(folder, "metrics_writer.py"))
+    key = f"_skyrl_modal_{name}"
+    if key in sys.modules:
+        return sys.modules[key]
+    path = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), folder, f"{name}.py")
+    spec = spec_from_file_location(key, path)
     if spec is None or spec.loader is None:
-        raise ImportError("metrics_writer")
+        raise ImportError(name)
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
+    sys.modules[key] = module
     return module
 
 
-_writer = _load_writer()
+_writer = _load("metrics_writer")
 _calls = threading.local()
 _counts: dict[tuple[int, str], int] = {}
 
@@ -135,9 +143,25 @@ def _patch_cookbook(module: ModuleType) -> None:
         wrap(getattr(module, name), "log_metrics", _read_cookbook)
 
 
+# -- SkyRL: the rollouts of a step in skyrl/train/trainer.py -----------------------------------------------------------
+
+
+def _patch_trainer(module: ModuleType) -> None:
+    writer = _load("rollout_writer")
+    if writer.samples_per_step():
+        recorder = _load("trainer_rollouts", "hook").RolloutRecorder(writer)
+
+        def read(*args: Any, **kwargs: Any) -> None:
+            recorder.read_trainer(*args, **kwargs)
+
+        wrap(module.RayPPOTrainer, "postprocess_generator_output", read)
+
+
 #: What instruments a module, by its name. ``sitecustomize.py`` has the same names.
 PATCHES = {
+    "skyrl.train.trainer": _patch_trainer,
     "skyrl.train.utils.tracking": _patch_tracking,
+    "skyrl_train.trainer": _patch_trainer,
     "skyrl_train.utils.tracking": _patch_tracking,
     "tensorboardX.writer": _patch_tensorboard,
     "tinker_cookbook.utils.ml_log": _patch_cookbook,

@@ -5,7 +5,7 @@ program. Afterwards, the folder is not on ``sys.path``, and the module ``sitecus
 loaded without this folder, or there is none: a program finds what it would find otherwise. Child processes load this
 file again, because PYTHONPATH is not changed.
 
-What takes time is in ``instrumentation.py``, which is loaded by the first import of a module that logs metrics.
+What takes time is in ``instrumentation.py``, which is loaded by the first import of a module in ``_INSTRUMENTED``.
 """
 
 import os
@@ -23,10 +23,12 @@ _RUN_FOLDER = "SKYRL_MODAL_RUN_FOLDER"
 #: Set only for runs that have a limit for stalled attempts.
 _STACKS = "SKYRL_MODAL_STACKS"
 _FOLDER = os.path.dirname(__file__)
-#: Modules whose functions log metrics: ``instrumentation.PATCHES`` has a function for each.
+#: Modules whose functions log metrics or receive rollouts: ``instrumentation.PATCHES`` has a function for each.
 _INSTRUMENTED = frozenset(
     (
+        "skyrl.train.trainer",
         "skyrl.train.utils.tracking",
+        "skyrl_train.trainer",
         "skyrl_train.utils.tracking",
         "tensorboardX.writer",
         "tinker_cookbook.utils.ml_log",
@@ -38,7 +40,7 @@ _PACKAGE = "skyrl_modal"
 
 
 class _ImportHook:
-    """A finder that lets others find modules, and instruments those that log metrics after they were executed.
+    """A finder that lets others find modules, and instruments those in ``_INSTRUMENTED`` after they were executed.
 
     It also finds the package that this file belongs to if there is no other, for ``skyrl_modal.log_metrics``.
     """
