@@ -41,6 +41,8 @@ class State:
 class Group:
     """Responses to one prompt. A response has one choice for each state of the prompt."""
 
+    prompt: str
+    responses: list[str]
     states: Array
     actions: list[list[int]]
     log_probs: Array

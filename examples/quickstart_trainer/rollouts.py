@@ -18,6 +18,8 @@ from policy import Array
 ROLLOUT_ACTORS = 8
 
 Row = dict[str, Any]
+#: A response and its reward.
+Answer = tuple[str, float]
 
 
 class Rollouts(Protocol):
@@ -26,8 +28,8 @@ class Rollouts(Protocol):
     def sample(self, weights: Array, rows: list[Row], samples: int, seed: tuple[int, int]) -> list[Group]:
         """Return a group of responses to each prompt."""
 
-    def evaluate(self, weights: Array, rows: list[Row]) -> float:
-        """Return the mean reward of the most likely response to each prompt."""
+    def evaluate(self, weights: Array, rows: list[Row]) -> list[Answer]:
+        """Return the most likely response to each prompt, and its reward."""
 
 
 class Sampler:
@@ -59,28 +61,27 @@ class Sampler:
             log_probs = policy.log_probs(weights, states)
             noise = np.random.default_rng((*seed, row["extra_info"]["index"])).gumbel(size=(samples, *log_probs.shape))
             actions = (log_probs + noise).argmax(axis=-1)
+            responses = [policy.write(numbers, chosen) for chosen in actions.tolist()]
             groups.append(
                 Group(
+                    prompt=_problem(row),
+                    responses=responses,
                     states=states,
                     actions=actions.tolist(),
                     log_probs=np.take_along_axis(log_probs[None], actions[..., None], axis=-1)[..., 0],
-                    rewards=[self._reward(row, policy.write(numbers, chosen)) for chosen in actions.tolist()],
+                    rewards=[self._reward(row, response) for response in responses],
                 )
             )
         return groups
 
-    def rewards(self, weights: Array, rows: list[Row]) -> list[float]:
-        """Return the reward of the most likely response to each prompt."""
-        rewards = []
+    def evaluate(self, weights: Array, rows: list[Row]) -> list[Answer]:
+        """Return the most likely response to each prompt, and its reward."""
+        answers = []
         for row in rows:
             numbers, states = policy.read(_problem(row))
             response = policy.write(numbers, policy.log_probs(weights, states).argmax(axis=-1).tolist())
-            rewards.append(self._reward(row, response))
-        return rewards
-
-    def evaluate(self, weights: Array, rows: list[Row]) -> float:
-        """Return the mean reward of the most likely response to each prompt."""
-        return float(np.mean(self.rewards(weights, rows)))
+            answers.append((response, self._reward(row, response)))
+        return answers
 
     def _reward(self, row: Row, response: str) -> float:
         with self._make(row["env_class"], extras=row) as env:
@@ -115,11 +116,11 @@ class RayRollouts:
         parts = self._ray.get([actor.sample.remote(shared, shard, samples, seed) for actor, shard in shards])
         return [group for part in parts for group in part]
 
-    def evaluate(self, weights: Array, rows: list[Row]) -> float:
-        """Return the mean reward of the most likely response to each prompt."""
+    def evaluate(self, weights: Array, rows: list[Row]) -> list[Answer]:
+        """Return the most likely response to each prompt, and its reward."""
         shards = zip(self._actors, _shards(rows, len(self._actors)), strict=True)
-        parts = self._ray.get([actor.rewards.remote(weights, shard) for actor, shard in shards])
-        return float(np.mean(np.concatenate(parts)))
+        parts = self._ray.get([actor.evaluate.remote(weights, shard) for actor, shard in shards])
+        return [answer for part in parts for answer in part]
 
 
 def create(root: str, *, use_ray: bool) -> Rollouts:

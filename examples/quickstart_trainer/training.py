@@ -11,6 +11,7 @@ import checkpoint
 import grpo
 import moments
 import numpy as np
+import rollout_files
 import rollouts
 from grpo import Settings, State
 from prompts import PromptLoader
@@ -100,6 +101,7 @@ class Trainer:
         is_last = number >= self._steps
         if options.eval_interval > 0 and self._validation and (is_last or number % options.eval_interval == 0):
             metrics |= self._evaluate()
+        rollout_files.record(groups, number)
         # SkyRL logs a step after its checkpoint. A kill between both then leaves a checkpoint without a row of metrics.
         self._log({**metrics, "timing/step": time.monotonic() - begin})
         interval = options.ckpt_interval
@@ -107,7 +109,11 @@ class Trainer:
             self._save()
 
     def _evaluate(self) -> dict[str, float]:
-        return {"eval/all/avg_score": self._rollouts.evaluate(self._state.weights, self._validation)}
+        answers = self._rollouts.evaluate(self._state.weights, self._validation)
+        metrics = {"eval/all/avg_score": float(np.mean([reward for _, reward in answers]))}
+        if self._options.dump_eval_results:
+            rollout_files.dump(Path(self._options.export_path), self._state.step, self._validation, answers, metrics)
+        return metrics
 
     def _log(self, metrics: dict[str, Any]) -> None:
         moments.reached(f"step {self._state.step} before its metrics")

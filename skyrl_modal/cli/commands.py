@@ -18,6 +18,7 @@ _MODULES = (
     "machine_commands",
     "metrics_commands",
     "ps_command",
+    "rollouts_command",
     "run_commands",
     "start_commands",
     "volume_commands",

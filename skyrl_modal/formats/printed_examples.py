@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Number of examples that are kept, the newest ones, and characters of a line that are looked at.
 _MAX_EXAMPLES, _MAX_LINE = 10_000, 2 * MAX_TEXT
+#: Characters of a line in which a progress bar is searched for.
+_MAX_BAR = 2_000
 _COLORS = re.compile(r"\x1b\[[0-9;]{0,20}[mK]")
 #: What Ray puts before each line of a worker, and loguru before each message.
 _WORKER = re.compile(r"^\(([^()]{1,200} pid=\d{1,10}[^()]{0,100})\) ?")
@@ -49,9 +51,9 @@ class ExampleReader:
 
     def read(self, pieces: Iterable[bytes]) -> None:
         """Read the pieces of the output."""
-        for line in LineReader().lines(pieces):
-            for part in line[:_MAX_LINE].split(b"\r"):
-                if part.strip():
+        for line in LineReader().lines(pieces, keep_empty=True):
+            for part in line[:_MAX_LINE].removesuffix(b"\r").split(b"\r"):
+                if part or not line:
                     self._read_line(_COLORS.sub("", part.decode("utf-8", "replace")))
         for worker in self._workers.values():
             worker.end()
@@ -64,11 +66,12 @@ class ExampleReader:
             return
         worker = self._workers.setdefault(name, _Worker())
         text = line if match is None else line[match.end() :]
-        for bar in _BAR.finditer(text):
+        bars = list(_BAR.finditer(text[:_MAX_BAR]))
+        for bar in bars:
             self._read_bar(int(bar[1]))
         header = _HEADER.search(text)
         if header is None:
-            if not _BAR.search(text):
+            if not bars:
                 worker.add(text)
             return
         worker.end()
@@ -134,8 +137,9 @@ class _Worker:
 
     def add(self, line: str) -> None:
         """Read a further line of a message."""
+        line = line[: max(_MAX_LINE - self._size, 0)]
         self._size += len(line) + 1
-        if self._size > _MAX_LINE:
+        if self._size > _MAX_LINE + 1:
             return
         if self._response is not None:
             self._response.append(line)

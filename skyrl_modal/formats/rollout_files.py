@@ -45,11 +45,12 @@ class LineReader:
     def __init__(self) -> None:
         self.skipped = 0
 
-    def lines(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
-        """Yield the lines of the pieces of a file, without their ends and without empty lines.
+    def lines(self, pieces: Iterable[bytes], *, keep_empty: bool = False) -> Iterator[bytes]:
+        """Yield the lines of the pieces of a file, without their ends.
 
         Args:
             pieces: The pieces, which are small compared to the memory.
+            keep_empty: Whether to yield empty lines too.
         """
         held: list[bytes] = []
         size = 0
@@ -59,7 +60,7 @@ class LineReader:
             for line in ended:
                 if is_too_long or size + len(line) > MAX_LINE_BYTES:
                     self.skipped += 1
-                elif (whole := b"".join([*held, line])).strip():
+                elif (whole := b"".join([*held, line])).strip() or keep_empty:
                     yield whole
                 held, size, is_too_long = [], 0, False
             size += len(rest)

@@ -54,6 +54,12 @@ class Rollouts(list[Rollout]):
         self.skipped = skipped
         self.left_out = left_out
 
+    def _repr_html_(self) -> str:
+        """Return the first ones for a notebook."""
+        from skyrl_modal.views.rollouts import rollouts_to_html  # imported here, since only notebooks need it
+
+        return rollouts_to_html(self)
+
 
 class RolloutSources:
     """Reads the rollouts of a run.
