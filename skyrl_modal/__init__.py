@@ -85,8 +85,8 @@ _MODULE_OF_NAME = {
     "UvSync": "spec.image_steps",
     "VolumeSpec": "spec.volume",
     "log_metrics": "formats.metrics_writer",
-    "map": "run_map",
     "log_rollouts": "formats.rollout_writer",
+    "map": "run_map",
     "runs": "run.run_list",
 }
 
