@@ -586,7 +586,12 @@ async function fill(host, context, load) {
   }
 }
 
-function field(label, control, kind = "") { return el("label", { class: `field ${kind}` }, label, control); }
+let fields = 0;
+
+function field(label, control, kind = "") {
+  control.id = `field-${fields += 1}`;
+  return el("div", { class: `field ${kind}` }, el("label", { for: control.id }, label), control);
+}
 
 function select(options, value, onchange) {
   const node = el("select", { onchange: () => onchange(node.value) });
