@@ -228,6 +228,14 @@ def skyrl(session: nox.Session) -> None:
 
 
 @nox.session
+def pictures(session: nox.Session) -> None:
+    """Make the pictures of the documentation again, with Debian's Chromium: ``-- terminals notebook pages``."""
+    # The quickstart's requirements, and the Ray that its checkout pins.
+    install(session, "-e", ".[local]", "numpy", "loguru", "omegaconf", "ray==2.57.0", groups=("pictures",))
+    session.run("python", "-m", "tests.docs.pictures", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Run the benchmarks and write docs/benchmarks.md, or run some: ``-- launch --compare OLD.json``."""
     install(session, "-e", ".[local,ui]", groups=("bench",))

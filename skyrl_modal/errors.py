@@ -53,10 +53,13 @@ class SkyRLModalError(Exception):
         import traceback  # imported here: only IPython calls this
 
         package = os.path.dirname(os.path.abspath(__file__))
+        # The standard library is between the notebook and this package too, such as contextlib and asyncio.
+        library, others = os.path.dirname(os.path.abspath(traceback.__file__)), f"-packages{os.sep}"
         own = [
             frame
             for frame in traceback.extract_tb(self.__traceback__)
             if not frame.filename.startswith(package) and f"{os.sep}IPython{os.sep}" not in frame.filename
+            if not frame.filename.startswith(library) or others in frame.filename
         ]
         return [*"".join(traceback.format_list(own)).splitlines(), f"{type(self).__name__}: {self}"]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from skyrl_modal.cli.base import cli
 from skyrl_modal.cli.output import print_error, print_line, print_rows
-from skyrl_modal.views.text import StderrReporter
+from skyrl_modal.views.text import StderrReporter, fit_columns
 
 
 @cli.command()
@@ -36,6 +38,11 @@ def cost(since: str | None, by: str | None, is_json: bool) -> None:
         print_rows((by or "", "cost", "runs"), [*group_rows(groups), *last])
         return
     rows = run_rows(items)
-    print_rows(("run", "cost", "state", "backend", "tags", "command"), [*rows, (*last[0][:2], "", "", "", "")])
+    headings = ("run", "cost", "state", "backend", "tags", "command")
+    if sys.stdout is not None and sys.stdout.isatty():
+        rows.append((*last[0][:2], "-", "-", "-", ""))
+        print_line(fit_columns(headings, rows, droppable=("backend", "state")))
+    else:
+        print_rows(headings, [*rows, (*last[0][:2], "", "", "", "")])
     if total.unknown:
         StderrReporter().info(f"the cost of {total.unknown} runs is not known, and not included")

@@ -11,6 +11,7 @@ import click
 from skyrl_modal.errors import StorageError
 from skyrl_modal.views.standard_streams import discard_standard_output
 from skyrl_modal.views.text import escape_controls, format_columns
+from skyrl_modal.views.wrapping import wrap_for
 
 
 def print_line(text: object = "") -> None:
@@ -43,6 +44,11 @@ def _output_errors() -> Iterator[None]:
         raise StorageError("standard output", error.strerror or str(error)) from error
 
 
+def print_text(text: str) -> None:
+    """Print lines on standard output; on a terminal so that no word is broken."""
+    print_line(text if sys.stdout is None else wrap_for(sys.stdout, text))
+
+
 def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table on a terminal, and plain columns without headings to a pipe or a file."""
     if sys.stdout is not None and sys.stdout.isatty():
@@ -56,4 +62,5 @@ def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def print_error(text: str) -> None:
     """Print an error on standard error. If that fails, the exit code is all that remains."""
     with contextlib.suppress(OSError, ValueError):
-        click.echo(f"skyrl-modal: {escape_controls(text, multiline=True)}", err=True)
+        line = f"skyrl-modal: {escape_controls(text, multiline=True)}"
+        click.echo(wrap_for(sys.stderr, line), err=True)

@@ -13,7 +13,7 @@ import click
 from skyrl_modal.cli.base import cli, parse_time
 from skyrl_modal.cli.output import print_error, print_line
 from skyrl_modal.protocol.state import RunState
-from skyrl_modal.views.text import fit_columns, format_columns, warnings_as_messages
+from skyrl_modal.views.text import first_line, fit_columns, format_columns, warnings_as_messages
 
 if TYPE_CHECKING:
     from skyrl_modal.run.listing import RunFilter, RunSummary
@@ -124,7 +124,6 @@ def _cells(one: RunSummary) -> tuple[str, ...]:
     from skyrl_modal.views.money import format_money
 
     begin = datetime.fromisoformat(one.started_at or one.created_at).astimezone()
-    command = (one.command.strip().splitlines() or [""])[0]
     return (
         one.run_id,
         one.name or "-",
@@ -135,7 +134,7 @@ def _cells(one: RunSummary) -> tuple[str, ...]:
         " or ".join(one.gpu) or "-",
         str(one.nodes),
         "-" if one.cost == 0 else format_money(one.cost),
-        command[:_COMMAND_LENGTH],
+        first_line(one.command, _COMMAND_LENGTH),
     )
 
 

@@ -11,7 +11,7 @@ import click
 
 from skyrl_modal.cli.base import attach_run, cli, parse_time, run_argument
 from skyrl_modal.cli.notify import facts_of, find_notify_url, notify_option, report_results
-from skyrl_modal.cli.output import print_line, print_rows, write_output
+from skyrl_modal.cli.output import print_line, print_rows, print_text, write_output
 from skyrl_modal.errors import PathNotFound, SkyRLModalError, SpecError
 from skyrl_modal.protocol.exit_codes import BROKEN_PIPE
 from skyrl_modal.views.standard_streams import exit_when_output_is_closed
@@ -173,7 +173,7 @@ def why(is_json: bool, run_id: str) -> None:
     if is_json:
         print_line(diagnosis_to_json(diagnosis))
     else:
-        print_line("the run succeeded" if diagnosis is None else format_diagnosis(diagnosis))
+        print_text("the run succeeded" if diagnosis is None else format_diagnosis(diagnosis))
 
 
 @cli.command()
@@ -190,7 +190,11 @@ def checkpoints(is_json: bool, run_id: str) -> None:
         return
     if not run.job.checkpoint_folders:
         StderrReporter().info(f"it is not known to which folder on a volume the run {run.id} writes checkpoints")
-    print_rows(("step", "complete", "bytes".rjust(18), "path", "missing"), checkpoint_rows(found))
+    headings: tuple[str, ...] = ("step", "complete", "bytes".rjust(18), "path", "missing")
+    rows = checkpoint_rows(found)
+    if sys.stdout is not None and sys.stdout.isatty() and not any(row[-1] for row in rows):
+        headings, rows = headings[:-1], [row[:-1] for row in rows]  # the column would take space from the paths
+    print_rows(headings, rows)
 
 
 @cli.command()

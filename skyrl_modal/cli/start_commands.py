@@ -12,7 +12,7 @@ import click
 from skyrl_modal.cli.base import LauncherCommand, cli, make_launcher, run_argument
 from skyrl_modal.cli.confirm import confirm_cost, find_limit
 from skyrl_modal.cli.notify import find_notify_url, notify_option, report_results
-from skyrl_modal.cli.output import print_error, print_line, print_rows
+from skyrl_modal.cli.output import print_error, print_line, print_rows, print_text
 from skyrl_modal.errors import SpecError, StorageError
 from skyrl_modal.views.text import StderrReporter, warnings_as_messages
 
@@ -92,7 +92,7 @@ def plan(check: bool, files: bool, is_json: bool, command: Sequence[str], **opti
     if is_json:
         print_line(made.to_json())
     else:
-        print_line(made)
+        print_text(str(made))
         for selection in made.selections if files else ():
             print_line()
             print_line(selection)

@@ -16,7 +16,6 @@ TYPE_CHECKING = False  # the same as in typing, whose import takes time
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from typing import Any
 
     from skyrl_modal.formats import metrics_writer
 elif __name__ == "_skyrl_modal_rollout_writer":
@@ -41,6 +40,8 @@ _MIN_SECRET, _MIN_SECRET_LINE = 4, 8
 _MASK = "********"
 
 if TYPE_CHECKING:
+    from typing import Any  # here, since docs/conf.py executes this block alone
+
     #: Fields of a rollout for its line: ``prompt``, ``response``, ``reward``, ``group``, ``stop_reason``.
     Record = dict[str, Any]
 

@@ -183,7 +183,8 @@ class Selection:
         """Return the selection for a notebook."""
         import html  # imported here: only a notebook needs it
 
-        return f"<pre>{html.escape(str(self))}</pre>"
+        # Front ends give pre the font of other text, in which columns are not aligned.
+        return f'<pre style="font-family:monospace;white-space:pre-wrap">{html.escape(str(self))}</pre>'
 
     def _unused_includes(self) -> list[str]:
         """Warn about includes that match no file."""

@@ -212,9 +212,9 @@ class Plan:
 
     def _repr_html_(self) -> str:
         """Return the plan for a notebook."""
-        import html  # imported here, since only notebooks need it
+        from skyrl_modal.views.notebook import rows_to_html  # only a notebook needs it
 
-        return f"<pre>{html.escape(format_rows(self.rows()))}</pre>{findings_to_html(self._shown_findings)}"
+        return f"{rows_to_html(self.rows())}{findings_to_html(self._shown_findings)}"
 
 
 def _describe_ray(job: Job) -> str:

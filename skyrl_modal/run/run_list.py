@@ -35,6 +35,10 @@ class RunList(list[Run]):
 
     def _repr_html_(self) -> str:
         from skyrl_modal.views.notebook import table_to_html  # only a notebook needs it
+        from skyrl_modal.views.text import first_line
 
-        rows = [(run.id, run.backend, run.job.name or "", run.job.created_at[:16], run.job.command) for run in self]
-        return table_to_html(("run", "backend", "name", "created", "command"), rows)
+        rows = []
+        for run in self:
+            created, command = run.job.created_at[:16].replace("T", " "), first_line(run.job.command, 200)
+            rows.append((run.id, run.job.name or "", run.backend, created, command))
+        return table_to_html(("run", "name", "backend", "created", "command"), rows)

@@ -9,6 +9,7 @@ from skyrl_modal.declaration import Attribute, field, frozen
 from skyrl_modal.errors import SpecError
 from skyrl_modal.spec.container_paths import mount_point
 from skyrl_modal.spec.fields import check_flag, check_optional_name
+from skyrl_modal.spec.shown import Shown
 from skyrl_modal.spec.volume import VolumeSpec
 
 # The rules of Amazon S3 and Cloudflare R2; Google Cloud Storage permits underscores too, and 222 characters with dots.
@@ -26,7 +27,7 @@ def _to_mount_path(value: str | Path) -> str:
 
 
 @frozen(kw_only=True)
-class BucketSpec:
+class BucketSpec(Shown):
     """A bucket of Amazon S3, Cloudflare R2, Google Cloud Storage or another S3-compatible store.
 
     On Modal it is a ``modal.CloudBucketMount``. On the local backend it is a folder that is kept between runs, in the

@@ -10,6 +10,7 @@ from skyrl_modal.declaration import Attribute, field, frozen
 from skyrl_modal.errors import SpecError
 from skyrl_modal.spec.fields import check_optional_name, check_strings, check_unicode, to_env, to_strings
 from skyrl_modal.spec.option import option
+from skyrl_modal.spec.shown import Shown
 
 if TYPE_CHECKING:
     from skyrl_modal.spec.image_steps import ImageStep
@@ -56,7 +57,7 @@ def _may_install_ray(steps: Sequence[ImageStep]) -> bool:
 
 
 @frozen(kw_only=True)
-class ImageSpec:
+class ImageSpec(Shown):
     """The container's image: a base image from a registry, and layers on it.
 
     Attributes:

@@ -9,6 +9,7 @@ from skyrl_modal.declaration import field, frozen
 from skyrl_modal.errors import SpecError
 from skyrl_modal.spec.container_paths import mount_point
 from skyrl_modal.spec.fields import check_flag, check_strings, to_strings
+from skyrl_modal.spec.shown import Shown
 
 
 def _to_remote_path(value: str | Path) -> str:
@@ -27,7 +28,7 @@ def _to_local_folder(value: object) -> Path | None:
 
 
 @frozen(kw_only=True)
-class MountSpec:
+class MountSpec(Shown):
     """A local folder that is copied into the container, except for files that git ignores.
 
     Attributes:

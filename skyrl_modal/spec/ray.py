@@ -10,6 +10,7 @@ from skyrl_modal.errors import SpecError
 from skyrl_modal.spec.duration import parse_duration
 from skyrl_modal.spec.fields import at_least, check_flag, to_env
 from skyrl_modal.spec.option import option
+from skyrl_modal.spec.shown import Shown
 
 #: Ports that Ray assigns to its workers by default and refuses for other uses (``ray start --help``).
 RAY_WORKER_PORTS = range(10002, 20000)
@@ -20,7 +21,7 @@ def _to_start_timeout(value: float | str | timedelta) -> float:
 
 
 @frozen(kw_only=True)
-class RaySpec:
+class RaySpec(Shown):
     """The Ray cluster that runs when the command starts.
 
     Attributes:

@@ -35,6 +35,7 @@ from skyrl_modal.spec.mount_rules import check_places
 from skyrl_modal.spec.option import option
 from skyrl_modal.spec.ray import RaySpec
 from skyrl_modal.spec.secret import SecretSpec
+from skyrl_modal.spec.shown import Shown
 from skyrl_modal.spec.variables import check_names, check_total, check_value, variables_of_the_run
 from skyrl_modal.spec.volume import VolumeSpec
 
@@ -100,7 +101,7 @@ def _to_checkout(value: str | Path | None) -> Path | None:
 
 
 @frozen(kw_only=True)
-class RunSpec:
+class RunSpec(Shown):
     """Everything that a user declares about a run, except for the backend.
 
     ``skyrl_modal.Launcher`` extends this class and documents its fields.

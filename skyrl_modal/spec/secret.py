@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from skyrl_modal.declaration import Attribute, field, frozen
 from skyrl_modal.errors import SpecError
 from skyrl_modal.spec.fields import check_flag, check_name, check_strings, to_strings
+from skyrl_modal.spec.shown import Shown
 
 #: Where the values of a secret are found.
 SOURCES = ("modal", "environment")
 
 
 @frozen
-class SecretSpec:
+class SecretSpec(Shown):
     """A secret that Modal stores under a name, or a variable of the caller that may be missing.
 
     Attributes:

@@ -8,6 +8,7 @@ from skyrl_modal.declaration import Attribute, field, frozen
 from skyrl_modal.errors import SpecError
 from skyrl_modal.spec.container_paths import mount_point
 from skyrl_modal.spec.fields import check_flag, check_name
+from skyrl_modal.spec.shown import Shown
 
 
 def _to_mount_path(value: str | Path) -> str:
@@ -15,7 +16,7 @@ def _to_mount_path(value: str | Path) -> str:
 
 
 @frozen(kw_only=True)
-class VolumeSpec:
+class VolumeSpec(Shown):
     """A persistent volume. On the local backend it is a folder that is kept between runs.
 
     Attributes:

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from skyrl_modal.views.money import format_money
+from skyrl_modal.views.text import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +26,7 @@ def run_rows(items: Sequence[RunSpending]) -> list[tuple[str, ...]]:
             item.state,
             item.run.backend,
             ",".join(item.run.job.tags) or "-",
-            (item.run.job.command.strip().splitlines() or [""])[0][:_COMMAND_LENGTH],
+            first_line(item.run.job.command, _COMMAND_LENGTH),
         )
         for item in items
     ]

@@ -69,12 +69,9 @@ def summary_row(key: str, values: Sequence[float]) -> tuple[str, ...]:
 
 def metrics_to_html(title: str, row: Mapping[str, float]) -> str:
     """Return the newest row as a small table for a notebook."""
-    import html  # imported here, since only notebooks need it
+    from skyrl_modal.views.notebook import escape, rows_to_html  # imported here, since only notebooks need it
 
     items = [(key, value) for key, value in row.items() if key not in ("step", "time")]
-    cells = "".join(
-        f"<tr><td>{html.escape(escape_controls(key))}</td><td>{format_number(value)}</td></tr>"
-        for key, value in items[:_HTML_ROWS]
-    )
+    table = rows_to_html((key, format_number(value)) for key, value in items[:_HTML_ROWS])
     more = f"<p>and {len(items) - _HTML_ROWS:,} more</p>" if len(items) > _HTML_ROWS else ""
-    return f"<p>{html.escape(title)}</p><table>{cells}</table>{more}"
+    return f"<p>{escape(title)}</p>{table}{more}"

@@ -38,9 +38,12 @@ def plot_lines(
     for column, top, bottom in _strokes(points, columns * across, height * down):
         for row in range(top, bottom + 1):
             grid[row // down][column // across] |= _DOTS[column % across][row % down]
+    labels = {0: format_number(high), height - 1: format_number(low)}
+    if low == high:  # the label is next to the line, which is in the middle
+        labels = {number: format_number(low) for number, cells in enumerate(grid) if any(cells)}
     lines = []
     for number, cells in enumerate(grid):
-        label = {0: format_number(high), height - 1: format_number(low)}.get(number, "")
+        label = labels.get(number, "")
         text = "".join("*" if is_ascii and cell else chr(_BRAILLE + cell) if cell else " " for cell in cells)
         lines.append(f"{label:>{_LABEL_WIDTH}} {'|' if is_ascii else '┤' if label else '│'}{text}".rstrip())
     begin, end = f"{first:,.0f}", f"{last:,.0f}"

@@ -100,7 +100,7 @@ class LiveRunTable:
     def _table(self) -> Table:
         table = Table(*_HEADINGS, expand=True)
         for name, row in zip(self._names, self._rows, strict=True):
-            _add_row(table, (name, row.run_id, row.state, row.line))
+            _add_row(table, [cell[:_MAX_CELL] for cell in (name, row.run_id, row.state, row.line)])
         return table
 
 
@@ -114,4 +114,4 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def _add_row(table: Table, cells: Sequence[str]) -> None:
     # Text, and not rich's markup, since the output of a command may contain brackets.
-    table.add_row(*(Text(escape_controls(cell)[:_MAX_CELL]) for cell in cells))
+    table.add_row(*(Text(escape_controls(cell), overflow="fold") for cell in cells))

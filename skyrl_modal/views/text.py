@@ -9,7 +9,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
-from skyrl_modal.protocol.log_lines import prefixed
+from skyrl_modal.protocol.log_lines import LINE_PREFIX, prefixed
+from skyrl_modal.views.wrapping import wrap_for
 
 #: Characters that control a terminal or the order in which text is displayed, end a line, or are no characters:
 #: C0 and C1 controls, bidirectional marks and overrides (UAX #9), line and paragraph separators, surrogates.
@@ -81,6 +82,7 @@ class StderrReporter:
         stream = message_stream()
         if stream is not None:
             lines = "\n".join(escape_controls(line) for line in text.splitlines())
+            lines = wrap_for(stream, lines, used=len(LINE_PREFIX))
             with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
                 write_text(stream, prefixed(lines))
 
@@ -130,6 +132,19 @@ def format_columns(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def first_line(text: str, length: int) -> str:
+    r"""Return the first line of a text, with a mark at its end if it was cut.
+
+    Example:
+        >>> first_line("python train.py\nexit 0", 80), first_line("x" * 9, 5)
+        ('python train.py…', 'xxxx…')
+    """
+    line, *others = text.strip().splitlines() or [""]
+    if len(line) > length:
+        return f"{line[: length - 1]}…"
+    return f"{line[: length - 1]}…" if others else line
 
 
 def fit_columns(

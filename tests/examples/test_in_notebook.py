@@ -51,7 +51,8 @@ def test_objects_are_shown_as_html(run_cells: RunCells) -> None:
         "launcher.plan('true').selections[0]",
     )
 
-    assert "command  true" in html_of(plan)
+    assert ">command</th>" in html_of(plan)
+    assert ">true</td>" in html_of(plan)
     assert "failed</td>" in html_of(result)
     assert "&lt;b&gt;bold&lt;/b&gt;" in html_of(result)
     assert "<b>bold" not in html_of(result)
@@ -90,10 +91,13 @@ def test_parallel_outputs_name_their_run(run_cells: RunCells) -> None:
 
 def test_traceback_of_a_wrong_value_is_short(run_cells: RunCells) -> None:
     """An error of the package is shown with the lines of the notebook only."""
-    (outputs,) = run_cells("def make():\n    return Launcher(timeout='soon')\nmake()")
+    declared, ran = run_cells(
+        "def make():\n    return Launcher(timeout='soon')\nmake()",
+        "launcher.run('exit 3', check=True, quiet=True)",
+    )
 
-    [error] = outputs
-    text = "\n".join(error["traceback"])
+    text, failed = ("\n".join(outputs[-1]["traceback"]) for outputs in (declared, ran))
     assert text.count("File ") == 2
     assert "return Launcher(timeout='soon')" in text
     assert "SpecError: timeout='soon'" in text
+    assert failed.count("File ") == 1  # not those of contextlib, whose decorators the package uses

@@ -27,7 +27,9 @@ def test_rising_line() -> None:
 
 def test_constant_and_single_values() -> None:
     """One value, and a line without change, are plotted in the middle; values that are not finite are left out."""
-    assert sum("*" in line for line in plot_lines([5], [1.0], is_ascii=True)) == 1
+    [line] = [line for line in plot_lines([5], [1.0], is_ascii=True) if "*" in line]
+    assert line.split() == ["1", "|*"]  # the label is next to the line, and there is no other one
+    assert sum("1 " in line for line in plot_lines([2, 3], [1.0, 1.0])) == 1
     assert plot_lines([1, 2], [math.nan, math.inf]) == ["(no finite values)"]
 
 

@@ -61,6 +61,14 @@ def test_table_shows_brackets(capsys: pytest.CaptureFixture[str]) -> None:
     assert "[bold]x[/bold]" in capsys.readouterr().out
 
 
+def test_table_shows_whole_cells(capsys: pytest.CaptureFixture[str]) -> None:
+    """A long cell is folded and not cut: its end can be the command that corrects a problem."""
+    print_table(("ok", "detail"), [("no", f"run {'x' * 300} end")])
+
+    shown = "".join(capsys.readouterr().out.split())
+    assert "x" * 300 + "end" in shown
+
+
 CONTROLS = {
     "clear screen": "\x1b[2J",
     "title": "\x1b]0;title\x07",
