@@ -13,10 +13,14 @@ from typing import Any
 
 import attrs
 
+from tests.skyrl.checkout_files import create_checkout
+
 LOCAL, MODAL = "local", "modal"
 BOTH = (LOCAL, MODAL)
 #: A trainer, so that resume and the findings about SkyRL's arguments apply. Its program does not exist: it fails.
 TRAINER = "python -m skyrl.train.entrypoints.main_base trainer.logger=console"
+#: A checkout in the form of SkyRL's, with the configuration that findings about arguments need.
+FULL_CHECKOUT = "{folder}/full"
 #: A variable of the environment whose value is secret, and its value.
 SECRET_NAME, SECRET_VALUE = "TOKEN_OF_TEST", "a-long-secret-value"
 _LARGE = "x" * 100_000
@@ -138,9 +142,10 @@ def _invalid() -> Iterator[Declaration]:
     yield from _each("cluster on Modal", "nodes", 33, refused=(MODAL,), gpu="H100:8", ray=None)
     yield from _each("dashboard of an old Ray", "ray.dashboard", True, refused=(MODAL,), image={"base": None})
     yield from _commands("command", "", "  ", [], "a\0b", ["a", 5], 5, None, "\ud800", refused=BOTH)
-    fields: Mapping[str, Any] = {"resume": "auto", "volumes": []}
+    fields: Mapping[str, Any] = {"resume": "auto", "volumes": [], "checkout": FULL_CHECKOUT}
     code = "resume-without-volume"
-    yield Declaration(kind="no volume to resume", fields=fields, command=TRAINER, refused=BOTH, finding=code)
+    command = f"{TRAINER} trainer.ckpt_path=/root/data/ckpts/a trainer.ckpt_interval=5"
+    yield Declaration(kind="no volume to resume", fields=fields, command=command, refused=(MODAL,), finding=code)
     yield Declaration(kind="no checkout", refused=BOTH, folder="no-checkout")
     fields = {"secrets": ["TOKEN_IN_FILE"]}
     yield Declaration(kind="unreadable .env", fields=fields, refused=BOTH, folder="SkyRL/bad-env")
@@ -190,9 +195,10 @@ def _valid() -> Iterator[Declaration]:
         f"{TRAINER} trainer.placement.policy_num_gpus_per_node=8",
         f"{TRAINER} trainer.no_such_key=5 data.train_data=\"['/nowhere/x.parquet']\"",
         f"{TRAINER} trainer.logger=wandb trainer.log_path=/tmp/logs",
-        "bash run.sh",
+        checkout=FULL_CHECKOUT,
     )
-    yield from _commands("findings", TRAINER, resume="auto")
+    yield from _commands("findings", "bash run.sh")
+    yield from _commands("findings", TRAINER, resume="auto", checkout=FULL_CHECKOUT)
 
 
 def _combined(count: int, seed: int = 17) -> Iterator[Declaration]:
@@ -220,6 +226,7 @@ DECLARATIONS: Sequence[Declaration] = (*_invalid(), *_combined(30), *_valid())
 def write_files(folder: Path) -> None:
     """Create the files that declarations name, next to the checkout ``SkyRL`` in a folder."""
     checkout = folder / "SkyRL"
+    create_checkout(folder / "full")
     (checkout / "run.sh").write_text("ray stop\nuv run python train.py\n")
     for name in ("empty", "other", "no-checkout"):
         (folder / name).mkdir()

@@ -27,7 +27,7 @@ def check_token() -> None:
         BackendUnavailable: It has none.
     """
     if not has_token():
-        reason = 'there is no token. Run `modal setup`, or use backend="local" to run on this machine'
+        reason = 'there is no token. Run `modal setup`, or use the local backend (--backend local, backend="local")'
         raise BackendUnavailable("modal", reason)
 
 
