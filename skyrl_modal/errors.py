@@ -72,6 +72,8 @@ class SpecError(SkyRLModalError, ValueError):
         value: The invalid value.
         remedy: What is wrong with it, and which values are valid.
         source: Where the value was set, with the value, such as ``$MODAL_GPU=A100:0``; empty if that is not known.
+        shell_remedy: The remedy for a value that an option, an environment variable or a file has set; empty if it is
+            the same.
 
     Example:
         >>> str(SpecError("timeout", "soon", 'pass seconds, a timedelta, or text such as "90m"'))
@@ -82,13 +84,28 @@ class SpecError(SkyRLModalError, ValueError):
     value: object
     remedy: str
     source: str
+    shell_remedy: str
 
-    def __init__(self, field: str, value: object, remedy: str, source: str = "") -> None:
+    def __init__(self, field: str, value: object, remedy: str, source: str = "", *, shell_remedy: str = "") -> None:
         super().__init__(field, value, remedy)
         self.field = field
         self.value = value
         self.remedy = remedy
         self.source = source
+        self.shell_remedy = shell_remedy
+
+    def renamed(self, field: str) -> SpecError:
+        """Return the same error about another field."""
+        return SpecError(field, self.value, self.remedy, self.source, shell_remedy=self.shell_remedy)
+
+    def located(self, source: str = "", *, field: str = "") -> SpecError:
+        """Return the same error for the command line and for files.
+
+        Args:
+            source: Where the value was set; empty if that is not known.
+            field: The field; empty for the same one.
+        """
+        return SpecError(field or self.field, self.value, self.shell_remedy or self.remedy, source or self.source)
 
     def __str__(self) -> str:
         if self.source:

@@ -161,9 +161,6 @@ def _unknown_backend(value: Any) -> SpecError:
     names = installed_backends()
     near = get_close_matches(value, names, n=1) if isinstance(value, str) else []
     question = f"Did you mean {near[0]}? " if near else ""
-    return SpecError(
-        "backend",
-        value,
-        f"{question}Installed backends: {', '.join(names)}. In Python, an object that implements "
-        "skyrl_modal.backends.Backend can be passed too",
-    )
+    remedy = f"{question}Installed backends: {', '.join(names)}"
+    objects = "In Python, an object that implements skyrl_modal.backends.Backend can be passed too"
+    return SpecError("backend", value, f"{remedy}. {objects}", shell_remedy=remedy)

@@ -41,8 +41,8 @@ class Command(click.Command):
         for parameter in self.params:
             if parameter.name == error.field:
                 name = parameter.opts[0] if isinstance(parameter, click.Option) else error.field.upper()
-                return SpecError(error.field, error.value, error.remedy, source=f"{name} {error.value!r}")
-        return error
+                return error.located(f"{name} {error.value!r}")
+        return error.located()
 
 
 class LauncherCommand(Command):

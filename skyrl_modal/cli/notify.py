@@ -38,7 +38,7 @@ def find_notify_url(given: str | None) -> str | None:
         try:
             check_url(url)
         except SpecError as error:
-            raise SpecError(error.field, error.value, error.remedy, source=source) from None
+            raise error.located(source) from None
     return url
 
 

@@ -139,14 +139,15 @@ def _check_variables(key: str, value: object) -> None:
 def _check_items(setting: Setting, value: object) -> None:
     """Check a list of tables, or for secrets also of names of variables."""
     key, cls = setting.key, ITEM_CLASSES[setting.option.kind]
+    remedy = "pass a list of names of variables, and of tables" if key == "secrets" else "pass a list of tables"
     if not isinstance(value, list):
-        raise SpecError(key, NOT_SHOWN if key == "secrets" else value, "pass a list of tables")
+        raise SpecError(key, NOT_SHOWN if key == "secrets" else value, remedy)
     known = [field.name for field in fields(cls)]
     for item in value:
         if key == "secrets" and isinstance(item, str):
             continue
         if not isinstance(item, dict):
-            raise SpecError(key, NOT_SHOWN if key == "secrets" else item, "pass a list of tables")
+            raise SpecError(key, NOT_SHOWN if key == "secrets" else item, remedy)
         for name, content in item.items():
             if name not in known:
                 raise SpecError(f"{key}.{name}", content, f"there is no such key.{suggestion(name, known)}")

@@ -135,7 +135,7 @@ class ConfigFile:
     def located(self, error: SpecError, key: str) -> SpecError:
         """Return an error that names this file and a key."""
         source = f"{self.title}: {key} = {in_toml(error.value)}"
-        return SpecError(error.field, error.value, error.remedy, source=source)
+        return error.located(source)
 
 
 def in_toml(value: object) -> str:

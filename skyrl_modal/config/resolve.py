@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import posixpath
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -105,13 +106,13 @@ class Configuration:
         try:
             return cls(**values)
         except SpecError as error:
-            raise self.located(replace_field(error, f"{name}.{error.field.partition('[')[0]}")) from None
+            raise self.located(error.renamed(f"{name}.{error.field.partition('[')[0]}")) from None
 
     def _item(self, cls: type, key: str, item: Mapping[str, Any]) -> Any:
         try:
             return cls(**item)
         except SpecError as error:
-            raise self.located(replace_field(error, f"{key}.{error.field}")) from None
+            raise self.located(error.renamed(f"{key}.{error.field}")) from None
         except TypeError:  # a required field is missing
             missing = [name for name in required_fields(cls) if name not in item]
             raise self.located(SpecError(key, dict(item), f"each table needs {' and '.join(missing)}")) from None
@@ -144,16 +145,26 @@ class Configuration:
         key = self._key_of(error.field)
         if key is None:
             return error
-        item = self.values.get(key) or next(
-            (value for name, value in self.values.items() if name.startswith(f"{key}.")), None
-        )
+        if key == "volumes" and error.value in self._bucket_paths():
+            key = "buckets"
+        variable = error.field.partition("['")[2].removesuffix("']")
+        by_name = self.values.get(f"{key}.{variable or error.value}")
+        item = self.values.get(key) or by_name
+        if item is None:  # a table, whose keys are settings
+            item = next((value for name, value in self.values.items() if name.startswith(f"{key}.")), None)
         if item is None:
             flag = self.known[key].flag
             source = f"{flag} {in_shell(error.value)} (the default)" if flag else ""
+        elif by_name is not None and not variable:  # a variable, whose value the error does not contain
+            source = f"{item.source} {error.value}" if item.origin == "argument" else item.source
         else:
-            variable = error.field.partition("['")[2].removesuffix("']")
             source = _describe(item, f"{variable}={error.value}" if variable else error.value)
-        return SpecError(error.field, error.value, error.remedy, source=source) if source else error
+        return error.located(source) if source else error
+
+    def _bucket_paths(self) -> list[str]:
+        """Return the mount paths of the buckets, which are a part of the launcher's volumes."""
+        given = self.values.get("buckets")
+        return [] if given is None else [posixpath.normpath(str(item.get("mount_path"))) for item in given.value]
 
     def _key_of(self, field: str) -> str | None:
         """Return the setting that an error's field is about, such as ``env`` for ``env['A']``; None for none."""
@@ -163,17 +174,12 @@ class Configuration:
         return name or None
 
 
-def replace_field(error: SpecError, field: str) -> SpecError:
-    """Return an error that names another field."""
-    return SpecError(field, error.value, error.remedy, source=error.source)
-
-
 def _describe(item: Value, value: object) -> str:
     """Return where a value was set, with the value, in the form in which it is written there."""
     if not item.source:
         return ""
     if item.origin == "argument":
-        return f"{item.source} {in_shell(value)}"
+        return item.source if value is True and item.value is True else f"{item.source} {in_shell(value)}"
     if item.origin == "environment":
         return f"{item.source}={in_shell(value)}"
     return f"{item.source} = {in_toml(value)}"
@@ -183,7 +189,9 @@ def in_shell(value: object) -> str:
     """Return a value as it is written in a shell."""
     if isinstance(value, list | tuple):
         return shlex.quote(",".join(map(str, value)))
-    return shlex.quote(str(value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) and value.is_integer() else shlex.quote(str(value))
 
 
 def resolve(
@@ -254,8 +262,7 @@ def _checked(known: Mapping[str, Setting], key: str, item: Value) -> Value:
     try:
         return replace(item, value=check_value(known[key], item.value))
     except SpecError as error:
-        source = _describe(item, error.value)
-        raise SpecError(error.field, error.value, error.remedy, source=source) from None
+        raise error.located(_describe(item, error.value)) from None
 
 
 def _add(values: dict[str, Value], found: Mapping[str, Value], known: Mapping[str, Setting]) -> None:

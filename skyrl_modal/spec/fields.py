@@ -21,7 +21,7 @@ Validator = Callable[[Any, "Attribute[Any]", Any], None]
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _TAG = r"[^\s,\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,64}"
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
-_TAG_REMEDY = "pass a list of tags of 1 to 64 characters without spaces, commas and control characters"
+_TAG_RULE = "1 to 64 characters without spaces, commas and control characters"
 _NAME_REMEDY = "use 1 to 64 letters, digits, dots, dashes and underscores; start with a letter or digit"
 
 
@@ -127,13 +127,18 @@ def check_optional_name(instance: object, attribute: Attribute[Any], value: obje
 def check_tags(instance: object, attribute: Attribute[Any], value: object) -> None:
     """Validate a tuple of tags."""
     if not isinstance(value, tuple) or not all(isinstance(item, str) and re.fullmatch(_TAG, item) for item in value):
-        raise SpecError(attribute.name, value, _TAG_REMEDY)
+        raise SpecError(attribute.name, value, f"pass a list of tags of {_TAG_RULE}", shell_remedy=f"use {_TAG_RULE}")
 
 
 def check_flag(instance: object, attribute: Attribute[Any], value: object) -> None:
     """Validate True or False."""
     if not isinstance(value, bool):
         raise SpecError(attribute.name, value, "pass True or False")
+
+
+def _or_none(name: str, value: object, remedy: str) -> SpecError:
+    """Return the error about a value that could also be None, which is ``none`` on the command line and in files."""
+    return SpecError(name, value, f"{remedy}, or None", shell_remedy=f"{remedy}, or none")
 
 
 def at_least(minimum: float, maximum: float = math.inf, *, is_whole: bool = False) -> Validator:
@@ -145,7 +150,7 @@ def at_least(minimum: float, maximum: float = math.inf, *, is_whole: bool = Fals
         is_other = isinstance(value, bool) or (is_whole and not isinstance(value, int))
         if is_other or not isinstance(value, int | float) or not minimum <= value <= maximum:
             limits = f"of at least {minimum:,}" if maximum == math.inf else f"from {minimum:,} to {maximum:,}"
-            raise SpecError(attribute.name, value, f"pass a {'whole ' if is_whole else ''}number {limits}, or None")
+            raise _or_none(attribute.name, value, f"pass a {'whole ' if is_whole else ''}number {limits}")
 
     return check
 
@@ -153,7 +158,8 @@ def at_least(minimum: float, maximum: float = math.inf, *, is_whole: bool = Fals
 def check_optional_text(instance: object, attribute: Attribute[Any], value: object) -> None:
     """Validate None, or a text without spaces and control characters, such as the name of a region."""
     if value is not None and (not isinstance(value, str) or not re.fullmatch(_TAG, value)):
-        raise SpecError(attribute.name, value, "pass a name without spaces, commas and control characters, or None")
+        remedy = "pass a name without spaces, commas and control characters"
+        raise SpecError(attribute.name, value, f"{remedy}, or None", shell_remedy=remedy)
 
 
 def above_zero(instance: object, attribute: Attribute[Any], value: object) -> None:
@@ -161,7 +167,7 @@ def above_zero(instance: object, attribute: Attribute[Any], value: object) -> No
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise SpecError(attribute.name, value, "pass a number above 0, or None")
+        raise _or_none(attribute.name, value, "pass a number above 0")
 
 
 def one_of(*names: str) -> Validator:

@@ -59,7 +59,8 @@ def parse_gpu(value: str | Sequence[str] | None) -> tuple[GpuRequest, ...]:
         raise SpecError("gpu", value, _REMEDY)
     items = [value] if isinstance(value, str) else list(value)
     if not items:
-        raise SpecError("gpu", value, 'pass at least one request such as "L4:1", or None for no GPU')
+        remedy = 'pass at least one request such as "L4:1", or {} for no GPU'
+        raise SpecError("gpu", value, remedy.format("None"), shell_remedy=remedy.format("none"))
     requests = []
     for item in items:
         if not isinstance(item, str):

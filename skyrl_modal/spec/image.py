@@ -142,7 +142,9 @@ class ImageSpec(Shown):
     @python.validator
     def _check_python(self, attribute: Attribute[str | None], value: object) -> None:
         if value is not None and (not isinstance(value, str) or not re.fullmatch(r"3\.\d{1,2}", value)):
-            raise SpecError("python", value, 'pass a minor version such as "3.12", or None for the base image\'s own')
+            remedy = 'pass a minor version such as "3.12"'
+            own = "for the base image's own"
+            raise SpecError("python", value, f"{remedy}, or None {own}", shell_remedy=f"{remedy}, or omit it {own}")
 
     def resolved_base(self, ray_version: str | None) -> tuple[str, str | None]:
         """Return the base image for a checkout.

@@ -298,7 +298,12 @@ class RunSpec(Shown):
     def _check_rdma(self, attribute: Attribute[bool], value: object) -> None:
         check_flag(self, attribute, value)
         if value and self.nodes == 1:
-            raise SpecError("rdma", value, "RDMA connects nodes; pass nodes=2 or more, or omit rdma")
+            raise SpecError(
+                "rdma",
+                value,
+                "RDMA connects nodes; pass nodes=2 or more, or omit rdma",
+                shell_remedy="RDMA connects nodes; set --nodes to 2 or more, or omit it",
+            )
 
     @secrets.validator
     def _check_secrets(self, attribute: Attribute[Any], value: Sequence[object]) -> None:
@@ -308,7 +313,11 @@ class RunSpec(Shown):
             if not isinstance(item, str) or not item.isidentifier():
                 remedy = "pass the names of variables, not their values, or SecretSpec for secrets that Modal stores"
                 # The text may be a secret by mistake ("KEY=value"): it is not repeated.
-                raise SpecError("secrets", "(not shown)", remedy)
+                in_shell = (
+                    "pass the name of a variable, not its value; for a secret that Modal stores --modal-secret NAME, "
+                    "or in a file a table with its name"
+                )
+                raise SpecError("secrets", "(not shown)", remedy, shell_remedy=in_shell)
 
     @workdir.validator
     def _check_workdir(self, attribute: Attribute[str], value: object) -> None:

@@ -41,7 +41,12 @@ class SecretSpec(Shown):
         if value not in SOURCES:
             raise SpecError("source", value, f"pass one of {', '.join(map(repr, SOURCES))}")
         if value == "environment" and self.keys:
-            raise SpecError("keys", self.keys, "a variable has no keys; pass one SecretSpec for each variable")
+            raise SpecError(
+                "keys",
+                self.keys,
+                "a variable has no keys; pass one SecretSpec for each variable",
+                shell_remedy="a variable has no keys; write one table for each variable",
+            )
         if value == "environment" and not self.name.isidentifier():
             # The text may be a value by mistake: it is not repeated.
             raise SpecError("name", "(not shown)", "pass the name of a variable, not its value")

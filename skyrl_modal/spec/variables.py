@@ -36,7 +36,16 @@ _ALWAYS_SET = {
     "MASTER_PORT": _SELF,
     "PYTHONUNBUFFERED": "the run sets it to 1. Set it in the command if it has to differ: PYTHONUNBUFFERED= COMMAND",
 }
+#: What to do instead on the command line and in files, where that differs.
+_IN_SHELL = {
+    "NUM_GPUS": _GPUS.replace("gpu=", "--gpu"),
+    "NUM_NODES": "the run sets it to the number of nodes. Pass --nodes",
+    "SKYRL_REPO_ROOT": "the run sets it to the path of the checkout in the container. A table of mounts without "
+    "local_path sets that path",
+    "SKYRL_DATA": "the run sets it to the path of the first volume. Pass --volume PATH=NAME to change it",
+}
 _SET_WITH_RAY = dict.fromkeys(("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"), _RAY)
+_IN_SHELL |= dict.fromkeys(_SET_WITH_RAY, _RAY.replace("ray=None", "--no-ray"))
 
 
 def variables_of_the_run(*, has_ray: bool, has_checkout: bool, has_volume: bool) -> dict[str, str]:
@@ -76,7 +85,7 @@ def check_names(field: str, variables: Mapping[str, str] | Iterable[str], reason
         # The run sets this value too, so it is not lost.
         is_equal = name == "PYTHONUNBUFFERED" and isinstance(variables, Mapping) and variables[name] == "1"
         if name in reasons and not is_equal:
-            raise SpecError(field, name, reasons[name])
+            raise SpecError(field, name, reasons[name], shell_remedy=_IN_SHELL.get(name, ""))
 
 
 def check_value(field: str, name: str, value: str) -> int:

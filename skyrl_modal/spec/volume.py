@@ -40,4 +40,5 @@ class VolumeSpec(Shown):
     @version.validator
     def _check_version(self, attribute: Attribute[int | None], value: object) -> None:
         if value not in (None, 1, 2):
-            raise SpecError("version", value, "pass 1, 2, or None for Modal's default")
+            remedy = "pass 1, 2, or None for Modal's default"
+            raise SpecError("version", value, remedy, shell_remedy="write 1 or 2, or omit it for Modal's default")

@@ -78,13 +78,14 @@ class LocalBackend:
             raise SpecError(
                 "secrets",
                 stored,
-                "the local backend cannot read secrets that Modal stores. Give the names of variables instead, such as "
-                'secrets=["WANDB_API_KEY"], and set them in your environment or .env',
+                "the local backend cannot read secrets that Modal stores. Pass names of variables as secrets instead, "
+                "such as WANDB_API_KEY, and set them in your environment or .env",
             )
         for volume in job.volumes:
             if not volume.create_if_missing and not volume_folder(volume.name).is_dir():
-                remedy = f"{volume_folder(volume.name)} does not exist; create it, or use create_if_missing=True"
-                raise SpecError("name", volume.name, remedy)
+                folder = volume_folder(volume.name)
+                remedy = f"{folder} does not exist; create it, or remove the value of create_if_missing"
+                raise SpecError("volumes", volume.name, remedy)
         check_environment_size(job)
         check_ray(job)
         try:

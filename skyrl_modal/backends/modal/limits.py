@@ -75,8 +75,8 @@ def check_cluster(spec: RunSpec) -> list[str]:
     """
     if not spec.gpu_requests:
         remedy = (
-            "Modal's clusters consist of containers that use all GPUs of their hosts. Request for example "
-            'gpu="H100:8", or use backend="local", where nodes may have no GPU'
+            "Modal's clusters consist of containers that use all GPUs of their hosts. Request for example H100:8, or "
+            "use the backend local, where nodes may have no GPU"
         )
         raise SpecError("gpu", None, remedy)
     warnings = []
@@ -89,8 +89,8 @@ def check_cluster(spec: RunSpec) -> list[str]:
             )
         elif request.count != required:
             remedy = (
-                f"with nodes={spec.nodes}, each node uses all GPUs of its host. Request "
-                f'"{request.name}:{required}", or set nodes=1'
+                f"with {spec.nodes} nodes, each one uses all GPUs of its host. Request {request.name}:{required}, or "
+                "one node"
             )
             raise SpecError("gpu", str(request), remedy)
     if spec.nodes > MAX_CLUSTER_NODES:

@@ -170,8 +170,8 @@ def _remedy(item: RequiredObject) -> str:
     name = item.name
     if item.field == "volumes":
         return (
-            f"Modal has no volume named {name!r}. Create it with `modal volume create {name}`, or set "
-            "create_if_missing=True"
+            f"Modal has no volume named {name!r}. Create it with `modal volume create {name}`, or remove the value of "
+            "create_if_missing"
         )
     keys = "REGISTRY_USERNAME=... REGISTRY_PASSWORD=..." if item.field == "registry_secret" else "KEY=..."
     if item.keys:

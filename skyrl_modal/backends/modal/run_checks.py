@@ -53,7 +53,7 @@ def check_dashboard(job: Job, image: ImageSpec) -> None:
         newer = [name for known, name in IMAGE_BY_RAY_VERSION.items() if _parse_version(known) >= RAY_TOKEN_VERSION]
         remedy = (
             f"the image {job.image} has Ray {version}, and only Ray {minimum} or later protects its dashboard by a "
-            f"token. Use an image with a later Ray, for example ImageSpec(base={newer[-1]!r})"
+            f"token. Use an image with a later Ray, for example {newer[-1]}"
         )
         raise SpecError("dashboard", True, remedy)
 

@@ -47,10 +47,10 @@ def with_ray(folder: Path) -> dict[str, list[Path]]:
 @pytest.mark.parametrize(
     ("fields", "field", "value", "remedy"),
     [
-        ({"gpu": None}, "gpu", None, '"H100:8"'),
-        ({"gpu": "H100:4"}, "gpu", "H100:4", '"H100:8", or set nodes=1'),
-        ({"gpu": ["H100:8", "B200:2"]}, "gpu", "B200:2", '"B200:8"'),
-        ({"gpu": "h200:7"}, "gpu", "H200:7", '"H200:8"'),
+        ({"gpu": None}, "gpu", None, "H100:8"),
+        ({"gpu": "H100:4"}, "gpu", "H100:4", "H100:8, or one node"),
+        ({"gpu": ["H100:8", "B200:2"]}, "gpu", "B200:2", "B200:8"),
+        ({"gpu": "h200:7"}, "gpu", "H200:7", "H200:8"),
         ({"nodes": 33}, "nodes", 33, "up to 32"),
     ],
 )
