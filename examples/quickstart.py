@@ -2,10 +2,10 @@
 
     python examples/quickstart.py                       # on this machine, about a minute on two cores
     python examples/quickstart.py --backend modal       # on Modal, after `modal setup`
-    python examples/quickstart.py --checkout ~/SkyRL    # with an existing checkout
+    python examples/quickstart.py --checkout ~/SkyRL    # with this checkout, which is created if it does not exist
 
-Requires numpy, pandas, loguru and omegaconf (imported by SkyRL) in addition to skyrl-modal[local]. Without --checkout,
-a SkyRL checkout is created from the sources on PyPI and stored in the user's cache folder.
+Requires numpy, pandas, loguru and omegaconf (imported by SkyRL) in addition to skyrl-modal[local]. A SkyRL checkout is
+created from the sources on PyPI: at the path of --checkout, or else in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -40,13 +40,18 @@ REWARD = "reward/avg_raw_reward"
 SHOWN = 5
 
 
-def published_checkout() -> Path:
-    """Return a SkyRL checkout in the user's cache folder, after creating it from the published sources if needed.
+def published_checkout(target: Path | None = None) -> Path:
+    """Return the path of a SkyRL checkout, after creating it from the published sources if it does not exist.
 
     Several processes may call this at the same time: each creates a checkout in a temporary folder, and the first one
     that is complete is renamed to the final path.
+
+    Args:
+        target: Its path. Default: a folder in the user's cache.
     """
-    target = platformdirs.user_cache_path("skyrl_modal") / "checkouts" / f"skyrl-{SKYRL_VERSION}"
+    if target is None:
+        target = platformdirs.user_cache_path("skyrl_modal") / "checkouts" / f"skyrl-{SKYRL_VERSION}"
+    target = target.expanduser().absolute()
     if target.is_dir():
         return target
     print(f"quickstart: downloading SkyRL {SKYRL_VERSION} from PyPI into {target}", flush=True)
@@ -63,7 +68,7 @@ def published_checkout() -> Path:
         with contextlib.suppress(OSError):  # another process has created it in the meantime
             root.rename(target)
     if not target.is_dir():
-        raise SystemExit(f"quickstart: cannot create {target}; pass an existing checkout with --checkout DIR")
+        raise SystemExit(f"quickstart: cannot create {target}; pass another folder with --checkout DIR")
     return target
 
 
@@ -139,7 +144,7 @@ def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--backend", choices=("local", "modal"), default="local")
-    parser.add_argument("--checkout", type=Path, help="a SkyRL checkout (default: created from PyPI)")
+    parser.add_argument("--checkout", type=Path, help="a SkyRL checkout; created from PyPI if it does not exist")
     parser.add_argument(
         "--nodes", type=int, default=1, help="nodes of the Ray cluster (default: 1); on Modal with 8 GPUs each"
     )
@@ -159,7 +164,7 @@ def main() -> None:
     args = parse_arguments()
     launcher = Launcher(
         backend=args.backend,
-        checkout=args.checkout or published_checkout(),
+        checkout=published_checkout(args.checkout),
         nodes=args.nodes,
         # On Modal, clusters consist of full GPU hosts. The training itself needs no GPU.
         gpu="H100:8" if args.nodes > 1 else None,

@@ -173,6 +173,7 @@ class Job:
         resume: How attempts continue from the newest complete checkpoint; None if the command is started as it is.
         created_at: When the job was created: ISO 8601, UTC.
         rate: What one node costs; None if that is not known, or if the run costs nothing.
+        continues_wandb_run: Whether all attempts log to one run of W&B.
         submitted_at: When the backend was asked to execute it, by the caller's clock: ISO 8601, UTC. None for a backend
             that starts it immediately.
         schema_version: Version of this record's schema.

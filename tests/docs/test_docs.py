@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import inspect
+import itertools
 import os
 import pkgutil
 import re
@@ -19,9 +21,8 @@ import pytest
 
 import skyrl_modal
 from skyrl_modal.cli.commands import cli
+from tests.docs.page_blocks import PAGES, ROOT, blocks_of
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 #: The block of the quickstart is an excerpt of examples/quickstart.py, which has its own tests.
 EXCERPTS = {"quickstart.md"}
 
@@ -32,22 +33,17 @@ MODULES = [
 ]
 
 
-def blocks(page: Path, *languages: str) -> list[tuple[int, str]]:
-    """Return the code blocks of a page in some languages, each with the number of its first line."""
-    text = page.read_text(encoding="utf-8")
-    found = re.finditer(rf"^```({'|'.join(languages)})\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [(text.count("\n", 0, match.start()) + 2, match.group(2)) for match in found]
-
-
 def shell_commands() -> list[tuple[str, list[str]]]:
     """Return every call of skyrl-modal in a shell block: its position, and its arguments."""
     lines = []
     for page in PAGES:
-        for start, block in blocks(page, "bash", "sh", "console"):
-            for number, line in enumerate(block.replace("\\\n", "  ").splitlines(), start):
+        for block in blocks_of(page, "bash", "console"):
+            for number, line in enumerate(block.text.replace("\\\n", "  ").splitlines(), block.line):
                 arguments = shlex.split(line.removeprefix("$ "), comments=True)
-                if arguments and Path(arguments[0]).name == "skyrl-modal":
-                    lines.append((f"{page.name}:{number}", arguments[1:]))
+                for is_operator, part in itertools.groupby(arguments, lambda text: text in ("|", "||", "&&", ";")):
+                    program, *rest = part
+                    if not is_operator and Path(program).name == "skyrl-modal":
+                        lines.append((f"{page.name}:{number}", rest))
     return lines
 
 
@@ -61,14 +57,16 @@ def test_docstring_examples_are_correct(name: str) -> None:
 
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if page.name not in EXCERPTS and blocks(page, "python")], ids=lambda page: page.name
+    "page",
+    [page for page in PAGES if page.name not in EXCERPTS and blocks_of(page, "python")],
+    ids=lambda page: page.name,
 )
 def test_python_blocks_of_a_page_run_in_order(page: Path, checkout: Path) -> None:
     """The Python blocks of a page run one after the other, and print what their comments show."""
     blank = [""] * page.read_text(encoding="utf-8").count("\n")
-    for start, block in blocks(page, "python"):
-        lines = block.splitlines()
-        blank[start - 1 : start - 1 + len(lines)] = lines  # so that errors contain the line of the page
+    for block in blocks_of(page, "python"):
+        lines = block.text.splitlines()
+        blank[block.line - 1 : block.line - 1 + len(lines)] = lines  # so that errors contain the line of the page
     (checkout / "lib").mkdir()
     (checkout / "lib" / "util.py").touch()  # mounting.md asks why this file is excluded
     script = checkout.parent / page.name
@@ -86,10 +84,10 @@ def test_python_blocks_of_a_page_run_in_order(page: Path, checkout: Path) -> Non
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
-    for _, block in blocks(page, "python"):
-        for shown in re.findall(r"launcher\.run\(.*\)  # [\w ]*: (\S+)$", block, re.MULTILINE):
+    for block in blocks_of(page, "python"):
+        for shown in re.findall(r"launcher\.run\(.*\)  # [\w ]*: (\S+)$", block.text, re.MULTILINE):
             assert shown in done.stdout
-        for shown in re.findall(r"^print\(.*\)  # (failed \w+|\[[\d, ]+\])$", block, re.MULTILINE):
+        for shown in re.findall(r"^print\(.*\)  # (failed \w+|\[[\d, ]+\])$", block.text, re.MULTILINE):
             assert shown in done.stdout
 
 
@@ -135,9 +133,59 @@ def test_options_named_on_pages_exist() -> None:
     for page in PAGES:
         for code in re.findall(r"`(skyrl-modal [^`]*|--[a-z-]+[^`]*)`", page.read_text(encoding="utf-8")):
             named = set(re.findall(r"(?<!\S)--[a-z-]+", code.split(" -- ")[0]))
-            if code.startswith("--") and page.name in {*EXCERPTS, "benchmarks.md"}:
-                continue  # the options of the quickstart, and of the benchmarks
+            if code.startswith("--") and page.name in {*EXCERPTS, "benchmarks.md", "CONTRIBUTING.md"}:
+                continue  # the options of the quickstart, of the benchmarks and of tools
             assert named <= known, f"{page.name}: {code}"
+
+
+def inline_code() -> list[tuple[str, str]]:
+    """Return the code in the text of each page and of SKILL.md: the file, and the code."""
+    files = [*PAGES, *(ROOT / name for name in ("CHANGELOG.md", "SECURITY.md", "docs/generated/SKILL.md"))]
+    found = []
+    for file in files:
+        text = re.sub(r"^```.*?^```$", "", file.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        found += [(file.name, " ".join(code.split())) for code in re.findall(r"`([^`]+)`", text)]
+    return found
+
+
+def test_commands_named_in_text_have_their_options() -> None:
+    """Each command that a text names exists, and has the options that are named with it."""
+    count = 0
+    for where, code in inline_code():
+        match = re.match(r"skyrl-modal ([a-z]+)\b(.*)", code.split(" -- ")[0])
+        if match:
+            name, rest = match.groups()
+            assert name in cli.commands, f"{where}: {code}"
+            parameters = cli.commands[name].get_params(click.Context(cli))
+            options = {flag for each in parameters for flag in (*each.opts, *each.secondary_opts)}
+            named = set(re.findall(r"(?<=\s)--[a-z-]+", rest.split("'")[0].split('"')[0]))
+            assert named <= {*options, "--help"}, f"{where}: {code}"
+            count += 1
+    assert count > 50
+
+
+def names_of(owner: object) -> set[str]:
+    """Return the names of the methods and attributes of a public class."""
+    fields = {field for cls in getattr(owner, "__mro__", ()) for field in vars(cls).get("__annotations__", {})}
+    return {*dir(owner), *fields, *re.findall(r"^        (\w+): ", owner.__doc__ or "", re.MULTILINE)}
+
+
+def test_attributes_and_arguments_named_in_text_exist() -> None:
+    """Each attribute and argument of a public class that a text names exists."""
+    count = 0
+    names = "|".join(sorted(skyrl_modal.__all__, key=len, reverse=True))
+    for where, code in inline_code():
+        if where == "CHANGELOG.md":
+            continue  # it names what was removed
+        for name, attribute in re.findall(rf"(?<![\w.])(?:skyrl_modal\.)?({names})\.([a-z]\w*)", code):
+            if (where, name, attribute) != ("metrics.md", "Run", "log"):  # of W&B
+                assert attribute in names_of(getattr(skyrl_modal, name)), f"{where}: {code}"
+            count += 1
+        for name, text in re.findall(rf"(?<![\w.])({names})\(((?:\w+=[^()]*)?)\)", code):
+            known = set(inspect.signature(getattr(skyrl_modal, name)).parameters)
+            assert set(re.findall(r"(?:^|, )(\w+)=", text)) <= known, f"{where}: {code}"
+            count += 1
+    assert count > 100
 
 
 def test_every_command_is_documented() -> None:
