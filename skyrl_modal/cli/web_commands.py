@@ -49,9 +49,10 @@ def _make_server(port: int, *, allow_actions: bool) -> WebServer:
     try:
         from skyrl_modal.web.server import WebServer
     except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn", "anyio", "h11"):
+        package = (error.name or "").partition(".")[0]
+        if package not in ("starlette", "uvicorn", "anyio", "h11"):
             raise
-        message = f"the page requires the package {error.name}: pip install 'skyrl-modal[ui]'"
+        message = f"the page requires the package {package}: pip install 'skyrl-modal[ui]'"
         raise SkyRLModalError(message) from None
     return WebServer(port, allow_actions=allow_actions)
 

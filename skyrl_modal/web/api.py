@@ -115,8 +115,8 @@ class Api:
             until=parse_moment("until", until, is_end=True) if until else None,
         )
         limit, offset = parameters.whole("limit", _RUNS, _MAX_RUNS), parameters.whole("offset", 0)
-        await self._runs.list_soon()
-        return self._runs.list.page(wanted, limit=limit or 0, offset=offset or 0)
+        is_complete = await self._runs.list_soon()
+        return self._runs.list.page(wanted, limit=limit or 0, offset=offset or 0, is_complete=is_complete)
 
     async def details(self, parameters: Parameters) -> Any:
         """Return what is shown about a run beside its metrics and its log."""

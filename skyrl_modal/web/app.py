@@ -26,8 +26,10 @@ _ACTION_HEADER = "x-skyrl-modal"
 _READ_ONLY = "started without --allow-actions"
 
 
-def make_app(*, token: str, port: int, allow_actions: bool, drop: Callable[[Any], None]) -> Application:
-    """Return the application.
+def make_app(
+    *, token: str, port: int, allow_actions: bool, drop: Callable[[Any], None]
+) -> tuple[Application, Callable[[], None]]:
+    """Return the application, and a function that ends the connections with events.
 
     Args:
         token: What each request has to contain.
@@ -88,7 +90,7 @@ def make_app(*, token: str, port: int, allow_actions: bool, drop: Callable[[Any]
         ],
         exception_handlers={404: _not_found, 405: _not_found},
     )
-    return AccessControl(app, token=token, port=port, drop=drop)
+    return AccessControl(app, token=token, port=port, drop=drop), hub.close
 
 
 class _Endpoint:

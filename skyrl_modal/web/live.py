@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _LOCAL_INTERVAL, _REMOTE_INTERVAL = 0.25, 3.0
 #: Seconds between two looks at the list of runs, and at the state of a run.
 _LIST_INTERVAL = 1.0
+#: Seconds that the answer to a new client waits for the first look at its runs.
+_START_SECONDS = 3.0
 #: Seconds without an event after which a comment is sent, so that a closed connection is noticed.
 _KEEP_ALIVE = 15.0
 #: Events, and their bytes, that wait for a client at most.
@@ -57,11 +59,16 @@ class Client:
         if self.is_dropped:
             return
         if self._events.qsize() >= _MAX_EVENTS or self._bytes + len(event) > _MAX_BYTES:
-            self.is_dropped = True
             self._drop()
+            self.close()
             return
         self._bytes += len(event)
         self._events.put_nowait(event)
+
+    def close(self) -> None:
+        """End the connection."""
+        self.is_dropped = True
+        self._events.put_nowait(b"")
 
     async def get(self) -> bytes:
         """Return the waiting events; a comment if there is none for some time."""
@@ -86,6 +93,7 @@ class Hub:
         self._runs = runs
         self._clients: set[Client] = set()
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._counting: dict[str, asyncio.Event] = {}
 
     @property
     def client_count(self) -> int:
@@ -97,9 +105,23 @@ class Hub:
         self._clients.add(client)
         for run_id in client.run_ids:
             if run_id not in self._tasks:
+                self._counting[run_id] = asyncio.Event()
                 self._tasks[run_id] = asyncio.create_task(self._follow(run_id))
         if "" not in self._tasks:
             self._tasks[""] = asyncio.create_task(self._follow_list())
+
+    def close(self) -> None:
+        """End all connections."""
+        for client in self._clients:
+            client.close()
+
+    async def wait_counting(self, run_ids: Iterable[str]) -> None:
+        """Wait until what is added to runs from now on is sent, at most for some seconds."""
+        waits = [asyncio.create_task(self._counting[run_id].wait()) for run_id in run_ids if run_id in self._counting]
+        if waits:
+            _, pending = await asyncio.wait(waits, timeout=_START_SECONDS)
+            for task in pending:
+                task.cancel()
 
     def remove(self, client: Client) -> None:
         """Stop sending events to a client."""
@@ -108,6 +130,7 @@ class Hub:
         followed |= {""} if self._clients else set()
         for run_id in self._tasks.keys() - followed:
             self._tasks.pop(run_id).cancel()
+            self._counting.pop(run_id, None)
 
     def _send(self, run_id: str, name: str, data: Any) -> None:
         clients = [client for client in self._clients if not run_id or run_id in client.run_ids]
@@ -136,6 +159,7 @@ class Hub:
                 interval = _LOCAL_INTERVAL if observed.is_local else _REMOTE_INTERVAL
                 news = await self._runs.call(observed, partial(observed.news, restart=is_first))
                 is_first = False
+                self._counting[run_id].set()
                 self._send_news(run_id, news)
                 if loop.time() - state_at > _LIST_INTERVAL:
                     state_at = loop.time()
@@ -144,7 +168,7 @@ class Hub:
                         before = summary
                         self._send(run_id, "run", summary)
                     if summary["returncode"] is not None:
-                        interval = _REMOTE_INTERVAL  # it has ended: what follows is rare
+                        interval = _LIST_INTERVAL  # it has ended: what follows is rare
             await asyncio.sleep(interval)
 
     def _send_news(self, run_id: str, news: News) -> None:
@@ -176,6 +200,7 @@ class EventStream:
         self._hub.add(client)
         try:
             headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+            await self._hub.wait_counting(self._run_ids)
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": b": connected\n\n", "more_body": True})
             closed = asyncio.create_task(_wait_closed(receive))
@@ -184,6 +209,7 @@ class EventStream:
             for task in pending:
                 task.cancel()
             await asyncio.gather(*pending, return_exceptions=True)
+            await send({"type": "http.response.body", "body": b""})
         finally:
             self._hub.remove(client)
 
@@ -195,4 +221,6 @@ async def _wait_closed(receive: Receive) -> None:
 
 async def _send_events(client: Client, send: Send) -> None:
     while not client.is_dropped:
-        await send({"type": "http.response.body", "body": await client.get(), "more_body": True})
+        events = await client.get()
+        if events:
+            await send({"type": "http.response.body", "body": events, "more_body": True})

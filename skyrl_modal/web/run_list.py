@@ -185,8 +185,15 @@ class RunList:
         entry = self._entries.get(run_id)
         return None if entry is None else entry.values
 
-    def page(self, wanted: ListFilter, *, limit: int, offset: int) -> dict[str, Any]:
-        """Return a part of the list as JSON."""
+    def page(self, wanted: ListFilter, *, limit: int, offset: int, is_complete: bool = True) -> dict[str, Any]:
+        """Return a part of the list as JSON.
+
+        Args:
+            wanted: Which runs.
+            limit: Number of runs at most.
+            offset: Number of runs to leave out.
+            is_complete: Whether ``refresh`` has ended since the list was requested.
+        """
         entries = list(self._entries.values())  # a copy, since another thread may add to it
         entries.sort(key=lambda entry: entry.order, reverse=True)
         if wanted.sort != "created":
@@ -208,7 +215,7 @@ class RunList:
             "tags": _distinct(tag for entry in entries for tag in entry.values["tags"]),
             "scripts": _distinct(entry.script for entry in entries),
             "unavailable": [{"backend": backend, "reason": reason} for backend, reason in sorted(reasons)],
-            "pending": sum(entry.checked_at == -math.inf for entry in entries),
+            "pending": sum(entry.checked_at == -math.inf for entry in entries) + (not is_complete),
         }
 
 

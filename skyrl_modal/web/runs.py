@@ -82,20 +82,25 @@ class Runs:
 
     async def refresh_list(self) -> None:
         """Look for new and changed runs. Runs of other backends are looked at in the background."""
-        if self._refreshing is None or self._refreshing.done():
-            self._refreshing = asyncio.create_task(self._listing.run(self.list.refresh))
-        await asyncio.shield(self._refreshing)
+        running = before = self._refreshing
+        if before is not None and not before.done():
+            await asyncio.wait({before})  # it may have looked before the last run was added
+            running = self._refreshing
+        if running is before or running is None:
+            running = self._refreshing = asyncio.create_task(self._listing.run(self.list.refresh))
+        await asyncio.shield(running)
         for run_id in self.list.due_elsewhere():
             task = asyncio.create_task(self._update(run_id))
             self._background.add(task)
             task.add_done_callback(self._finished)
 
-    async def list_soon(self) -> None:
-        """Like ``refresh_list``, without waiting longer than a moment."""
+    async def list_soon(self) -> bool:
+        """Like ``refresh_list``, without waiting longer than a moment. Return whether it has ended by then."""
         task = asyncio.create_task(self.refresh_list())
         self._background.add(task)
         task.add_done_callback(self._finished)
-        await asyncio.wait({task}, timeout=_LIST_SECONDS)
+        done, _ = await asyncio.wait({task}, timeout=_LIST_SECONDS)
+        return bool(done)
 
     async def _update(self, run_id: str) -> None:
         with suppress(Exception):  # the reason is in its summary, or the next look may succeed

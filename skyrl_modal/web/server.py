@@ -16,6 +16,8 @@ from skyrl_modal.web.app import make_app
 HOST = "127.0.0.1"
 #: Connections at the same time.
 _MAX_CONNECTIONS = 200
+#: Bytes that the system keeps for a client that does not read. Without a limit it is several MB.
+_SEND_BUFFER = 256 << 10
 #: Seconds that the end of the server waits for its connections.
 _SHUTDOWN_SECONDS = 1
 
@@ -39,7 +41,7 @@ class WebServer:
         self._token = secrets.token_urlsafe(32)
         own_port = self._socket.getsockname()[1]
         self.url = f"http://{HOST}:{own_port}/?token={self._token}"
-        app = make_app(token=self._token, port=own_port, allow_actions=allow_actions, drop=self._drop)
+        app, end_events = make_app(token=self._token, port=own_port, allow_actions=allow_actions, drop=self._drop)
         config = uvicorn.Config(
             app,
             access_log=False,
@@ -53,6 +55,7 @@ class WebServer:
             timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
         )
         self._server = _Server(config)
+        self._server.end_events = end_events
 
     def serve(self, ready: Callable[[], None] = lambda: None) -> None:
         """Answer requests until Ctrl-C.
@@ -74,20 +77,27 @@ class WebServer:
 
 
 class _Server(uvicorn.Server):
-    """A server that calls a function when it has started."""
+    """A server that calls a function when it has started, and one before it ends."""
 
     ready: Callable[[], None]
+    end_events: Callable[[], None]
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to answer."""
         await super().startup(sockets)
         self.ready()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the connections with events, and wait for the other answers."""
+        self.end_events()
+        await super().shutdown(sockets)
+
 
 def _listen(port: int) -> socket.socket:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)  # its connections have the same
         listener.bind((HOST, port))
     except OSError as error:
         listener.close()
