@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 from playwright.sync_api import sync_playwright
 
 from skyrl_modal.formats.metrics_writer import METRICS_FOLDER, MetricsFile
@@ -70,81 +71,89 @@ def write_curves(folder: Path, seed: int) -> None:
         file.append("log_metrics", step, dict.fromkeys(KEYS, value))
 
 
-def report(name: str, seconds: list[float]) -> None:
-    """Print a median and the extremes."""
-    values = sorted(1000 * value for value in seconds)
-    print(f"{name}: median {statistics.median(values):.0f} ms ({values[0]:.0f} to {values[-1]:.0f}, n={len(values)})")
+class Stopwatch:
+    """Measures steps: time, and processor time of the server and of the page's main thread.
+
+    Args:
+        page: The page.
+        pid: The server's process.
+    """
+
+    def __init__(self, page: Page, pid: int) -> None:
+        self._server = psutil.Process(pid)
+        self._session = page.context.new_cdp_session(page)
+        self._session.send("Performance.enable", {"timeDomain": "threadTicks"})
+        self._begin = self._now()
+
+    def _now(self) -> tuple[float, float, float]:
+        metrics = {item["name"]: item["value"] for item in self._session.send("Performance.getMetrics")["metrics"]}
+        times = self._server.cpu_times()
+        return time.perf_counter(), times.user + times.system, metrics["TaskDuration"]
+
+    def start(self) -> None:
+        """Begin a step."""
+        self._begin = self._now()
+
+    def stop(self) -> tuple[float, float, float]:
+        """Return the seconds of the step: time, processor time of the server, and of the page."""
+        now = self._now()
+        return now[0] - self._begin[0], now[1] - self._begin[1], now[2] - self._begin[2]
 
 
-def wait(page: Page, expression: str) -> None:
-    """Wait until an expression is true; the page does not permit ``page.wait_for_function``."""
-    while not page.evaluate(expression):
-        time.sleep(0.002)
+def report(name: str, steps: list[tuple[float, float, float]]) -> None:
+    """Print medians in milliseconds."""
+    wall, server, page = (1000 * statistics.median(step[i] for step in steps) for i in range(3))
+    print(f"{name}: {wall:.0f} ms; processor: server {server:.0f} ms, page {page:.0f} ms (n={len(steps)})", flush=True)
 
 
-def measure(page: Page, url: str, base: str, runs: list[str]) -> None:
+def measure(page: Page, url: str, base: str, pid: int, runs: list[str]) -> None:
     """Measure the list, the enlarged chart, and its movement."""
     page.set_default_timeout(300_000)
     page.goto(url)
     page.wait_for_selector("tr[data-run]")
-    times, requests = [], []
+    watch = Stopwatch(page, pid)
+    steps = []
     for _ in range(7):
-        page.goto("about:blank")
-        page.goto(f"{base}/#/")
+        watch.start()
+        page.reload(wait_until="commit")
         page.wait_for_selector("tr[data-run]")
-        # From the start of the navigation to the frame after the rows were added.
-        times.append(
-            page.evaluate("new Promise((done) => requestAnimationFrame(() => done(performance.now() / 1000)))")
-        )
-        requests.append(
-            page.evaluate(
-                "performance.getEntriesByType('resource').find((e) => e.name.includes('/api/runs')).duration / 1000"
-            )
-        )
-    print(page.locator(".run-head .muted").inner_text())
-    report("list: from the navigation to the rows", times)
-    report("list: request of 100 rows", requests)
+        steps.append(watch.stop())
+    report(f"{page.locator('.run-head .muted').inner_text()}: from the reload to the rows", steps)
     query = "&".join(f"run={run}" for run in runs)
     for attempt in ("first", "again"):
-        page.goto("about:blank")
-        page.goto(f"{base}/#/compare?{query}")
-        start = time.perf_counter()
+        watch.start()
+        page.evaluate("hash => { location.hash = hash; }", f"#/compare?{query}")
         page.wait_for_selector(".chart canvas")
-        report(f"{CURVES} runs, {attempt}: until the small charts are drawn", [time.perf_counter() - start])
-        start = time.perf_counter()
-        page.evaluate(
-            "[...document.querySelectorAll('.chart .open')].find((b) => b.title === 'reward/avg_raw_reward').click()"
-        )
+        report(f"compare {CURVES} runs, {attempt}", [watch.stop()])
+        watch.start()
+        page.locator(".chart .open").first.click()
         page.wait_for_selector("dialog canvas")
-        shown = time.perf_counter() - start
-        drawn = float(page.locator("[data-big]").get_attribute("data-drawn") or "nan") / 1000
-        report(f"{CURVES} curves of {STEPS:,} values, {attempt}: from the click to the chart", [shown])
-        report("    of this, drawing", [drawn])
-    frames = page.evaluate(
+        report(f"{CURVES} curves of {STEPS:,} values, {attempt}: from the click to the chart", [watch.stop()])
+        if attempt == "first":
+            page.evaluate("location.hash = '#/'")
+            page.wait_for_selector("tr[data-run]")
+    chart = page.locator("[data-big]")
+    drawn = float(chart.get_attribute("data-drawn") or "nan")
+    print(f"    of this, drawing: {drawn:.0f} ms")
+    watch.start()
+    moves = page.evaluate(
         """async () => {
-          const chart = document.querySelector('[data-big]'), times = [];
+          const chart = document.querySelector('[data-big]');
           const frame = () => new Promise(requestAnimationFrame);
           for (let i = 0; i < 3; i += 1) chart.dispatchEvent(new KeyboardEvent('keydown', { key: '+' }));
           for (let i = 0; i < 60; i += 1) {
-            const start = performance.now();
             chart.dispatchEvent(new KeyboardEvent('keydown', { key: i % 20 < 10 ? 'ArrowRight' : 'ArrowLeft' }));
-            await Promise.resolve();
-            times.push((performance.now() - start) / 1000);
             await frame();
           }
-          return times;
+          return 60;
         }"""
     )
-    report("    of a movement", frames)
-    start = time.perf_counter()
+    report("a movement", [tuple(value / moves for value in watch.stop())])  # type: ignore[list-item]
+    watch.start()
     with page.expect_response(lambda response: "from=" in response.url) as response:
-        page.locator("[data-big]").press("+")
+        chart.press("+")
     response.value.finished()
-    report("    of the request after a zoom, with the delay of 120 ms", [time.perf_counter() - start])
-    size = page.evaluate(
-        "performance.getEntriesByType('resource').filter((e) => e.name.includes('/api/series')).at(-1).transferSize"
-    )
-    print(f"    bytes of that answer: {size:,}")
+    report("the request after a zoom, with a delay of 120 ms", [watch.stop()])
 
 
 def main() -> None:
@@ -155,7 +164,13 @@ def main() -> None:
         runs = make_runs()
         with serving() as server, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(ARGUMENTS))
-            measure(browser.new_page(viewport={"width": 1440, "height": 900}), server.url, server.base, runs)
+            measure(
+                browser.new_page(viewport={"width": 1440, "height": 900}),
+                server.url,
+                server.base,
+                server.process.pid,
+                runs,
+            )
             browser.close()
 
 

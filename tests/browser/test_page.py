@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import http.server
 import statistics
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -379,6 +381,28 @@ def test_views_are_accessible_and_fit(new_page: NewPage, runs: Runs, width: int,
     check("not found")
 
     assert found == []
+
+
+def test_exported_file_needs_no_network(new_page: NewPage, runs: Runs, tmp_path: Path) -> None:
+    """An exported file shows the tabs of a run from its own content, without a request and with the same safety."""
+    path = tmp_path / "run.html"
+    command = [sys.executable, "-m", "skyrl_modal", "export", runs.first, "-o", str(path)]
+    subprocess.run(command, check=True, capture_output=True)
+    page = new_page(url="about:blank")
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+
+    page.goto(path.as_uri())
+    page.get_by_role("heading", name="gsm8k-first").wait_for()
+    for tab in TABS:
+        open_run(page, runs.first, tab)
+        assert page.locator(".notice.error").count() == 0
+        assert page.locator("main script, main img").count() == 0
+    open_run(page, runs.first, query="?key=loss%2Favg_kl")
+    page.wait_for_selector("dialog tbody tr")
+    assert len(drawn_colors(page)) == 1
+    assert page.locator("#connection").inner_text() == "Saved copy"
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
 
 
 def test_theme_is_switched_and_kept(page: Page) -> None:

@@ -1025,7 +1025,7 @@ class Metrics {
     const span = range[1] - range[0], from = range[0] - span / 2, to = range[1] + span / 2;
     const turn = this.turn = (this.turn || 0) + 1;
     try {
-      const found = (await this.fetchCurves([key], 3000, { from, to })).get(key);
+      const found = (await this.fetchCurves([key], 2000, { from, to })).get(key);
       if (turn !== this.turn || this.dialogCurves !== curves || !this.dialog) return;
       for (const [i, curve] of curves.entries()) curve.detail = { from, to, x: found[i].x, y: found[i].y, low: found[i].low, high: found[i].high };
       this.drawDialog();
