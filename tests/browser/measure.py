@@ -97,7 +97,9 @@ class Stopwatch:
     def stop(self) -> tuple[float, float, float]:
         """Return the seconds of the step: time, processor time of the server, and of the page."""
         now = self._now()
-        return now[0] - self._begin[0], now[1] - self._begin[1], now[2] - self._begin[2]
+        page = now[2] - self._begin[2]
+        # A new document counts from 0.
+        return now[0] - self._begin[0], now[1] - self._begin[1], page if page >= 0 else now[2]
 
 
 def report(name: str, steps: list[tuple[float, float, float]]) -> None:

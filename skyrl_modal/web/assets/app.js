@@ -393,16 +393,16 @@ class LineChart {
     const axis = (side) => ({
       scale: side, stroke: () => colors().text, font: "11px system-ui, sans-serif", gap: 4,
       grid: { stroke: () => colors().grid, width: 1 }, ticks: { show: false },
-      ...(side === "x" ? { size: 24, space: this.big ? 70 : 60 } : { size: 54, space: this.big ? 36 : 28 }),
+      ...(side === "x" ? { size: 24, space: this.time ? 90 : this.big ? 70 : 60 } : { size: 54, space: this.big ? 36 : 28 }),
       ...(side === "x" && !this.time ? { incrs: WHOLE_STEPS } : {}),
-      ...(side === "y" || !this.time ? { values: (_, splits) => splits.map((v) => (v === null ? "" : shortNumber(v))) } : {}),
+      values: side === "x" && this.time ? (_, splits, index, space, distance) => timeMarks(splits, distance) : (_, splits) => splits.map((v) => (v === null ? "" : shortNumber(v))),
     });
     const series = [{}];
     for (const part of this.parts()) {
       series.push({ scale: "y", stroke: () => this.color(part), width: part === "" ? 1 : 1.5, points: { show: false }, auto: true, paths: (u, index) => this.path(u, index), dash: this.curves[part.curve].color >= COLORS ? [6, 4] : undefined });
     }
     this.plot = new uPlot({
-      ...this.size(), padding: [8, 10, 0, 0], legend: { show: false }, series, axes: [axis("x"), axis("y")],
+      ...this.size(), padding: [8, this.time ? 30 : 10, 0, 0], legend: { show: false }, series, axes: [axis("x"), axis("y")],
       scales: { x: { time: this.time, range: () => this.xRange() }, y: { distr: this.log ? 3 : 1, range: () => this.yRange() } },
       cursor: { show: this.big, points: { show: false }, drag: { x: true, y: false, setScale: false }, focus: { prox: -1 } },
       hooks: {
@@ -538,6 +538,18 @@ class LineChart {
   }
 }
 
+/** Return the texts of marks on an axis of time: the time, and the date where a day begins. */
+function timeMarks(splits, distance) {
+  let day = "";
+  return splits.map((seconds) => {
+    const [date, time] = formatDate(seconds).split(" "), isNew = date !== day;
+    day = date;
+    if (distance >= 86400) return date.slice(5);
+    const exact = distance < 60 ? `${time}:${String(Math.floor(seconds % 60)).padStart(2, "0")}` : time;
+    return isNew ? `${date.slice(5)} ${exact}` : exact;
+  });
+}
+
 function shortNumber(value) {
   const size = Math.abs(value);
   if (value === 0) return "0";
@@ -559,12 +571,15 @@ class Context {
 
 function loading(text = "Loading…") { return el("p", { class: "state", role: "status" }, text); }
 
-function empty(text) { return el("p", { class: "state" }, text); }
+/** Return the parts of a text of this page or of the server; those between backticks are code. */
+function prose(text) { return String(text).split("`").map((part, i) => (i % 2 ? el("code", {}, part) : part)); }
+
+function empty(text) { return el("p", { class: "state" }, prose(text)); }
 
 function errorBox(error, again) {
   return el("div", { class: "notice error", role: "alert" },
-    el("p", {}, el("span", { class: "kind" }, "Error: "), error.message || String(error)),
-    error.remedy ? el("p", {}, error.remedy) : null,
+    el("p", {}, el("span", { class: "kind" }, "Error: "), prose(error.message || error)),
+    error.remedy ? el("p", {}, prose(error.remedy)) : null,
     again ? el("p", {}, el("button", { type: "button", onclick: again }, "Try again")) : null);
 }
 
@@ -679,7 +694,7 @@ function runsView(main, context, query) {
   main.replaceChildren(
     el("div", { class: "run-head" }, el("h1", {}, "Runs"), count, el("span", { class: "spacer" }), compareButton),
     el("form", { class: "toolbar", role: "search", "aria-label": "Runs", onsubmit: (event) => event.preventDefault() },
-      field("Search", search, "grow"), field("State", choices.state), field("Script", choices.script), field("Tag", choices.tag),
+      field("Search", search, "grow"), field("State", choices.state), field("Script", choices.script), field("Tag", choices.tag, "whole"),
       field("Created from", date("since")), field("to", date("until"))),
     notices, table);
 
