@@ -15,7 +15,7 @@ from skyrl_modal.backends.local.environment import search_path
 from skyrl_modal.checkout import Checkout, inspect_checkout, required_uv_version
 from skyrl_modal.checkout_search import find_checkout
 from skyrl_modal.dataclass import replace
-from skyrl_modal.errors import SkyRLModalError, translate_system_errors
+from skyrl_modal.errors import CheckoutNotFound, SkyRLModalError, translate_system_errors
 from skyrl_modal.machine import find_ray
 from skyrl_modal.prepare.ray_version import describe_mismatch, mismatch_remedy
 from skyrl_modal.ray_requirement import RayRequirement, permits
@@ -46,6 +46,12 @@ def _check_checkout() -> Generator[CheckResult, None, Checkout | None]:
     try:
         with translate_system_errors():
             checkout = inspect_checkout(find_checkout())
+    except CheckoutNotFound as error:
+        places = " or ".join(f"{folder} ({why})" for why, folder in error.searched)
+        remedy = "set SKYRL_REPO_ROOT, pass --checkout to the commands, or call them inside of it"
+        detail = f"no folder with skyrl-gym/ was found at or above {places}: {remedy}"
+        yield CheckResult("checkout", False, detail, optional=True)
+        return None
     except SkyRLModalError as error:
         yield CheckResult("checkout", False, "; ".join(map(str.strip, str(error).splitlines())), optional=True)
         return None

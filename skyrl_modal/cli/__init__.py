@@ -6,13 +6,20 @@ import atexit
 import gc
 import sys
 
+#: The exit code after Ctrl-C. The module with the exit codes may not be loaded yet.
+_INTERRUPTED = 130
+
 
 def main() -> None:
     """Run the command line. Print an error of the launcher as a message and exit with 125."""
-    _collect_rarely()
-    from skyrl_modal.cli.process import run_process  # imported here, with few searches for unreachable objects
+    try:
+        _collect_rarely()
+        from skyrl_modal.cli.process import run_process  # imported here, with few searches for unreachable objects
 
-    sys.exit(run_process())
+        exit_code = run_process()
+    except KeyboardInterrupt:  # while the modules are loaded, which takes most of the time until a run starts
+        exit_code = _INTERRUPTED
+    sys.exit(exit_code)
 
 
 def _collect_rarely() -> None:

@@ -97,6 +97,28 @@ def test_unreachable_runs_do_not_hide_others(skyrl: Command) -> None:
     assert "backend='mine'" in listed.stderr
 
 
+@pytest.mark.parametrize("module", ["skyrl_modal.cli.process", "skyrl_modal.cli.commands", "skyrl_modal.launching"])
+def test_interrupt_while_modules_are_loaded(skyrl: Command, checkout: Path, module: str) -> None:
+    """Ctrl-C while the program loads its modules ends it with 130, without a traceback. Nothing is started."""
+    program = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "sys.argv = ['skyrl-modal', 'run', '--no-ray', 'true']\n"
+        "from skyrl_modal.cli import main\n"
+        "main()\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=checkout, capture_output=True, text=True, check=False, timeout=100
+    )
+
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "")
+    assert listed_runs(skyrl) == []
+
+
 def test_files_are_pushed_listed_and_pulled(skyrl: Command, tmp_path: Path) -> None:
     """A file is copied to a volume, listed, and copied back. A missing one is an error of the launcher."""
     (tmp_path / "x").write_text("content")
