@@ -19,7 +19,7 @@ _MAX_NAME_WITHOUT_DOTS = 63
 _NAME_REMEDY = "use 3 to 63 lowercase letters, digits, dots, dashes, underscores; start and end with a letter or digit"
 _URL_NAME = r"[a-z0-9]+://([^/]+)/?(.*)"
 _ENDPOINT = r"https?://[A-Za-z0-9.-]+(:\d{1,5})?/?"
-_ROLE = r"arn:[\w-]+:iam::\d+:role/\S+"
+_ROLE = r"arn:[a-z-]+:iam::[0-9]+:role/[A-Za-z0-9_+=,.@/-]+"
 
 
 def _to_mount_path(value: str | Path) -> str:
@@ -86,7 +86,7 @@ class BucketSpec(Shown):
         parts = value.split("/") if isinstance(value, str) else []
         if isinstance(value, str) and value and not value.endswith("/"):
             raise SpecError("key_prefix", value, f'end it with a slash: "{value}/"')
-        if len(parts) < 2 or any(part in ("", ".", "..") for part in parts[:-1]) or "\0" in str(value):
+        if len(parts) < 2 or any(part in ("", ".", "..") or not part.isprintable() for part in parts[:-1]):
             raise SpecError("key_prefix", value, 'pass folders that end with a slash, such as "datasets/gsm8k/"')
 
     @oidc_auth_role_arn.validator

@@ -103,6 +103,7 @@ class LocalBackend:
                 "This machine does not allow namespaces, so /root/SkyRL and /root/data do not exist. Use "
                 f"$SKYRL_REPO_ROOT and $SKYRL_DATA instead ({'; '.join(search.reasons)})."
             )
+            warnings += [f"{item.mount_path} does not exist: use {bucket_folder(item)}" for item in job.buckets]
         else:
             check_mount_points(job)
         return warnings

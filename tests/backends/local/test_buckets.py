@@ -32,6 +32,17 @@ def test_objects_are_kept(launcher: Callable[..., Launcher], volume: VolumeSpec,
     assert result.unsaved == ()
 
 
+def test_folder_without_namespaces(no_namespaces: None, launcher: Callable[..., Launcher], volume: VolumeSpec) -> None:
+    """Where nothing can be mounted, a warning names the folder of the bucket, which exists while the command runs."""
+    bucket = BucketSpec(name=volume.name, mount_path="/mnt/sets", key_prefix="a/")
+    made = launcher(volumes=[volume, bucket])
+
+    [folder] = [text.partition(": use ")[2] for text in made.plan("true").warnings if text.startswith("/mnt/sets ")]
+
+    assert made.run(f"touch {folder}/out", quiet=True).returncode == 0
+    assert [entry.path for entry in made.ls("/mnt/sets")] == ["/mnt/sets/out"]
+
+
 def test_plan_shows_buckets(launcher: Callable[..., Launcher], volume: VolumeSpec) -> None:
     """A plan has a row for each bucket."""
     bucket = BucketSpec(name="sets", mount_path="/mnt/sets", key_prefix="a/", read_only=True)
