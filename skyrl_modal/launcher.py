@@ -112,6 +112,7 @@ class Launcher(RunSpec):
         check: bool = False,
         output: OutputTarget = None,
         quiet: bool = False,
+        verbose: bool = False,
         strict: bool = False,
         fix: bool = False,
         on_event: OnEvent | None = None,
@@ -123,6 +124,8 @@ class Launcher(RunSpec):
             check: Whether to raise an exception if the command did not succeed.
             output: Callable or binary file that receives the output; standard output if None.
             quiet: Whether to suppress the launcher's own messages.
+            verbose: Whether to write each phase before the command as a line, and all lines of the image's build,
+                instead of one line that a terminal rewrites.
             strict: Whether to refuse a command with a finding that is an error.
             fix: Whether to append the ``key=value`` arguments that remove findings, as ``Plan.fixed_command``.
             on_event: Receives the run, and each of its messages and changes of state, and its result at the end:
@@ -148,7 +151,7 @@ class Launcher(RunSpec):
         """
         from skyrl_modal import launching
 
-        options = launching.StartOptions(strict=strict, fix=fix, on_event=on_event)
+        options = launching.StartOptions(strict=strict, fix=fix, verbose=verbose, on_event=on_event)
         result = launching.run(self, command, output, quiet=quiet, options=options)
         if check:
             result.check_returncode()

@@ -21,7 +21,7 @@ from skyrl_modal.prepare.command import normalize_command, shorten_command
 from skyrl_modal.prepare.expected_run import expect_run
 from skyrl_modal.prepare.user_cache import result_cache
 from skyrl_modal.protocol.run_id import new_run_id
-from skyrl_modal.reporting import NullReporter, NullRunTable, Reporter, with_log
+from skyrl_modal.reporting import NullReporter, NullRunTable, PlainDisplay, Reporter, WaitDisplay, with_log
 from skyrl_modal.run.interrupts import Interrupts, catch_interrupts
 from skyrl_modal.run.output_sink import OutputTarget, ParallelOutput, open_sink
 from skyrl_modal.spec.fields import check_whole_number
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from skyrl_modal.run.handle import Run
     from skyrl_modal.run.result import RunResult
     from skyrl_modal.views.table import LiveRunTable
+    from skyrl_modal.views.waiting import WaitingDisplay
 
 #: The number of the caller's frame, for warnings: a function, the method that calls it, and its decorator are between.
 _STACK_LEVEL = 4
@@ -53,11 +54,13 @@ class StartOptions:
     Attributes:
         strict: Whether to refuse a command with a finding that is an error.
         fix: Whether to append the overrides that remove findings.
+        verbose: Whether to report each phase of the start, and all lines of long steps.
         on_event: Receives messages, changes of state and the result of a run; None for nothing.
     """
 
     strict: bool = False
     fix: bool = False
+    verbose: bool = False
     on_event: Callable[[Run, RunEvent], None] | None = None
 
 
@@ -88,14 +91,30 @@ def _run(
 ) -> RunResult:
     reporter = with_log(NullReporter() if quiet else StderrReporter())
     open_sink(output)  # refuses an invalid target before anything starts
-    run = _start(launcher, command, owned=True, reporter=reporter, options=options, interrupts=interrupts)
-    from skyrl_modal.run.foreground import stream_to_end
+    # Several runs may be awaited, whose output has one terminal.
+    may_be_live = not quiet and not is_awaited
+    with open_display(reporter, may_be_live=may_be_live, is_verbose=options.verbose) as display:
+        run = _start(
+            launcher, command, owned=True, reporter=display, options=options, display=display, interrupts=interrupts
+        )
+        from skyrl_modal.run.foreground import stream_to_end
 
-    on_event = None if options.on_event is None else partial(options.on_event, run)
-    if output is None and is_awaited:
-        with ParallelOutput(run.job.name or run.id, reporter) as prefixing:
-            return stream_to_end(run, prefixing, reporter, interrupts, on_event)
-    return stream_to_end(run, output, reporter, interrupts, on_event)
+        on_event = None if options.on_event is None else partial(options.on_event, run)
+        if output is None and is_awaited:
+            with ParallelOutput(run.job.name or run.id, reporter) as prefixing:
+                return stream_to_end(run, prefixing, reporter, interrupts, on_event, display)
+        return stream_to_end(run, output, reporter, interrupts, on_event, display)
+
+
+def open_display(
+    reporter: Reporter, *, may_be_live: bool = True, is_verbose: bool = False
+) -> WaitingDisplay | PlainDisplay:
+    """Return what displays the start of a run, for a ``with`` statement. It passes messages on to the reporter."""
+    if isinstance(reporter, NullReporter):
+        return PlainDisplay(reporter)
+    from skyrl_modal.views.waiting import WaitingDisplay  # imported here, since a quiet run does not need it
+
+    return WaitingDisplay(reporter, may_be_live=may_be_live, is_verbose=is_verbose)
 
 
 async def arun(
@@ -128,9 +147,11 @@ async def arun(
     return result
 
 
-def submit(launcher: Launcher, command: str | Sequence[str], *, options: StartOptions) -> Run:
-    """Start a command that continues after this process has exited."""
-    return _start(launcher, command, owned=False, reporter=NullReporter(), options=options)
+def submit(
+    launcher: Launcher, command: str | Sequence[str], *, options: StartOptions, display: WaitDisplay | None = None
+) -> Run:
+    """Start a command that continues after this process has exited. The display shows what the start waits for."""
+    return _start(launcher, command, owned=False, reporter=NullReporter(), options=options, display=display)
 
 
 def map_runs(
@@ -257,6 +278,7 @@ def _start(
     owned: bool,
     reporter: Reporter,
     options: StartOptions,
+    display: WaitDisplay | None = None,
     interrupts: Interrupts | None = None,
     shared: Preparation | None = None,
 ) -> Run:
@@ -265,6 +287,8 @@ def _start(
     Raises:
         KeyboardInterrupt: An interrupt was recorded before files were copied.
     """
+    display = PlainDisplay(reporter) if display is None else display
+    display.begin("reading the checkout")
     text, backend, run_id = normalize_command(command), backend_of(launcher), new_run_id()
     with ExitStack() as stack:
         if shared is None:
@@ -284,14 +308,18 @@ def _start(
         if plan.job.resume is not None:
             from skyrl_modal.prepare.resume_check import refuse_resume  # imported here, since most runs do not need it
 
+            display.begin("checking the checkpoint folder")
             refuse_resume(plan, backend)
         title = f"run {plan.job.run_id}: {shorten_command(plan.job.command)}"
         report_plan(plan, backend, reporter, secret_values, title=title)
         if interrupts is not None:
             interrupts.raise_if_recorded()
         remove_half_written()
+        display.begin("copying the selected files")
         prepared = shared.take_snapshots(plan, secret_values, reporter)
+        display.begin("starting the container")
         execution = backend.start(prepared, owned=owned)
+        display.watch(execution)
     if not owned:
         execution.wait_started()
     shown = [finding for finding in plan.findings if finding.severity != "note"]

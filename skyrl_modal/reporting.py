@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -25,6 +26,34 @@ class Reporter(Protocol):
         """Receive a warning."""
 
 
+class WaitDisplay(Reporter, Protocol):
+    """Displays what a run waits for, until its command writes output. It is also the reporter of the run.
+
+    Messages, output and what the caller's code prints have to be written through it: they would otherwise be mixed with
+    the line that it rewrites.
+    """
+
+    def begin(self, phase: str, *, is_command: bool = False) -> None:
+        """Display that another phase begins.
+
+        Args:
+            phase: What happens, such as ``"copying the selected files"``.
+            is_command: Whether the command runs: only a terminal shows for how long.
+        """
+
+    def watch(self, execution: object) -> None:
+        """Ask an execution from now on what it waits for, if it has a method ``progress``."""
+
+    def write(self, sink: Callable[[bytes], object], data: bytes) -> None:
+        """Remove the display, and write output to a sink."""
+
+    def call(self, function: Callable[..., object], *arguments: object) -> None:
+        """Hide the display, and call code of the caller."""
+
+    def close(self) -> None:
+        """Remove the display. Messages are still written."""
+
+
 class RunTable(Protocol):
     """Displays the progress of several runs."""
 
@@ -42,6 +71,43 @@ class NullReporter:
 
     def warn(self, text: str) -> None:
         """Discard a warning."""
+
+
+class PlainDisplay:
+    """A display that shows nothing, and passes messages on.
+
+    Args:
+        reporter: Receives the messages.
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.info = reporter.info
+        self.warn = reporter.warn
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Do nothing: nothing is displayed."""
+
+    def begin(self, phase: str, *, is_command: bool = False) -> None:
+        """Do nothing: nothing is displayed."""
+
+    def watch(self, execution: object) -> None:
+        """Do nothing: nothing is displayed."""
+
+    def write(self, sink: Callable[[bytes], object], data: bytes) -> None:
+        """Write output to a sink."""
+        sink(data)
+
+    def call(self, function: Callable[..., object], *arguments: object) -> None:
+        """Call code of the caller."""
+        function(*arguments)
+
+    def close(self) -> None:
+        """Do nothing: nothing is displayed."""
 
 
 class NullRunTable:

@@ -105,6 +105,21 @@ class NodeRates:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """What a run waits for before its command starts.
+
+    Attributes:
+        phase: What happens, such as ``"building the image"`` or ``"waiting for H100:8"``.
+        detail: How far it is, or why it waits; empty if that is not known.
+        seconds: For how long; None if the phase has begun when it is first returned.
+    """
+
+    phase: str
+    detail: str = ""
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class CheckResult:
     """One check of ``skyrl-modal doctor``.
 
@@ -132,6 +147,10 @@ class Execution(Protocol):
       number ``log_size`` has returned. Without it, the output is read from its beginning.
     * ``read_part(path: str, offset: int, limit: int) -> bytes``: a part of a file of the run's folder, with the errors
       of ``read_file``. Without it, a file that grows is read from its beginning each time.
+    * ``progress() -> Progress | None``: what the run waits for now, which is displayed; None while the command runs, or
+      if it is not known. It is called several times a second in a thread of its own, and must not wait.
+    * ``take_lines() -> Sequence[str]``: the lines of a long step, such as the build of an image, since the last call.
+      They are displayed with ``--verbose``. It must not wait.
     * ``read_last_lines(count: int) -> bytes | None``: the last lines of the output, without reading the rest of it;
       None if that is not possible now.
     """

@@ -160,6 +160,12 @@ def _complete_run(context: click.Context, parameter: click.Parameter, incomplete
 run_argument = click.argument("run_id", metavar="RUN", shell_complete=_complete_run)
 
 
+def verbose_option() -> click.Option:
+    """Return the option of commands that wait for a run."""
+    text = "Print what happens before the command runs as lines: each phase, and the build of the image."
+    return click.Option(["--verbose", "-v"], is_flag=True, help=text)
+
+
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="skyrl-modal")
 def cli() -> None:

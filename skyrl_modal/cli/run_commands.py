@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from skyrl_modal.cli.base import attach_run, cli, parse_time, run_argument
+from skyrl_modal.cli.base import attach_run, cli, parse_time, run_argument, verbose_option
 from skyrl_modal.cli.notify import facts_of, find_notify_url, notify_option, report_results
 from skyrl_modal.cli.output import print_line, print_rows, print_text, write_output
 from skyrl_modal.errors import PathNotFound, SkyRLModalError, SpecError
@@ -127,19 +127,21 @@ def _run_continues(run: Run) -> Iterator[None]:
         raise
 
 
-@cli.command()
+@cli.command(params=[verbose_option()])
 @notify_option
 @run_argument
-def attach(notify: str | None, run_id: str) -> None:
+def attach(verbose: bool, notify: str | None, run_id: str) -> None:
     """Show a run's output from beginning to end, and exit with its exit code. Ctrl-C does not stop the run."""
     from skyrl_modal.run.foreground import report_end, show_events
     from skyrl_modal.run.output_sink import open_sink
+    from skyrl_modal.views.waiting import WaitingDisplay
 
     url, run = find_notify_url(notify), attach_run(run_id)
     reporter = StderrReporter()
-    write = open_sink(None, reporter)
-    with _run_continues(run):
-        show_events(run, write, reporter)
+    with _run_continues(run), WaitingDisplay(reporter, is_verbose=verbose) as display:
+        display.begin("waiting for output", is_command=True)
+        display.watch(run._execution)
+        show_events(run, open_sink(None, display), display)
         result = run.wait()
     report_end(result, reporter)
     report_results(url, [(result, facts_of(run.job))])

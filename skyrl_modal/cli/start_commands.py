@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import click
 
-from skyrl_modal.cli.base import LauncherCommand, cli, make_launcher, run_argument
+from skyrl_modal.cli.base import LauncherCommand, cli, make_launcher, run_argument, verbose_option
 from skyrl_modal.cli.confirm import confirm_cost, find_limit
 from skyrl_modal.cli.notify import find_notify_url, notify_option, report_results
 from skyrl_modal.cli.output import print_error, print_line, print_rows, print_text
@@ -28,6 +28,8 @@ def _to_command(arguments: Sequence[str]) -> str | list[str]:
 
 def _start_options(command: click.Command) -> click.Command:
     """Add the options of the commands that start runs."""
+    if command.name != "map":
+        command.params = [verbose_option(), *command.params]
     fix = click.Option(["--fix"], is_flag=True, help="Append the key=value arguments that remove findings.")
     strict = click.Option(["--strict"], is_flag=True, help="Refuse a command with a finding that is an error.")
     yes = click.Option(["--yes", "-y", "is_confirmed"], is_flag=True, help="Do not ask, whatever the run costs.")
@@ -51,6 +53,7 @@ def _refuse_interactive(context: click.Context, parameter: click.Parameter, valu
 @click.argument("command", nargs=-1, required=True)
 def run(
     quiet: bool,
+    verbose: bool,
     strict: bool,
     fix: bool,
     is_confirmed: bool,
@@ -62,7 +65,7 @@ def run(
     launcher = make_launcher(options)
     url = find_notify_url(notify)
     confirm_cost(launcher, _to_command(command), is_confirmed=is_confirmed)
-    result = launcher.run(_to_command(command), quiet=quiet, strict=strict, fix=fix)
+    result = launcher.run(_to_command(command), quiet=quiet, verbose=verbose, strict=strict, fix=fix)
     _end(result, launcher, " ".join(command), url, quiet=quiet)
 
 
@@ -105,11 +108,15 @@ def plan(check: bool, files: bool, is_json: bool, command: Sequence[str], **opti
 @_start_options
 @cli.command(cls=LauncherCommand)
 @click.argument("command", nargs=-1, required=True)
-def submit(strict: bool, fix: bool, is_confirmed: bool, command: Sequence[str], **options: Any) -> None:
+def submit(verbose: bool, strict: bool, fix: bool, is_confirmed: bool, command: Sequence[str], **options: Any) -> None:
     """Start COMMAND and print the run's id. The run continues after this program exits."""
+    from skyrl_modal import launching
+
     launcher = make_launcher(options)
     confirm_cost(launcher, _to_command(command), is_confirmed=is_confirmed)
-    run = launcher.submit(_to_command(command), strict=strict, fix=fix)
+    with launching.open_display(StderrReporter(), is_verbose=verbose) as display:
+        start = launching.StartOptions(strict=strict, fix=fix)
+        run = launching.submit(launcher, _to_command(command), options=start, display=display)
     try:
         print_line(run.id)
     except (StorageError, BrokenPipeError):
@@ -131,6 +138,7 @@ def rerun(
     overrides: Sequence[str],
     name: str | None,
     quiet: bool,
+    verbose: bool,
     strict: bool,
     fix: bool,
     is_confirmed: bool,
@@ -153,7 +161,7 @@ def rerun(
         if pairs:
             command = launcher.plan(command).command_with(pairs)
     confirm_cost(launcher, command, is_confirmed=is_confirmed)
-    result = launcher.run(command, quiet=quiet, strict=strict, fix=fix)
+    result = launcher.run(command, quiet=quiet, verbose=verbose, strict=strict, fix=fix)
     _end(result, launcher, command, url, quiet=quiet)
 
 

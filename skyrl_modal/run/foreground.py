@@ -18,10 +18,11 @@ from skyrl_modal.protocol.events import (
     RunEvent,
     StateEvent,
 )
+from skyrl_modal.protocol.job import Job
 from skyrl_modal.protocol.result import RunResultRecord
 from skyrl_modal.protocol.run_folder import OUTPUT_FILE, RESULT_FILE
 from skyrl_modal.protocol.state import FailureCause, RunState
-from skyrl_modal.reporting import NullReporter, Reporter
+from skyrl_modal.reporting import NullReporter, PlainDisplay, Reporter, WaitDisplay
 from skyrl_modal.run.handle import Run
 from skyrl_modal.run.interrupts import InterruptEvent, Interrupts
 from skyrl_modal.run.log_lines import TAIL_BYTES
@@ -68,7 +69,7 @@ class ForegroundRun:
     Args:
         run: The run.
         sink: Receives the output.
-        reporter: Receives the launcher's messages.
+        display: Receives the launcher's messages, and displays what the run waits for.
         interrupts: Source of Ctrl-C. The first one stops the run with its grace period, the second one kills it. A
             thread forwards them, since a sink or a reporter may not return, for example if a pipe is not read. None if
             another object forwards them.
@@ -79,13 +80,13 @@ class ForegroundRun:
         self,
         run: Run,
         sink: Sink,
-        reporter: Reporter,
+        display: WaitDisplay,
         interrupts: Interrupts | None,
         on_event: Callable[[RunEvent], None] | None = None,
     ) -> None:
         self._run = run
         self._sink: Sink | None = sink
-        self._reporter = reporter
+        self._display = display
         self._interrupts = interrupts
         self._events: EventQueue[object] = EventQueue()
         self._on_event = on_event
@@ -130,7 +131,7 @@ class ForegroundRun:
         while True:
             match self._events.get():
                 case InterruptEvent(1) as event:
-                    self._call_safely(self._reporter.info, event.message)
+                    self._call_safely(self._report_interrupt, event)
                 case InterruptEvent():
                     pass
                 case _CancelFailed(error):
@@ -158,8 +159,13 @@ class ForegroundRun:
         except (Exception, KeyboardInterrupt) as error:
             self._end_callback()
             self._error = self._error or error
-            self._sink, self._reporter, self._on_event = None, NullReporter(), None
+            self._display.close()
+            self._sink, self._display, self._on_event = None, PlainDisplay(NullReporter()), None
             self._run.cancel()
+
+    def _report_interrupt(self, event: InterruptEvent) -> None:
+        self._display.info(event.message)
+        self._display.begin("stopping the run")
 
     def _begin_callback(self) -> None:
         if self._interrupts is not None:
@@ -200,19 +206,21 @@ class ForegroundRun:
 
     def _handle(self, event: RunEvent | object) -> None:
         if isinstance(event, MessageEvent | StateEvent | ResultEvent) and self._on_event is not None:
-            self._on_event(event)
+            self._display.call(self._on_event, event)
         match event:
             case OutputEvent(data):
                 self._tail = (self._tail + data[-TAIL_BYTES:])[-TAIL_BYTES:]
                 if self._sink is not None:
-                    self._sink(data)
+                    self._display.write(self._sink, data)
+            case StateEvent(state, attempt):
+                show_state(self._display, state, attempt, self._run.job)
             case MessageEvent(text, level, cause):
                 if cause is not None:
                     self._reported.add(cause)
                 if level is MessageLevel.WARNING:
-                    self._reporter.warn(text)
+                    self._display.warn(text)
                 else:
-                    self._reporter.info(text)
+                    self._display.info(text)
             case HandleEvent():
                 self._save_to_index()
                 self._report_token()
@@ -223,17 +231,17 @@ class ForegroundRun:
         try:
             self._run._save_to_index()
         except SkyRLModalError as error:  # the run does not depend on its record
-            self._reporter.warn(f"this run cannot be attached to from another process: {error}")
+            self._display.warn(f"this run cannot be attached to from another process: {error}")
 
     def _report_token(self) -> None:
         token = self._run.dashboard_token
         if token is not None and not self._is_token_reported:
             self._is_token_reported = True
-            self._reporter.info(f"Token for Ray's dashboard: {token}")
+            self._display.info(f"Token for Ray's dashboard: {token}")
 
     def _finish(self) -> RunResult:
         result = self._run.wait() if self._record is None else self._run._to_result(self._record, self._tail)
-        self._call_safely(report_end, result, self._reporter, self._reported)
+        self._call_safely(report_end, result, self._display, self._reported)
         if self._error is not None:
             raise self._error
         return result
@@ -245,6 +253,7 @@ def stream_to_end(
     reporter: Reporter,
     interrupts: Interrupts | None,
     on_event: Callable[[RunEvent], None] | None = None,
+    display: WaitDisplay | None = None,
 ) -> RunResult:
     """Stream a run that this process started until it ends.
 
@@ -254,31 +263,51 @@ def stream_to_end(
         reporter: Receives the launcher's messages.
         interrupts: Source of Ctrl-C; None if another object forwards it.
         on_event: Receives messages, changes of the run's state, and its result.
+        display: Displays what the run waits for, and passes messages on to the reporter; None to display nothing.
 
     Raises:
         Exception: What the backend, or code of the caller such as the sink, raised. The run has been stopped.
     """
-    return ForegroundRun(run, open_sink(output, reporter), reporter, interrupts, on_event).stream()
+    used = PlainDisplay(reporter) if display is None else display
+    return ForegroundRun(run, open_sink(output, reporter), used, interrupts, on_event).stream()
 
 
-def show_events(run: Run, sink: Sink, reporter: Reporter) -> None:
+def show_state(display: WaitDisplay, state: RunState, attempt: int, job: Job) -> None:
+    """Display a new state of a run.
+
+    Args:
+        display: Displays it.
+        state: The state.
+        attempt: Number of attempts that were started.
+        job: The run.
+    """
+    if state is RunState.PREPARING:
+        where = "the container" if job.nodes == 1 else f"{job.nodes} containers"
+        display.begin(f"preparing {where}" if job.ray is None else f"preparing {where} and starting Ray")
+    elif state is RunState.RUNNING:
+        display.begin("running" if attempt <= 1 else f"running, attempt {attempt}", is_command=True)
+
+
+def show_events(run: Run, sink: Sink, display: WaitDisplay) -> None:
     """Show the output and the messages of a run that this process does not own, from the beginning to the end.
 
     Args:
         run: The run.
         sink: Receives the output.
-        reporter: Receives the messages.
+        display: Receives the messages, and displays what the run waits for.
     """
     if run.dashboard_token is not None:
-        reporter.info(f"Token for Ray's dashboard: {run.dashboard_token}")
+        display.info(f"Token for Ray's dashboard: {run.dashboard_token}")
     for event in run.events():
         match event:
             case OutputEvent(data):
-                sink(data)
+                display.write(sink, data)
+            case StateEvent(state, attempt):
+                show_state(display, state, attempt, run.job)
             case MessageEvent(text, MessageLevel.WARNING):
-                reporter.warn(text)
+                display.warn(text)
             case MessageEvent(text):
-                reporter.info(text)
+                display.info(text)
 
 
 def report_end(result: RunResult, reporter: Reporter, reported: Collection[FailureCause] = ()) -> None:

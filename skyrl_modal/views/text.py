@@ -7,11 +7,16 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from skyrl_modal.protocol.log_lines import LINE_PREFIX, prefixed
 from skyrl_modal.views.wrapping import wrap_for
 
+if TYPE_CHECKING:
+    from skyrl_modal.views.live_line import LiveLine
+
+#: The line that is rewritten on the terminal, if there is one: it is removed before a message is written.
+live_lines: list[LiveLine] = []
 #: Characters that control a terminal or the order in which text is displayed, end a line, or are no characters:
 #: C0 and C1 controls, bidirectional marks and overrides (UAX #9), line and paragraph separators, surrogates.
 #: It is compiled on first use: most processes display no text with one of these characters.
@@ -84,7 +89,11 @@ class StderrReporter:
             lines = "\n".join(escape_controls(line) for line in text.splitlines())
             lines = wrap_for(stream, lines, used=len(LINE_PREFIX))
             with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
-                write_text(stream, prefixed(lines))
+                if live_lines:
+                    with live_lines[0].hidden():
+                        write_text(stream, prefixed(lines))
+                else:
+                    write_text(stream, prefixed(lines))
 
     def warn(self, text: str) -> None:
         """Write a warning."""

@@ -100,16 +100,15 @@ class TransferProgress:
             self._thread.join()
 
     def _display(self) -> None:
-        try:
-            is_terminal = sys.stderr.isatty()
-        except ValueError:  # it is closed
-            return
+        from skyrl_modal.views.live_line import cut, is_live_terminal  # imported here, since most transfers are short
+
+        is_terminal = is_live_terminal(sys.stderr)
         delay = _TERMINAL_DELAY if is_terminal else _PIPE_INTERVAL
         while not self._ended.wait(delay):
             line = self.line()
             if is_terminal:
                 delay = _TERMINAL_INTERVAL
-                line = f"\r\x1b[2K{prefixed(line).rstrip()[: _width() - 1]}"
+                line = f"\r\x1b[2K{cut(prefixed(line).rstrip(), _width() - 1)}"
             else:
                 line = prefixed(line)
             self._write(line)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from skyrl_modal.backends.base import Handle, StoredFile
+from skyrl_modal.backends.base import Handle, Progress, StoredFile
 from skyrl_modal.backends.local.event_stream import CHUNK_SIZE, EventStream
 from skyrl_modal.backends.local.run_folder import read_result, read_status
 from skyrl_modal.backends.local.run_lock import is_run_alive, supervisor_stderr, wait_for_run_end
@@ -84,6 +84,18 @@ class LocalExecution:
 
     def wait_started(self) -> None:
         """Return immediately: the supervisor runs when ``LocalBackend.start`` returns."""
+
+    def progress(self) -> Progress | None:
+        """Return what a run waits for that another process started; None if it runs. Others report it by events."""
+        if self._stream is not None or read_result(self._folder) is not None:
+            return None
+        try:
+            status = read_status(self._folder)
+        except RecordError:
+            return None
+        if status is not None and status.state is not RunState.PREPARING:
+            return None
+        return Progress("preparing the container" + ("" if self._job.ray is None else " and starting Ray"))
 
     def events(self) -> Iterator[RunEvent]:
         """Yield the events of the run: from its own streams if this process owns it, else from output.log."""

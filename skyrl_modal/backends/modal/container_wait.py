@@ -1,4 +1,4 @@
-"""Reports of a run that waits for a container, which can take hours: how long it waits, and Modal's reason."""
+"""Reports of a run that waits for a container, which can take hours: that it waits, and Modal's reason."""
 
 from __future__ import annotations
 
@@ -9,43 +9,30 @@ from collections.abc import Awaitable, Callable
 
 from skyrl_modal.backends.modal.app_log import AppLog
 from skyrl_modal.backends.modal.event_channel import EventChannel
+from skyrl_modal.backends.modal.start_progress import StartProgress
 from skyrl_modal.protocol.state import FailureCause, RunState
 
 #: Seconds between two readings of the app's log while the run waits, at the beginning and at most.
 FIRST_READ_INTERVAL = 1.0
 MAX_READ_INTERVAL = 15.0
 READ_INTERVAL_FACTOR = 1.5
-#: Seconds after which the wait is reported: the first time, then at these intervals, up to the given number of seconds.
-FIRST_REPORT = 15.0
-REPORT_INTERVALS = ((60.0, 45.0), (600.0, 60.0), (float("inf"), 600.0))
+#: Seconds after which the run's volume is read, to find out whether its log is late: the first time, then at these
+#: intervals, up to the given number of seconds.
+FIRST_CHECK = 15.0
+CHECK_INTERVALS = ((60.0, 45.0), (600.0, 60.0), (float("inf"), 600.0))
 
 
-def next_report(seconds: float) -> float:
-    """Return when a wait is reported next that was reported after some seconds.
+def next_check(seconds: float) -> float:
+    """Return when the volume is read next after some seconds.
 
     Example:
-        >>> [next_report(seconds) for seconds in (0, 15, 60, 540, 600, 1200)]
+        >>> [next_check(seconds) for seconds in (0, 15, 60, 540, 600, 1200)]
         [15.0, 60.0, 120.0, 600.0, 1200.0, 1800.0]
     """
-    if seconds < FIRST_REPORT:
-        return FIRST_REPORT
-    interval = next(interval for limit, interval in REPORT_INTERVALS if seconds < limit)
+    if seconds < FIRST_CHECK:
+        return FIRST_CHECK
+    interval = next(interval for limit, interval in CHECK_INTERVALS if seconds < limit)
     return seconds + interval
-
-
-def format_seconds(seconds: float) -> str:
-    """Return a duration for people.
-
-    Example:
-        >>> format_seconds(15.2), format_seconds(150), format_seconds(7500)
-        ('15 s', '2 min 30 s', '2 h 05 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
 class ContainerWait:
@@ -56,7 +43,8 @@ class ContainerWait:
 
     Args:
         app_log: Modal's lines.
-        channel: Receives the reports.
+        channel: Receives Modal's lines.
+        progress: Receives that the run waits, since when, and why.
         submitted_at: When the call was submitted, in seconds since the epoch by this machine's clock.
         has_started: Returns whether the run's volume shows that a container has started: its log may be late.
     """
@@ -65,13 +53,15 @@ class ContainerWait:
         self,
         app_log: AppLog,
         channel: EventChannel,
+        progress: StartProgress,
         submitted_at: float,
         has_started: Callable[[], Awaitable[bool]],
     ) -> None:
         self._app_log = app_log
         self._channel = channel
+        self._progress = progress
         self._has_started = has_started
-        self._begin = submitted_at
+        progress.wait_for_container(submitted_at, is_first=True)
         self._is_waiting = True
         self._is_first = True
         self._changed = asyncio.Event()
@@ -93,11 +83,13 @@ class ContainerWait:
     def message_arrived(self, cause: FailureCause | None) -> None:
         """Note a message with its cause. A preempted container reports it, and another one follows."""
         if cause is FailureCause.PREEMPTED and not self._is_waiting:
-            self._is_waiting, self._begin = True, time.time()
+            self._is_waiting = True
+            self._progress.wait_for_container(time.time(), is_first=False)
             self._changed.set()
 
     def _end_wait(self) -> None:
         self._is_waiting = False
+        self._progress.end()
         self._changed.set()
 
     # -- reports -----------------------------------------------------------------------------------------------------
@@ -114,7 +106,7 @@ class ContainerWait:
     async def _report_wait(self) -> None:
         """Report one wait until it ends."""
         loop = asyncio.get_running_loop()
-        begin, interval, due = loop.time(), FIRST_READ_INTERVAL, next_report(0)
+        begin, interval, due = loop.time(), FIRST_READ_INTERVAL, next_check(0)
         while self._is_waiting:
             is_first = self._is_first
             lines = await self._app_log.read_new()
@@ -122,11 +114,11 @@ class ContainerWait:
                 return  # the container has started meanwhile, so the reasons are outdated
             self._report_lines(lines)
             if loop.time() - begin >= due:
-                due = next_report(due)
+                due = next_check(due)
                 if is_first and await self._has_started():
-                    self._is_first = self._is_waiting = False
+                    self._is_first = False
+                    self._end_wait()
                     return
-                self._report_elapsed()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(interval, max(0.0, begin + due - loop.time()))):
                     await self._changed.wait()
@@ -138,11 +130,8 @@ class ContainerWait:
             if line != self._reason:  # Modal repeats the reason of a long wait
                 self._channel.message(f"Modal: {line}")
             self._reason = line
-
-    def _report_elapsed(self) -> None:
-        what = "pending" if self._is_first else "waiting for another container"
-        reason = f"Modal: {self._reason}" if self._reason else "Modal has not started a container yet"
-        self._channel.message(f"{what} for {format_seconds(max(0.0, time.time() - self._begin))}. {reason}")
+            if self._is_waiting:
+                self._progress.explain(f"Modal: {line}")
 
     async def report_rest(self) -> None:
         """Report Modal's lines that were not read, since they may explain why the run has ended."""

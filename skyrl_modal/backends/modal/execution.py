@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 import modal
 import modal.exception
 
-from skyrl_modal.backends.base import Handle, StoredFile
+from skyrl_modal.backends.base import Handle, Progress, StoredFile
 from skyrl_modal.backends.modal.app import RunApp
 from skyrl_modal.backends.modal.call import ModalCall
 from skyrl_modal.backends.modal.checks import check_token
@@ -22,6 +22,7 @@ from skyrl_modal.backends.modal.log_follower import LogFollower, output_location
 from skyrl_modal.backends.modal.preflight import connect
 from skyrl_modal.backends.modal.run_folder import VolumeRunFolder
 from skyrl_modal.backends.modal.run_start import ModalRunStart
+from skyrl_modal.backends.modal.start_progress import StartProgress
 from skyrl_modal.backends.modal.stored_output import LogCopy, StoredOutput
 from skyrl_modal.backends.output_tail import skip_output
 from skyrl_modal.errors import RecordError, SkyRLModalError
@@ -64,6 +65,8 @@ class ModalExecution:
         self._handle: Handle = handle or {}
         self._folder = VolumeRunFolder(job)
         self._result: concurrent.futures.Future[RunResultRecord] | None = None
+        gpus = f"{job.gpus_per_node} GPUs" if job.gpus_per_node else "a container"
+        self._progress = StartProgress(gpus) if start is None else start.progress
         self._output: StoredOutput | LogCopy | None = None
 
     @classmethod
@@ -123,6 +126,14 @@ class ModalExecution:
             SkyRLModalError: Modal did not accept it.
         """
         wait_for_future(self._call)
+
+    def progress(self) -> Progress | None:
+        """Return what the run waits for now: the steps of its start, or a container; None for nothing."""
+        return self._progress.progress()
+
+    def take_lines(self) -> Sequence[str]:
+        """Return the lines of the image's build since the last call."""
+        return self._progress.take_lines()
 
     def events(self) -> Iterator[RunEvent]:
         """Yield what happens in the run, live. An owned run is followed once, another from its beginning each time."""
@@ -250,7 +261,8 @@ class ModalExecution:
 
     def _follower(self, call: ModalCall) -> LogFollower:
         app_id = self.handle.get("app_id")
-        return LogFollower(call, call.job, self._folder, app_id if isinstance(app_id, str) else None)
+        app = app_id if isinstance(app_id, str) else None
+        return LogFollower(call, call.job, self._folder, app, self._progress)
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         return asyncio.run_coroutine_threadsafe(self._translate_errors(work), event_loop())

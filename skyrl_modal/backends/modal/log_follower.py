@@ -17,6 +17,7 @@ from skyrl_modal.backends.modal.event_channel import EventChannel
 from skyrl_modal.backends.modal.log_stream import LogStream, stream_digest
 from skyrl_modal.backends.modal.retry import POLL_INTERVAL, report_waits, retry_errors, retry_transient
 from skyrl_modal.backends.modal.run_folder import VolumeRunFolder
+from skyrl_modal.backends.modal.start_progress import StartProgress
 from skyrl_modal.backends.modal.stored_output import LogCopy, StoredOutput
 from skyrl_modal.backends.output_tail import last_lines_of
 from skyrl_modal.protocol.events import ResultEvent
@@ -49,13 +50,22 @@ class LogFollower:
         job: The run.
         folder: The run's folder, which holds the complete output when the run has ended.
         app: The app of the call, or its id; None if it is not known.
+        progress: Receives what the run waits for; None to discard it.
     """
 
-    def __init__(self, call: ModalCall, job: Job, folder: VolumeRunFolder, app: modal.App | str | None = None) -> None:
+    def __init__(
+        self,
+        call: ModalCall,
+        job: Job,
+        folder: VolumeRunFolder,
+        app: modal.App | str | None = None,
+        progress: StartProgress | None = None,
+    ) -> None:
         self._call = call
         self._job = job
         self._folder = folder
         self._app = app
+        self._progress = progress or StartProgress("a container")
 
     async def follow(self, channel: EventChannel) -> None:
         """Forward output and messages live, then the missing end of the output if there is one, then the result."""
@@ -63,9 +73,9 @@ class LogFollower:
             await self._follow(channel)
 
     async def _follow(self, channel: EventChannel) -> None:
-        wait = ContainerWait(
-            AppLog(self._app, submission_time(self._job)), channel, submission_time(self._job), self._has_started
-        )
+        submitted_at = submission_time(self._job)
+        app_log = AppLog(self._app, submitted_at)
+        wait = ContainerWait(app_log, channel, self._progress, submitted_at, self._has_started)
         stream = LogStream(channel, wait)
         waiting = asyncio.ensure_future(wait.report())
         reading = asyncio.ensure_future(self._read_log(stream, channel))
@@ -83,6 +93,7 @@ class LogFollower:
                 await self._forward_missing_output(stream, channel, expected)
         finally:
             waiting.cancel()
+            self._progress.end()
             stream.is_finished = True
             channel.close()
         stream.flush()

@@ -8,7 +8,8 @@ import concurrent.futures
 import contextlib
 import functools
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import modal
@@ -17,6 +18,7 @@ from skyrl_modal.backends.base import Handle
 from skyrl_modal.backends.modal.app import RunApp
 from skyrl_modal.backends.modal.call import ModalCall
 from skyrl_modal.backends.modal.caller_lease import CallerLease
+from skyrl_modal.backends.modal.client_output import reported_to
 from skyrl_modal.backends.modal.deadline_call import DeadlineCall
 from skyrl_modal.backends.modal.errors import error_text, suppressed_client_errors, translate_error
 from skyrl_modal.backends.modal.event_channel import EventChannel
@@ -24,13 +26,12 @@ from skyrl_modal.backends.modal.event_loop import event_loop
 from skyrl_modal.backends.modal.log_follower import LogFollower
 from skyrl_modal.backends.modal.preflight import RequiredObject, check_resources
 from skyrl_modal.backends.modal.run_folder import VolumeRunFolder
+from skyrl_modal.backends.modal.start_progress import StartProgress
 from skyrl_modal.dataclass import replace
 from skyrl_modal.gitfiles.report import format_size
 from skyrl_modal.protocol.events import HandleEvent
 from skyrl_modal.protocol.start_deadline import with_submission_time
 
-#: Seconds between two messages about a step that takes long.
-PROGRESS_INTERVAL = 15.0
 #: Seconds for the request that ends the app of a run that has ended. Without it, Modal ends the app when it is idle.
 STOP_APP_TIMEOUT = 5.0
 #: Seconds for requests when the process exits.
@@ -53,6 +54,7 @@ class ModalRunStart:
         call: The call, when it has been submitted to Modal.
         handle: What ``ModalBackend.attach`` finds the run by; empty before ``call`` is known.
         url: The app's page; None before the app exists.
+        progress: What the run waits for.
     """
 
     def __init__(self, run_app: RunApp, *, owned: bool) -> None:
@@ -61,6 +63,7 @@ class ModalRunStart:
         self.call: concurrent.futures.Future[ModalCall] = concurrent.futures.Future()
         self.handle: Handle = {}
         self.url: str | None = None
+        self.progress = StartProgress(_resources(run_app))
         self._app = run_app
         self._lease = CallerLease(run_app.job.run_id, run_app.spec.lease) if owned else None
         self._task = asyncio.run_coroutine_threadsafe(self._run_app(), event_loop())
@@ -98,7 +101,7 @@ class ModalRunStart:
                 if self.owned:
                     self.channel.put(HandleEvent(self.handle))
                     folder = VolumeRunFolder(self._app.job)
-                    await LogFollower(call, self._app.job, folder, app).follow(self.channel)
+                    await LogFollower(call, self._app.job, folder, app, self.progress).follow(self.channel)
                     has_followed = True
         except asyncio.CancelledError:
             self._abandon(KeyboardInterrupt())
@@ -116,11 +119,12 @@ class ModalRunStart:
 
     async def _prepare(self) -> None:
         """Check that Modal is reachable, and make the archives of the files meanwhile."""
+        self.progress.begin("checking that Modal is reachable")
         making = asyncio.ensure_future(asyncio.to_thread(self._app.make_archives))
         try:
-            async with self._progress_messages("checking that Modal is reachable"):
-                self._app.leave_out(await self._check(self._app.required_objects))
+            self._app.leave_out(await self._check(self._app.required_objects))
         finally:
+            self.progress.begin("compressing files")
             # The thread cannot be interrupted, and what it creates is removed after its end.
             await asyncio.wait([making])
         making.result()
@@ -151,7 +155,9 @@ class ModalRunStart:
         files = " and ".join(f"{mount.files:,} files ({format_size(mount.bytes)})" for mount in job.mounts)
         step = f"building missing layers of the image, and uploading missing files of {files or 'no mounts'}"
         self.channel.message(step)
-        async with self._progress_messages(step) as elapsed_seconds:
+        begin = time.monotonic()
+        self.progress.begin("creating the app")
+        with reported_to(self.progress):
             if self._lease is not None:
                 job = replace(job, lease=self._lease.seconds)
                 renewing = asyncio.ensure_future(self._lease.renew())
@@ -164,32 +170,25 @@ class ModalRunStart:
             job = with_submission_time(job)
             self._app.job = replace(self._app.job, submitted_at=job.submitted_at)
             function_call = await function.spawn.aio(*self._app.arguments(job))
+        self.progress.end()
         self._app.release()
         call = DeadlineCall(function_call.object_id, function_call, job, VolumeRunFolder(job), is_new=True)
-        self.channel.message(f"submitted to Modal after {elapsed_seconds():.1f} s (call {call.id}): {self.url}")
+        self.channel.message(f"submitted to Modal after {time.monotonic() - begin:.1f} s (call {call.id}): {self.url}")
         return call
 
     def _abandon(self, error: BaseException) -> None:
+        self.progress.end()
         if not self.call.done():
             self.call.set_exception(error)
         self.channel.finish(error)
 
-    @contextlib.asynccontextmanager
-    async def _progress_messages(self, step: str) -> AsyncIterator[Callable[[], float]]:
-        """Report at intervals that a step still takes. The context is a function that returns the elapsed seconds."""
-        loop = asyncio.get_running_loop()
-        begin = loop.time()
 
-        async def report() -> None:
-            while True:
-                await asyncio.sleep(PROGRESS_INTERVAL)
-                self.channel.message(f"still {step} ({loop.time() - begin:.0f} s)")
-
-        reporting = asyncio.ensure_future(report())
-        try:
-            yield lambda: loop.time() - begin
-        finally:
-            reporting.cancel()
+def _resources(run_app: RunApp) -> str:
+    """Return what the run needs a container with, such as ``"H100:8"``."""
+    gpus = " or ".join(map(str, run_app.spec.gpu_requests))
+    if run_app.job.nodes > 1:
+        return f"{run_app.job.nodes} containers" + (f" with {gpus} each" if gpus else "")
+    return gpus or "a container"
 
 
 async def _stop_app(app: modal.App) -> None:

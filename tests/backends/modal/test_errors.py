@@ -86,7 +86,7 @@ def test_no_network(checkout: Path) -> None:
         )
 
     assert time.monotonic() - begin < 40
-    assert "still checking that Modal is reachable" in done.stderr
+    assert "skyrl-modal | checking that Modal is reachable (" in done.stderr
     last = done.stderr.splitlines()[-1]
     assert "BackendUnavailable" in last
     assert f"http://127.0.0.1:{port} did not respond within 20 s" in last
