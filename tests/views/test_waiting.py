@@ -209,12 +209,13 @@ def test_caller_prints_without_the_line(terminal: Terminal) -> None:
 
 def test_second_run_of_the_process_has_no_line(terminal: Terminal) -> None:
     """Of two runs at the same time one has a live line, and the output of the other one removes it for good."""
-    with displayed(terminal) as first, displayed(terminal) as second:
+    with displayed(terminal) as first:
         first.begin("first")
         terminal.wait_for("first")
-        second.begin("second")
-        terminal.wait_for("second[^\r]*\r\n")
-        second.write(lambda data: os.write(terminal.device, data), b"output\n")
+        with displayed(terminal) as second:
+            second.begin("second")
+            terminal.wait_for("second[^\r]*\r\n")
+            second.write(lambda data: os.write(terminal.device, data), b"output\n")
         assert text.live_lines == []
         terminal.wait_for("output\r\n")
 
