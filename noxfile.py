@@ -229,9 +229,9 @@ def skyrl(session: nox.Session) -> None:
 
 @nox.session
 def pictures(session: nox.Session) -> None:
-    """Make the pictures of the documentation again, with Debian's Chromium: ``-- terminals notebook pages``."""
+    """Make the pictures of the documentation again, with Debian's Chromium: ``-- terminals notebook ui pages``."""
     # The quickstart's requirements, and the Ray that its checkout pins.
-    install(session, "-e", ".[local]", "numpy", "loguru", "omegaconf", "ray==2.57.0", groups=("pictures",))
+    install(session, "-e", ".[local,ui]", "numpy", "loguru", "omegaconf", "ray==2.57.0", groups=("pictures",))
     session.run("python", "-m", "tests.docs.pictures", *session.posargs)
 
 

@@ -16,6 +16,16 @@ if TYPE_CHECKING:
 _REQUESTS = 8
 
 
+class CheckpointList(list["Checkpoint"]):
+    """A list of checkpoints, which a notebook shows as a table."""
+
+    def _repr_html_(self) -> str:
+        from skyrl_modal.views.checkpoints import checkpoint_rows  # only a notebook needs them
+        from skyrl_modal.views.notebook import table_to_html
+
+        return table_to_html(("step", "complete", "bytes", "path", "missing"), checkpoint_rows(self))
+
+
 def list_checkpoints(backend: Backend, job: Job) -> list[Checkpoint]:
     """Return the checkpoints in the folders of a run, by folder and step.
 
@@ -27,7 +37,7 @@ def list_checkpoints(backend: Backend, job: Job) -> list[Checkpoint]:
         SkyRLModalError: The backend cannot answer now.
         OSError: A folder cannot be listed.
     """
-    found: list[Checkpoint] = []
+    found = CheckpointList()
     for path in job.checkpoint_folders:
         folder = read_checkpoint_folder(backend, job, path)
         if folder is not None:

@@ -83,14 +83,20 @@ def text_to_html(text: str) -> str:
 
 
 def fields_to_html(value: Any) -> str:
-    """Return a declared object as a table of its fields, without those that are empty.
+    """Return a declared object as a table of its fields, without those that are empty as by default.
 
     Args:
         value: An instance of a class of ``skyrl_modal.declaration``.
     """
-    fields = [(item.name, getattr(value, item.name)) for item in attrs_fields(type(value)) if item.repr]
-    rows = [(name, describe_value(field)) for name, field in fields if field not in _EMPTY]
+    fields = [(item, getattr(value, item.name)) for item in attrs_fields(type(value)) if item.repr]
+    shown = [(item.name, field) for item, field in fields if field not in _EMPTY or _default_of(item) not in _EMPTY]
+    rows = [(name, describe_value(field) or "none") for name, field in shown]
     return f"<strong>{escape(type(value).__name__)}</strong>{rows_to_html(rows)}"
+
+
+def _default_of(item: Any) -> object:
+    factory = getattr(item, "factory", None) or getattr(item.default, "factory", None)  # the latter: of attrs
+    return item.default if factory is None else factory()
 
 
 def describe_value(value: Any) -> str:
@@ -108,7 +114,7 @@ def describe_value(value: Any) -> str:
         shown = [(item, getattr(value, item.name)) for item in attrs_fields(type(value)) if item.repr]
         texts = [f"{item.name}={field!r}" for item, field in shown if field not in _EMPTY and field != item.default]
         return f"{type(value).__name__}({', '.join(texts)})"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def _row(label: str, value: str) -> str:

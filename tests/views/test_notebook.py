@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 from skyrl_modal import ImageSpec, Launcher, RaySpec, SecretSpec, VolumeSpec
+from skyrl_modal.formats.checkpoints import Checkpoint
+from skyrl_modal.run.checkpoints import CheckpointList
 from skyrl_modal.views.notebook import rows_to_html, table_to_html
 
 
@@ -54,5 +56,16 @@ def test_declared_objects_are_tables() -> None:
     assert "env A=&lt;b&gt;" in text
     assert "timeout 7200" in text
     assert "budget" not in text
+    assert "env" not in text_of(Launcher()._repr_html_())
+    assert "ray none" in text_of(Launcher(ray=None)._repr_html_())  # a run without Ray, which is not the default
     for value in (ImageSpec(pip=["numpy"]), VolumeSpec(), RaySpec(), SecretSpec(name="wandb")):
         assert text_of(value._repr_html_()).startswith(type(value).__name__)
+
+
+def test_checkpoints_are_a_table() -> None:
+    """A list of checkpoints has a row for each, without the column of what is missing if nothing is."""
+    complete = Checkpoint(step=20, path="/root/data/a/global_step_20", complete=True, bytes=4096)
+
+    assert text_of(CheckpointList([complete])._repr_html_()) == (
+        "step complete bytes path 20 yes 4,096 /root/data/a/global_step_20"
+    )

@@ -1,4 +1,4 @@
-"""Makes the pictures: ``python -m tests.docs.pictures``, or some kinds of them: ``... terminals notebook pages``."""
+"""Makes the pictures: ``python -m tests.docs.pictures``, or some kinds of them: ``... terminals notebook ui pages``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from tests.docs.pictures.browser import draw_notebook, draw_pages
+from tests.docs.pictures.browser import draw_notebook, draw_pages, draw_ui
 from tests.docs.pictures.sandbox import ROOT, Sandbox
 from tests.docs.pictures.terminals import draw_terminals
 
-KINDS = {"terminals": draw_terminals, "notebook": draw_notebook, "pages": draw_pages}
+KINDS = {"terminals": draw_terminals, "notebook": draw_notebook, "ui": draw_ui, "pages": draw_pages}
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tests.docs.pictures.sandbox import CHECKOUT, HOME, ROOT, Sandbox, names_of_this_machine
+from tests.docs.pictures.sandbox import CHECKOUT, HOME, ROOT, Sandbox, names_of_this_machine, newest_quickstart
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -22,6 +22,8 @@ THEMES: tuple[Theme, ...] = ("light", "dark")
 DESKTOP, PHONE = 1440, 390
 #: The colors of a photograph.
 COLORS = 256
+#: Milliseconds after which the curves of a page are drawn.
+SETTLED = 1500
 _ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -120,3 +122,26 @@ def draw_pages(sandbox: Sandbox, folder: Path) -> None:
         with open_page(width, theme) as page:
             page.goto(f"file://{pages / 'getting-started.html'}")
             save(page, folder / f"documentation-{width}.png", height=height)
+
+
+def draw_ui(sandbox: Sandbox, folder: Path) -> None:
+    """Photograph the page of ``skyrl-modal ui`` with the metrics of the quickstart's second run."""
+    run_id = newest_quickstart(sandbox)
+    command = sandbox.command("exec skyrl-modal ui --json --no-browser", CHECKOUT)
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        if server.stdout is None:
+            raise AssertionError("it is a pipe")
+        url = json.loads(server.stdout.readline())["url"]
+        for width, height in ((DESKTOP, 900), (PHONE, 844)):
+            for theme in THEMES:
+                with open_page(width, theme) as page:
+                    page.goto(url)
+                    page.wait_for_selector(f"text={run_id[:8]}", state="attached")
+                    page.goto(f"{url.partition('?')[0]}#/run/{run_id}/metrics")
+                    page.wait_for_selector("canvas")
+                    page.wait_for_timeout(SETTLED)
+                    save(page, folder / f"ui-{width}-{theme}.png", height=height)
+    finally:
+        server.terminate()
+        server.wait()

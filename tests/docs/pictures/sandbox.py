@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import shutil
 import socket
@@ -103,6 +104,12 @@ def _published_checkout() -> Path:
     code = "import sys; sys.path.insert(0, 'examples'); import quickstart; print(quickstart.published_checkout())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     return Path(done.stdout.splitlines()[-1])
+
+
+def newest_quickstart(sandbox: Sandbox) -> str:
+    """Return the id of the quickstart's second run. The newest run is one of another picture."""
+    found = json.loads(sandbox.shell("skyrl-modal ps --json --all"))
+    return str(next(run["run_id"] for run in found if "run_quickstart" in run["command"]))
 
 
 def names_of_this_machine() -> list[str]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from tests.docs.pictures.sandbox import CHECKOUT, CLONE, Sandbox, names_of_this_machine
+from tests.docs.pictures.sandbox import CHECKOUT, CLONE, Sandbox, names_of_this_machine, newest_quickstart
 from tests.docs.pictures.shown import ANIMATION, QUICKSTART, STILLS, WIDTHS
 from tests.docs.pictures.svg import draw_animation, draw_still
 from tests.docs.pictures.terminal import Recording
@@ -21,9 +20,7 @@ def draw_terminals(sandbox: Sandbox, folder: Path) -> None:
     check(recording, ANIMATION)
     picture = draw_animation(recording.limited(SECONDS).screens(INTERVAL), QUICKSTART.title)
     (folder / ANIMATION).write_text(picture, encoding="utf-8")
-    # The newest run is one of an earlier picture later on.
-    found = json.loads(sandbox.shell("skyrl-modal ps --json --all"))
-    newest = next(run["run_id"] for run in found if "run_quickstart" in run["command"])
+    newest = newest_quickstart(sandbox)
     for terminal in STILLS:
         for width in WIDTHS:
             recording = Recording(width, _LINES)
