@@ -35,6 +35,12 @@ TEST_INPUTS = [
     "noxfile.py",
     "pyproject.toml",
 ]
+#: What SkyRL's trainer imports, without its engines. They are installed for the session ``skyrl_rollouts``.
+SKYRL_PACKAGES = [
+    *("torch==2.13.0", "ray[default]", "transformers>=5.6.1,<=5.8.0", "peft==0.18.1", "tensordict", "torchdata"),
+    *("datasets", "jaxtyping", "loguru", "omegaconf", "tqdm", "aiohttp", "pandas", "func-timeout", "cloudpathlib"),
+    *("orjson", "pybase64", "zstandard", "fastapi", "uvicorn", "httpx"),
+]
 #: Arguments of pytest in CI. Tests wait for processes more than half of the time, so there are more workers than CPUs.
 #: Their durations differ by a factor of a thousand: an idle worker takes tests over.
 PYTEST_ARGUMENTS = ["-n", "6", "--dist", "worksteal", "--durations", "10"]
@@ -233,6 +239,20 @@ def pictures(session: nox.Session) -> None:
     # The quickstart's requirements, and the Ray that its checkout pins.
     install(session, "-e", ".[local,ui]", "numpy", "loguru", "omegaconf", "ray==2.57.0", groups=("pictures",))
     session.run("python", "-m", "tests.docs.pictures", *session.posargs)
+
+
+@nox.session
+def skyrl_rollouts(session: nox.Session) -> None:
+    """Run the hook with SkyRL's real trainer and generator on the CPU: ``-- /path/to/SkyRL``, else from its package."""
+    install(session, "-e", ".[local]", groups=("test",))
+    code = "import sys; sys.path.insert(0, 'examples'); import quickstart; print(quickstart.published_checkout())"
+    sources = session.posargs[0] if session.posargs else str(session.run("python", "-c", code, silent=True)).split()[-1]
+    folder = Path(session.virtualenv.location) / "packages"
+    session.run("python", "-m", "venv", str(folder))
+    python = str(folder / "bin" / "python")
+    session.run(python, "-m", "pip", "install", "--quiet", *SKYRL_PACKAGES, external=True)
+    env = {"SKYRL_SOURCES": str(Path(sources).resolve()), "SKYRL_PYTHON": python}
+    session.run("pytest", "tests/skyrl/real_rollouts.py", "-s", env=env)
 
 
 @nox.session

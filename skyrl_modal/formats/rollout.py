@@ -193,6 +193,8 @@ class _Text:
             # Pieces of one text, in which the template has the roles.
             text, is_cut = cut(whole)
             return cls(text, split_chat(text, messages[0].role), is_cut or len(value) > _MAX_LIST)
+        if any(message.role == ENVIRONMENT for message in messages):  # the marks are at the ends of the model's turns
+            messages = [part for message in messages for part in split_chat(message.content, message.role)]
         if len(whole) > MAX_TEXT:
             share = MAX_TEXT // len(messages)
             messages = [Message(message.role, message.content[:share]) for message in messages]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: Tokens of a prompt or response. Of a longer one, the first and the last half of so many are decoded.
 MAX_TOKENS = 8192
-#: Seconds of a step after which no further rollouts are decoded.
+#: Seconds of this thread's CPU time in a step after which no further rollouts are decoded.
 MAX_SECONDS = 1.0
 #: Pieces of a response: turns of the model and of its environment.
 _MAX_PIECES = 100
@@ -60,10 +60,10 @@ class RolloutRecorder:
     def _records(
         self, decoder: _Decoder, output: Any, chosen: Sequence[tuple[int, int, str, float | None]]
     ) -> Iterator[dict[str, Any]]:
-        deadline = time.monotonic() + MAX_SECONDS
+        deadline = time.thread_time() + MAX_SECONDS
         reasons = output.get("stop_reasons")
         for begin, end, group, reward in chosen:
-            if time.monotonic() > deadline:
+            if time.thread_time() > deadline:
                 return
             decoder.is_cut = False
             prompts = output["prompt_token_ids"]
@@ -122,11 +122,13 @@ class _Decoder:
         """Yield the pieces of a trajectory: what the model has generated, and what its environment has answered."""
         prompts, responses, masks = output["prompt_token_ids"], output["response_ids"], output.get("loss_masks")
         for position in range(begin, min(end, begin + _MAX_PIECES) + 1):
-            if position > begin:  # with step-wise training, the next prompt contains the answer
+            if position > begin:  # with step-wise training, the response or the next prompt contains the answer
                 before, prompt = [*prompts[position - 1], *responses[position - 1]], list(prompts[position])
                 answer = prompt[len(before) :] if prompt[: len(before)] == before else prompt
-                yield {"role": _ENVIRONMENT, "content": "".join(each["content"] for each in self._pieces(answer, None))}
-            yield from self._pieces(list(responses[position]), masks[position] if masks and begin == end else None)
+                if answer:
+                    text = "".join(each["content"] for each in self._pieces(answer, None))
+                    yield {"role": _ENVIRONMENT, "content": text}
+            yield from self._pieces(list(responses[position]), masks[position] if masks else None)
 
     def _pieces(self, tokens: list[int], mask: Any) -> Iterator[dict[str, str]]:
         """Yield the texts of tokens: where the mask changes, another one begins.
