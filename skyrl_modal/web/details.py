@@ -138,6 +138,7 @@ def plan_sections(job: Job, backend: str, gpu: list[str]) -> list[dict[str, Any]
     hardware += [("image", job.image)] if job.image else []
     hardware.append(("ray", "none" if job.ray is None else "with its dashboard" if job.ray.dashboard else "yes"))
     data: Rows = [(v.mount_path, f"volume {v.name}{', read only' if v.read_only else ''}") for v in job.volumes]
+    data += [(b.mount_path, f"bucket {b.name}{', read only' if b.read_only else ''}") for b in job.buckets]
     data += [("checkpoints", folder) for folder in job.checkpoint_folders]
     variables: Rows = [("variables", ", ".join(sorted(job.env)))] if job.env else []
     variables += [("secrets", ", ".join(job.secret_names))] if job.secret_names else []
