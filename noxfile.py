@@ -117,6 +117,7 @@ def docs(session: nox.Session) -> None:
     install(session, "-e", ".", groups=("docs",))
     out = ROOT / "docs" / "_build" / "html"
     session.run("sphinx-build", "-W", "--keep-going", "-n", "-q", "-E", "-b", "html", "docs", str(out))
+    session.run("python", "-m", "tests.docs.built_pages", str(out))
     session.log(f"open {out / 'index.html'}")
 
 

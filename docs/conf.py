@@ -14,6 +14,7 @@ import skyrl_modal
 
 project = "skyrl-modal"
 author = "The skyrl-modal authors"
+html_show_copyright = False
 release = installed_version("skyrl-modal")
 version = ".".join(release.split(".")[:2])
 
