@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from skyrl_modal import Launcher, VolumeSpec
+from skyrl_modal import BucketSpec, Launcher, VolumeSpec
 from skyrl_modal.formats.metrics_writer import MetricsFile
 from skyrl_modal.protocol.run_folder import RunFolder
 from skyrl_modal.protocol.state import RunState
@@ -31,7 +31,8 @@ AddRun = Callable[..., RunFolder]
 
 def local_launcher(**options: Any) -> Launcher:
     """Return a launcher for this machine, without Ray and without a checkout."""
-    return Launcher(backend="local", mounts=[], ray=None, volumes=[VolumeSpec(name="test-web")], **options)
+    volumes = [VolumeSpec(name="test-web"), BucketSpec(name="test-web", mount_path="/mnt/b", read_only=True)]
+    return Launcher(backend="local", mounts=[], ray=None, volumes=volumes, **options)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,8 @@ def test_run_that_failed(server: Server, failed: str) -> None:
     assert found["cost"]["total"] == 0
     titles = [section["title"] for section in found["plan"]]
     assert {"Command", "Hardware", "Data", "Limits"} <= set(titles)
+    data = next(section["rows"] for section in found["plan"] if section["title"] == "Data")
+    assert data[:2] == [["/root/data", "volume test-web"], ["/mnt/b", "bucket test-web, read only"]]
     assert all(len(row) == 2 for section in found["plan"] for row in section["rows"])
 
 

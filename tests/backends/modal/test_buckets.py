@@ -80,10 +80,15 @@ def test_missing_secret(
         server.secret("store", declared)
     bucket = BucketSpec(name="sets", mount_path="/mnt/sets", secret="store", endpoint_url=endpoint)
 
+    made = launcher(volumes=[VolumeSpec(), bucket])
+
+    with pytest.raises(SpecError) as planned:
+        made.plan("true", check=True)
     with pytest.raises(SpecError) as caught:
-        launcher(volumes=[VolumeSpec(), bucket]).run("true", quiet=True)
+        made.run("true", quiet=True)
 
     assert (caught.value.field, caught.value.value) == ("secret", "store")
+    assert str(planned.value) == str(caught.value)
     assert f"modal secret create store {keys}" in caught.value.remedy
     assert not server.requests("FunctionCreate")
 
