@@ -41,7 +41,7 @@ def cost(since: str | None, by: str | None, is_json: bool) -> None:
     headings = ("run", "cost", "state", "backend", "tags", "command")
     if sys.stdout is not None and sys.stdout.isatty():
         rows.append((*last[0][:2], "-", "-", "-", ""))
-        print_line(fit_columns(headings, rows, droppable=("backend", "state")))
+        print_line(fit_columns([heading.upper() for heading in headings], rows, droppable=("BACKEND", "STATE")))
     else:
         print_rows(headings, [*rows, (*last[0][:2], "", "", "", "")])
     if total.unknown:
