@@ -29,6 +29,8 @@ _WORKER = re.compile(r"^\(([^()]{1,200} pid=\d{1,10}[^()]{0,100})\) ?")
 _HEADER = re.compile(
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[.,]\d{3,6} \| [A-Z]{4,8} {0,4} \| [\w.<>]{1,200}:[\w<>]{1,100}:\d{1,6} - "
 )
+#: What a line outside of an example has if it is of use.
+_MARKS = re.compile(rb"Example|Step \d|Training Batches Processed|'eval'")
 _PROMPT, _GENERATED = "  Input: ", "Example generated: "
 _REWARD = re.compile(r"  Output \(Total Reward: (N/A|-?\d{1,30}\.\d{1,10}|-?inf|nan)\):")
 _STEP = re.compile(r"Step (\d{1,16}):")
@@ -46,12 +48,15 @@ class ExampleReader:
     def __init__(self) -> None:
         self.rollouts: list[Rollout] = []
         self._workers: dict[str, _Worker] = {}
+        self._open: set[str] = set()
         self._last_step = -1
         self._has_steps = False
 
     def read(self, pieces: Iterable[bytes]) -> None:
         """Read the pieces of the output."""
         for line in LineReader().lines(pieces, keep_empty=True):
+            if not self._open and _MARKS.search(line, 0, _MAX_LINE) is None:
+                continue  # most lines of a long output
             for part in line[:_MAX_LINE].removesuffix(b"\r").split(b"\r"):
                 if part or not line:
                     self._read_line(_COLORS.sub("", part.decode("utf-8", "replace")))
@@ -65,7 +70,11 @@ class ExampleReader:
         if name not in self._workers and len(self._workers) >= 1_000:
             return
         worker = self._workers.setdefault(name, _Worker())
-        text = line if match is None else line[match.end() :]
+        self._read_text(worker, line if match is None else line[match.end() :])
+        (self._open.add if worker.is_open else self._open.discard)(name)
+
+    def _read_text(self, worker: _Worker, text: str) -> None:
+        """Read a line of a process."""
         bars = list(_BAR.finditer(text[:_MAX_BAR]))
         for bar in bars:
             self._read_bar(int(bar[1]))
@@ -122,6 +131,11 @@ class _Worker:
         self._response: list[str] | None = None
         self._size = 0
         self._is_eval = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the next line may belong to an example."""
+        return self._prompt is not None or self._response is not None
 
     def begin(self, message: str) -> None:
         """Read the first line of a message."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from skyrl_modal.formats.rollout import Rollout
 
 #: Number of rollouts that are kept, and their characters together.
-MAX_ROLLOUTS, MAX_CHARACTERS = 200_000, 256 << 20
+MAX_ROLLOUTS, MAX_CHARACTERS = 200_000, 128 << 20
 
 
 class RolloutSelection:

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 #: Bytes that are read of all files of a source together, and number of files.
 _MAX_BYTES, _MAX_FILES = 4 << 30, 20_000
-#: Bytes of the output in which printed examples are searched for.
-_MAX_OUTPUT = 256 << 20
+#: Bytes of the output in which printed examples are searched for, from its beginning.
+_MAX_OUTPUT = 64 << 20
 #: Evaluations that were written so many seconds before the run was created are those of another run.
 _CLOCK_DIFFERENCE = 300.0
 
