@@ -280,7 +280,11 @@ def _check_patterns(field_name: str, patterns: Iterable[str]) -> tuple[str, ...]
             raise SpecError(field_name, pattern, "give one pattern, in the language of .gitignore")
         if ".." in pattern.removeprefix("!").split("/"):
             raise SpecError(field_name, pattern, "a pattern cannot lead out of the root: no ..")
-        unmatchable = parse_ignore_file(os.fsencode(pattern), field_name).unmatchable
+        try:
+            data = os.fsencode(pattern)
+        except UnicodeEncodeError:
+            raise SpecError(field_name, pattern, "it contains a character that no file's name can contain") from None
+        unmatchable = parse_ignore_file(data, field_name).unmatchable
         if unmatchable:
             raise SpecError(field_name, pattern, f"matches nothing, neither here nor in git: {unmatchable[0][2]}")
     return checked

@@ -20,6 +20,8 @@ Validator = Callable[[Any, "Attribute[Any]", Any], None]
 # Expressions are compiled on first use, since importing Launcher imports this module.
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _TAG = r"[^\s,\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,64}"
+#: Control characters, and halves of surrogate pairs, as Python decodes bytes that are not UTF-8.
+_UNPRINTABLE = r"[\x00-\x1f\x7f\ud800-\udfff]"
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 _TAG_RULE = "1 to 64 characters without spaces, commas and control characters"
 _NAME_REMEDY = "use 1 to 64 letters, digits, dots, dashes and underscores; start with a letter or digit"
@@ -33,7 +35,7 @@ def container_path(value: object, name: str) -> str:
         name: The field that an error names.
 
     Raises:
-        SpecError: The path is relative, is ``/``, or contains ``..``.
+        SpecError: The path is relative, is ``/``, or contains ``..`` or a control character, or is not valid Unicode.
 
     Example:
         >>> container_path("/root/data/", "mount_path")
@@ -41,8 +43,10 @@ def container_path(value: object, name: str) -> str:
     """
     remedy = 'pass an absolute path in the container below /, without "..", for example "/root/data"'
     text = str(value) if isinstance(value, Path) else value
-    if not isinstance(text, str) or not text.startswith("/") or "\0" in text or ".." in text.split("/"):
+    if not isinstance(text, str) or not text.startswith("/") or ".." in text.split("/"):
         raise SpecError(name, value, remedy)
+    if re.search(_UNPRINTABLE, text):
+        raise SpecError(name, value, "it contains a control character, or is not valid Unicode")
     normal = "/" + posixpath.normpath(text).lstrip("/")
     if normal == "/":
         raise SpecError(name, value, remedy)
@@ -81,7 +85,8 @@ def check_unicode(instance: object, attribute: Attribute[Any], value: object) ->
     """Validate that a string, or each of a list or dict of strings, can be encoded: Modal receives it as UTF-8.
 
     Raises:
-        SpecError: One contains half of a surrogate pair, as Python decodes bytes that are not UTF-8.
+        SpecError: One contains a null character, or half of a surrogate pair, as Python decodes bytes that are not
+            UTF-8.
     """
     texts = value.values() if isinstance(value, Mapping) else (value,) if isinstance(value, str) else value
     for text in texts if isinstance(texts, Iterable) else ():
@@ -89,6 +94,8 @@ def check_unicode(instance: object, attribute: Attribute[Any], value: object) ->
             str(text).encode()
         except UnicodeEncodeError:
             raise SpecError(attribute.name, text, "pass valid Unicode") from None
+        if "\0" in str(text):
+            raise SpecError(attribute.name, text, "it contains a null character; remove it")
 
 
 def to_env(value: Mapping[str, str | int | float | Path]) -> Mapping[str, str]:
@@ -110,6 +117,13 @@ def to_env(value: Mapping[str, str | int | float | Path]) -> Mapping[str, str]:
         check_value("env", key, str(item))
         result[key] = str(item)
     return result
+
+
+def check_variable_names(instance: object, attribute: Attribute[Any], value: object) -> None:
+    """Validate a tuple of names of variables. An error does not contain one, since it may be a value by mistake."""
+    check_strings(instance, attribute, value)
+    if isinstance(value, tuple) and not all(re.fullmatch(_VARIABLE, name) for name in value):
+        raise SpecError(attribute.name, "(not shown)", "pass the names of variables, not their values")
 
 
 def check_name(instance: object, attribute: Attribute[Any], value: object) -> None:

@@ -86,8 +86,8 @@ def check_gpu_names(value: str | Sequence[str] | None) -> str | Sequence[str] | 
         near = get_close_matches(request.name, KNOWN_GPUS, n=3, cutoff=0.7)
         question = f"Did you mean {' or '.join(near)}? " if near else ""
         warnings.warn(
-            f"gpu={value!r}: {request.name} is not a known GPU type. {question}It is passed to Modal, which refuses "
-            f"types that it does not have. Known types: {', '.join(KNOWN_GPUS)}",
+            f"{request} is requested, and {request.name} is not a known GPU type. {question}It is passed "
+            f"to Modal, which refuses types that it does not have. Known types: {', '.join(KNOWN_GPUS)}",
             stacklevel=4,
         )
     return value if value is None or isinstance(value, str) else tuple(value)

@@ -19,7 +19,7 @@ def _check_not_empty(instance: object, attribute: Attribute[Any], value: Sequenc
 
 
 def _check_gpu(instance: object, attribute: Attribute[Any], value: object) -> None:
-    if value is not None and (not isinstance(value, str) or not value.strip()):
+    if value is not None and (not isinstance(value, str) or not value.isprintable() or not value.strip()):
         raise SpecError(attribute.name, value, 'pass a GPU such as "any" or "T4", or None for a machine without GPU')
 
 
@@ -155,8 +155,12 @@ class UvSync:
         ('tinker', 'fsdp')
     """
 
-    extras: Sequence[str] = field(default=(), converter=to_strings, validator=check_strings, kw_only=True)
-    groups: Sequence[str] = field(default=(), converter=to_strings, validator=check_strings, kw_only=True)
+    extras: Sequence[str] = field(
+        default=(), converter=to_strings, validator=[check_strings, check_unicode], kw_only=True
+    )
+    groups: Sequence[str] = field(
+        default=(), converter=to_strings, validator=[check_strings, check_unicode], kw_only=True
+    )
     gpu: str | None = field(default=None, validator=_check_gpu, kw_only=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +23,11 @@ def _to_local_folder(value: object) -> Path | None:
     if not isinstance(value, str | Path):
         raise SpecError("local_path", value, "pass a folder, or None for the checkout")
     try:
+        if b"\0" in os.fsencode(value):
+            raise SpecError("local_path", value, "it contains a null character; remove it")
         return Path(value).expanduser().absolute()
+    except UnicodeEncodeError:
+        raise SpecError("local_path", value, "it contains a character that no path can contain") from None
     except (RuntimeError, OSError) as error:  # there is no home folder, or no working directory any more
         raise SpecError("local_path", str(value), f"it cannot be made absolute: {error}") from error
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from skyrl_modal.declaration import Attribute, field, frozen
 from skyrl_modal.errors import SpecError
-from skyrl_modal.spec.fields import check_flag, check_name, check_strings, to_strings
+from skyrl_modal.spec.fields import check_flag, check_name, check_variable_names, to_strings
 from skyrl_modal.spec.shown import Shown
 
 #: Where the values of a secret are found.
@@ -32,7 +32,7 @@ class SecretSpec(Shown):
     """
 
     name: str = field(validator=check_name)
-    keys: Sequence[str] = field(default=(), converter=to_strings, validator=check_strings)
+    keys: Sequence[str] = field(default=(), converter=to_strings, validator=check_variable_names)
     optional: bool = field(default=False, validator=check_flag, kw_only=True)
     source: str = field(default="modal", kw_only=True)
 

@@ -187,7 +187,8 @@ def test_warning_about_an_option_is_a_message(skyrl: Command, checkout: Path) ->
     done = skyrl("plan", "--backend", "local", "--checkout", str(checkout), "--gpu", "A1000", "true")
 
     assert done.returncode == 0
-    assert "skyrl-modal | warning: gpu=['A1000']: A1000 is not a known GPU type. Did you mean A100" in done.stderr
+    warning = "A1000:1 is requested, and A1000 is not a known GPU type. Did you mean A100"
+    assert f"skyrl-modal | warning: {warning}" in done.stderr
     assert "UserWarning" not in done.stderr
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 import pytest
 
-from skyrl_modal import ImageSpec, Launcher, MountSpec, RaySpec, RunState, SecretSpec, SpecError, VolumeSpec
+from skyrl_modal import BucketSpec, ImageSpec, Launcher, MountSpec, RaySpec, RunState, SecretSpec, SpecError, VolumeSpec
 from skyrl_modal.cli.process import run_process
 from skyrl_modal.errors import SkyRLModalError
 from skyrl_modal.findings import Severity
@@ -108,6 +108,7 @@ def make_launcher(fields: Mapping[str, Any]) -> Launcher:
     for name, cls in _SPECS.items():
         if name in given:
             given[name] = [cls(**item) for item in given[name]]
+    given["volumes"] += [BucketSpec(**item) for item in given.pop("buckets", ())]
     if given.get("ray") is not None:
         given["ray"] = RaySpec(**given["ray"])
     if "image" in given:

@@ -119,6 +119,31 @@ def _invalid() -> Iterator[Declaration]:
     )
     yield from _each("volume hides files", "volumes", [{"mount_path": "/root/SkyRL/skyrl"}])
     yield from _each("volume hides files", "volumes", [{"mount_path": "/root/SkyRL/train.py"}])
+    for text in ("a\ud800", "a\0b"):
+        yield from _each("text", "workdir", text)
+        yield from _each("text", "volumes", [{"mount_path": f"/root/{text}"}])
+        yield from _each("text", "mounts", [{"remote_path": f"/root/{text}"}], [{"local_path": f"/{text}"}])
+        yield from _each("text", "mounts", [{"exclude": [text]}], [{"include": [text]}])
+        yield from _each("text", "secrets", [{"name": "a", "keys": [text]}])
+        copy = {"step": "copy", "source": "/etc/hosts", "target": f"/{text}"}
+        yield from _each("text", "image.steps", [{"step": "uv_sync", "extras": [text]}], [copy])
+    for wrong in (
+        {"name": "s3://data"},
+        {"name": "Two Names"},
+        {"endpoint_url": "ftp://host"},
+        {"key_prefix": "folder"},
+        {"key_prefix": "\ud800/"},
+        {"secret": "a b"},
+        {"oidc_auth_role_arn": "me"},
+        {"requester_pays": True},
+        {"read_only": "yes"},
+        {"mount_path": "/etc/x"},
+        {"mount_path": "/root/data"},
+        {"mount_path": "/root/SkyRL/skyrl"},
+    ):
+        yield from _each("bucket", "buckets", [{"name": "data", "mount_path": "/mnt/data", **wrong}])
+    bucket = {"name": "data", "mount_path": "/mnt/data", "secret": "none-such"}
+    yield Declaration(kind="bucket", fields={"buckets": [bucket]}, refused=(MODAL,), needs_server=True)
     missing = {"name": "no-such-volume", "create_if_missing": False}
     yield Declaration(kind="no volume", fields={"volumes": [missing]}, refused=BOTH, needs_server=True)
     yield from _each("mount", "mounts", [{}, {"local_path": "{folder}/nothing", "remote_path": "/x"}])
@@ -184,6 +209,9 @@ def _valid() -> Iterator[Declaration]:
     yield from _each("image step", "image.steps", [{"step": "copy", "source": "skyrl", "target": "/x"}], refused=none)
     yield from _each("volume", "volumes", [{"name": "further", "mount_path": "/mnt/x"}], [], refused=none)
     yield from _each("volume", "volumes", [{"name": "further", "read_only": True}], refused=none)
+    yield from _each(
+        "bucket", "buckets", [{"name": "data", "mount_path": "/mnt/data", "read_only": True}], refused=none
+    )
     yield from _each("mount", "mounts", [{}, {"local_path": "{folder}/other", "remote_path": "/mnt/o"}], refused=none)
     yield from _each("mount", "mounts", [], refused=none)
     yield from _each("pattern", "mounts", [{"include": ["*.secret"]}], [{"exclude": ["/train.py"]}], refused=none)
