@@ -29,6 +29,8 @@ for step in (0, 20):
         file.write("no rollout\\n")
     with open(os.path.join(folder, "aggregated_results.jsonl"), "w") as file:
         file.write('{"eval/all/avg_score": 1.5}\\n')
+import skyrl_modal  # found through the hook of the run
+skyrl_modal.log_rollouts([{"prompt": "t", "response": "r", "reward": 0.25, "group": "g"}], step=20)
 """
 
 
@@ -47,17 +49,17 @@ def test_dumped_evaluations(launcher: MakeLauncher, checkout: Path) -> None:
     command = "python3 -m skyrl.train.entrypoints.main_base trainer.export_path=/root/data/exports/a"
     run = Run.attach(launcher().run(command, quiet=True, check=True).run_id)
 
-    rollouts = run.rollouts()
+    rollouts = run.rollouts(source="eval")
 
     assert [(each.step, each.source) for each in rollouts] == [(0, "eval/openai_gsm8k")] * 4 + [
         (20, "eval/openai_gsm8k")
     ] * 4
-    assert [each.reward for each in run.rollouts(20)] == [0.0, 1.0, 2.0, 3.0]
-    assert [each.group == rollouts[0].group for each in run.rollouts(20)] == [True, True, False, False]
+    assert [each.reward for each in run.rollouts(20)] == [0.0, 1.0, 2.0, 3.0, 0.25]
+    assert [each.group == rollouts[0].group for each in run.rollouts(20)] == [True, True, False, False, False]
     assert [each.reward for each in run.rollouts(step=0, best=2, worst=1)] == [3.0, 2.0, 0.0]
     assert f"{rollouts[0]}" == ("step 0  reward 0  stop  eval/openai_gsm8k\n[user]\nprompt 0\n[assistant]\nanswer 0")
-    assert run.rollouts(source="train") == run.rollouts(source="eval/other") == []
-    assert len(run.rollouts(source="eval")) == 8
+    assert [(each.step, each.response, each.group) for each in run.rollouts(source="train")] == [(20, "r", "g")]
+    assert run.rollouts(source="eval/other") == []
     assert rollouts.skipped == 2
 
 
