@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from skyrl_modal.web.runs import Runs
 
 #: Seconds between two looks at a run: on this machine, and on another backend.
-_LOCAL_INTERVAL, _REMOTE_INTERVAL = 0.25, 3.0
+_LOCAL_INTERVAL, _REMOTE_INTERVAL = 0.2, 3.0
 #: Seconds between two looks at the list of runs, and at the state of a run.
 _LIST_INTERVAL = 1.0
 #: Seconds that the answer to a new client waits for the first look at its runs.
@@ -59,14 +59,14 @@ class Client:
         if self.is_dropped:
             return
         if self._events.qsize() >= _MAX_EVENTS or self._bytes + len(event) > _MAX_BYTES:
-            self._drop()
             self.close()
             return
         self._bytes += len(event)
         self._events.put_nowait(event)
 
     def close(self) -> None:
-        """End the connection."""
+        """End the connection, also while the client does not read."""
+        self._drop()
         self.is_dropped = True
         self._events.put_nowait(b"")
 
@@ -149,27 +149,32 @@ class Hub:
                 self._send("", "runs", {})
 
     async def _follow(self, run_id: str) -> None:
-        """Send what is added to a run. An error of its backend is part of its summary."""
-        loop, before, state_at = asyncio.get_running_loop(), None, 0.0
+        """Send what is added to a run, and its state. Neither waits for the other."""
+        await asyncio.gather(self._follow_news(run_id), self._follow_state(run_id))
+
+    async def _follow_news(self, run_id: str) -> None:
         is_first = True
         while True:
-            interval = _LOCAL_INTERVAL
-            with contextlib.suppress(Exception):  # the next look may succeed
+            interval = _LIST_INTERVAL
+            with contextlib.suppress(Exception):  # its summary has the reason, and the next look may succeed
                 observed = await self._runs.observed(run_id)
-                interval = _LOCAL_INTERVAL if observed.is_local else _REMOTE_INTERVAL
                 news = await self._runs.call(observed, partial(observed.news, restart=is_first))
                 is_first = False
                 self._counting[run_id].set()
                 self._send_news(run_id, news)
-                if loop.time() - state_at > _LIST_INTERVAL:
-                    state_at = loop.time()
-                    summary = await self._runs.summary(observed)
-                    if summary != before:
-                        before = summary
-                        self._send(run_id, "run", summary)
-                    if summary["returncode"] is not None:
-                        interval = _LIST_INTERVAL  # it has ended: what follows is rare
+                if not self._runs.has_ended(run_id):
+                    interval = _LOCAL_INTERVAL if observed.is_local else _REMOTE_INTERVAL
             await asyncio.sleep(interval)
+
+    async def _follow_state(self, run_id: str) -> None:
+        before = None
+        while True:
+            with contextlib.suppress(Exception):  # the next look may succeed
+                summary = await self._runs.summary(await self._runs.observed(run_id))
+                if summary != before:
+                    before = summary
+                    self._send(run_id, "run", summary)
+            await asyncio.sleep(_LIST_INTERVAL)
 
     def _send_news(self, run_id: str, news: News) -> None:
         if news.rows or news.skipped_rows:

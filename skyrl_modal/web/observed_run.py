@@ -85,6 +85,7 @@ class ObservedRun:
         sampled: Sampled curves as JSON, by their parameters and the version of the metrics.
         facts: What was found out about a run that has ended.
         has_ended: Whether it had ended when its details were read.
+        newest_step: The greatest step that was read; None if there is none.
         rollouts: When its rollouts were read, the rollouts, and the number of those that could not be read.
     """
 
@@ -95,6 +96,7 @@ class ObservedRun:
         self.sampled: dict[tuple[object, ...], str] = {}
         self.facts: dict[str, Any] = {}
         self.has_ended = False
+        self.newest_step: int | None = None
         self.rollouts: tuple[float, Sequence[Rollout], int] | None = None
         self._files = _CompactFiles(self.run._execution)
         self._files_read_at = self._log_read_at = float("-inf")
@@ -117,6 +119,8 @@ class ObservedRun:
             with paused_collection():
                 self._files.update()
             self._files_read_at = time.monotonic()
+            steps = self._files.columns.step_range()
+            self.newest_step = None if steps is None else steps[1]
         return self._files.columns
 
     def log(self) -> LogIndex:

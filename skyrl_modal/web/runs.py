@@ -20,7 +20,7 @@ T = TypeVar("T")
 #: Threads that read files of this machine, and that wait for other backends.
 _LOCAL_THREADS, _REMOTE_THREADS = 4, 8
 #: Seconds after which a request for a run is answered with an error.
-_LOCAL_SECONDS, _REMOTE_SECONDS = 60.0, 30.0
+_LOCAL_SECONDS, _REMOTE_SECONDS = 300.0, 30.0
 #: Seconds that the list waits for runs that were not looked at yet.
 _LIST_SECONDS = 0.2
 #: Bytes of metrics, and number of runs, that are kept in memory. Those that were read least recently are forgotten.
@@ -78,7 +78,12 @@ class Runs:
             with observed.lock, translate_system_errors():
                 return function()
 
-        return await (self._local if observed.is_local else self._remote).run(locked)
+        if observed.is_local:
+            return await self._local.run(locked)
+        result = await self._remote.run(locked)
+        if observed.newest_step is not None:
+            self.list.set_step(observed.run.id, observed.newest_step)
+        return result
 
     async def refresh_list(self) -> None:
         """Look for new and changed runs. Runs of other backends are looked at in the background."""
@@ -119,6 +124,11 @@ class Runs:
             raise RunNotFound(run_id)
         return values
 
+    def has_ended(self, run_id: str) -> bool:
+        """Return whether a run had ended when it was last looked at."""
+        values = self.list.summary(run_id)
+        return values is not None and values["returncode"] is not None
+
     async def details(self, observed: ObservedRun, summary: dict[str, Any], seconds: float) -> dict[str, Any]:
         """Return what is shown about a run.
 
@@ -141,10 +151,6 @@ class Runs:
     async def call_all(self, observed: Sequence[ObservedRun], function: Callable[[ObservedRun], T]) -> list[T]:
         """Call a function about several runs, at the same time."""
         return await asyncio.gather(*(self.call(one, lambda one=one: function(one)) for one in observed))  # type: ignore[misc]
-
-    def step_of(self, observed: ObservedRun, step: int) -> None:
-        """Record the newest step that was read."""
-        self.list.set_step(observed.run.id, step)
 
 
 def _read(run_id: str) -> ObservedRun:
