@@ -12,7 +12,7 @@ Line = Sequence[Char]
 
 #: The size of a character cell, of the text and of the margin, in pixels.
 WIDTH, HEIGHT, FONT, MARGIN = 8.4, 18, 14, 14
-BACKGROUND, FOREGROUND = "#0d1117", "#e6edf3"
+BACKGROUND, FOREGROUND, BORDER = "#0d1117", "#e6edf3", "#30363d"
 #: The colors of a dark terminal; each has a contrast of at least 4.5 to the background.
 COLORS = {
     "black": "#8b949e", "red": "#ff7b72", "green": "#56d364", "brown": "#e3b341", "blue": "#79c0ff",
@@ -91,7 +91,8 @@ def _document(columns: int, rows: int, title: str, content: str, style: str = ""
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height}" width="{width:g}" height="{height}"'
         f' role="img" font-family="{FONTS}" font-size="{FONT}" fill="{FOREGROUND}"><title>{html.escape(title)}</title>'
         f"<style>text{{white-space:pre}}.b{{font-weight:bold}}{style}</style>"
-        f'<rect width="100%" height="100%" rx="8" fill="{BACKGROUND}"/>'
+        f'<rect x=".5" y=".5" width="{width - 1:g}" height="{height - 1}" rx="8" fill="{BACKGROUND}"'
+        f' stroke="{BORDER}"/>'
         f'<svg x="{MARGIN}" y="{MARGIN}" width="{columns * WIDTH:g}" height="{rows * HEIGHT}">{content}</svg></svg>\n'
     )
 
