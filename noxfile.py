@@ -114,7 +114,8 @@ def typing(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; a warning is an error."""
-    install(session, "-e", ".", groups=("docs",))
+    # conf.py imports all modules, and those of the web page need the extra.
+    install(session, "-e", ".[ui]", groups=("docs",))
     out = ROOT / "docs" / "_build" / "html"
     session.run("sphinx-build", "-W", "--keep-going", "-n", "-q", "-E", "-b", "html", "docs", str(out))
     session.run("python", "-m", "tests.docs.built_pages", str(out))
