@@ -42,7 +42,7 @@ class WaitDisplay(Reporter, Protocol):
         """
 
     def watch(self, execution: object) -> None:
-        """Ask an execution from now on what it waits for, if it has a method ``progress``."""
+        """Ask an execution from now on what it waits for, if it has a method ``progress``; None for no execution."""
 
     def write(self, sink: Callable[[bytes], object], data: bytes) -> None:
         """Remove the display, and write output to a sink."""

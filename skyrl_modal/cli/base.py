@@ -11,6 +11,7 @@ import click
 
 from skyrl_modal.errors import SpecError
 from skyrl_modal.protocol.exit_codes import BROKEN_PIPE
+from skyrl_modal.views.colors import BOLD, has_colors, paint
 from skyrl_modal.views.standard_streams import discard_standard_output
 
 if TYPE_CHECKING:
@@ -24,8 +25,25 @@ if TYPE_CHECKING:
 _COMPLETED_RUNS = 100
 
 
+class _HelpFormatter(click.HelpFormatter):
+    """Writes help texts, with bold headings where there are colors."""
+
+    def write_heading(self, heading: str) -> None:
+        """Write a heading."""
+        bold = paint(f"{heading}:", BOLD) if has_colors(sys.stdout) else f"{heading}:"
+        self.write(f"{'':>{self.current_indent}}{bold}\n")
+
+
+class _Context(click.Context):
+    """The context of a command."""
+
+    formatter_class = _HelpFormatter
+
+
 class Command(click.Command):
     """A command whose errors name the option or argument with the invalid value."""
+
+    context_class = _Context
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -86,6 +104,7 @@ class CommandGroup(click.Group):
     """The commands. A reader that closes the output, as with ``| head``, ends them like any other program."""
 
     command_class = Command
+    context_class = _Context
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import click
 
 from skyrl_modal.errors import StorageError
+from skyrl_modal.views.colors import RED, color_override, has_colors, paint, paint_labels
 from skyrl_modal.views.standard_streams import discard_standard_output
 from skyrl_modal.views.text import escape_controls, format_columns
 from skyrl_modal.views.wrapping import wrap_for
@@ -44,9 +45,15 @@ def _output_errors() -> Iterator[None]:
         raise StorageError("standard output", error.strerror or str(error)) from error
 
 
-def print_text(text: str) -> None:
-    """Print lines on standard output; on a terminal so that no word is broken."""
-    print_line(text if sys.stdout is None else wrap_for(sys.stdout, text))
+def print_text(text: str, *, has_labels: bool = False) -> None:
+    """Print lines on standard output; on a terminal so that no word is broken.
+
+    Args:
+        text: The lines.
+        has_labels: Whether the text is a plan, whose findings have labels with colors.
+    """
+    shown = text if sys.stdout is None else wrap_for(sys.stdout, text)
+    print_line(paint_labels(shown) if has_labels and has_colors(sys.stdout) else shown)
 
 
 def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -62,5 +69,7 @@ def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def print_error(text: str) -> None:
     """Print an error on standard error. If that fails, the exit code is all that remains."""
     with contextlib.suppress(OSError, ValueError):
-        line = f"skyrl-modal: {escape_controls(text, multiline=True)}"
-        click.echo(wrap_for(sys.stderr, line), err=True)
+        line = wrap_for(sys.stderr, f"skyrl-modal: {escape_controls(text, multiline=True)}")
+        if has_colors(sys.stderr):
+            line = f"{paint('skyrl-modal:', RED)}{line.removeprefix('skyrl-modal:')}"
+        click.echo(line, err=True, color=color_override())

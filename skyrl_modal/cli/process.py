@@ -11,6 +11,7 @@ from skyrl_modal.cli.commands import cli
 from skyrl_modal.cli.output import print_error
 from skyrl_modal.errors import SkyRLModalError, translate_system_errors
 from skyrl_modal.protocol.exit_codes import BROKEN_PIPE, INTERRUPTED, LAUNCHER_FAILED
+from skyrl_modal.views.colors import color_override
 from skyrl_modal.views.standard_streams import accept_any_text, discard_standard_output, open_missing_descriptors
 
 
@@ -25,7 +26,7 @@ def _run_command_line() -> int:
     """Run the requested command and return the exit code."""
     try:
         with translate_system_errors():
-            cli(standalone_mode=False)
+            cli(standalone_mode=False, color=color_override())
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 0
     except click.ClickException as error:

@@ -13,6 +13,7 @@ import click
 from skyrl_modal.cli.base import cli, parse_time
 from skyrl_modal.cli.output import print_error, print_line
 from skyrl_modal.protocol.state import RunState
+from skyrl_modal.views.colors import STATE_COLORS, has_colors
 from skyrl_modal.views.text import first_line, fit_columns, format_columns, warnings_as_messages
 
 if TYPE_CHECKING:
@@ -102,8 +103,11 @@ def _show(found: Sequence[RunSummary], *, is_json: bool) -> None:
     else:
         rows = [_cells(one) for one in found]
         is_terminal = sys.stdout is not None and sys.stdout.isatty()
+        colors = STATE_COLORS if has_colors(sys.stdout) else None
         print_line(
-            fit_columns(_HEADINGS, rows, droppable=_DROPPABLE) if is_terminal else format_columns([_HEADINGS, *rows])
+            fit_columns(_HEADINGS, rows, droppable=_DROPPABLE, colors=colors)
+            if is_terminal
+            else format_columns([_HEADINGS, *rows], colors)
         )
 
 

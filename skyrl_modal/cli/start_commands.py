@@ -95,7 +95,7 @@ def plan(check: bool, files: bool, is_json: bool, command: Sequence[str], **opti
     if is_json:
         print_line(made.to_json())
     else:
-        print_text(str(made))
+        print_text(str(made), has_labels=True)
         for selection in made.selections if files else ():
             print_line()
             print_line(selection)

@@ -28,6 +28,7 @@ from skyrl_modal.run.interrupts import InterruptEvent, Interrupts
 from skyrl_modal.run.log_lines import TAIL_BYTES
 from skyrl_modal.run.output_sink import OutputTarget, Sink, open_sink
 from skyrl_modal.run.result import RunResult
+from skyrl_modal.views.text import StateText
 
 #: States of runs whose cause is searched for in their logs, and number of lines that are reported with it.
 _EXPLAINED_STATES = (RunState.FAILED, RunState.TIMED_OUT, RunState.LOST)
@@ -165,6 +166,7 @@ class ForegroundRun:
 
     def _report_interrupt(self, event: InterruptEvent) -> None:
         self._display.info(event.message)
+        self._display.watch(None)
         self._display.begin("stopping the run")
 
     def _begin_callback(self) -> None:
@@ -328,7 +330,7 @@ def report_end(result: RunResult, reporter: Reporter, reported: Collection[Failu
         from skyrl_modal.views.money import format_money  # imported here, since most local runs cost nothing
 
         ending += f", cost {format_money(result.cost)}"
-    reporter.info(f"{ending}; log: {result.log_path}")
+    reporter.info(StateText(f"{ending}; log: {result.log_path}", result.state))
     if result.state in _EXPLAINED_STATES:
         _report_cause(result, reporter)
 

@@ -18,6 +18,7 @@ from rich.text import Text
 from skyrl_modal.dataclass import dataclass
 from skyrl_modal.protocol.log_lines import prefixed
 from skyrl_modal.protocol.state import RunState
+from skyrl_modal.views.live_line import is_live_terminal
 from skyrl_modal.views.notebook import is_notebook, table_to_html
 from skyrl_modal.views.text import escape_controls, write_text
 
@@ -55,12 +56,13 @@ class LiveRunTable:
 
             self._notebook = NotebookTable(self._to_html)
         self._console = Console(stderr=True)
+        self._is_live = is_live_terminal(sys.stderr)  # FORCE_COLOR makes every stream a terminal for the console
         self._live = Live(self._table(), console=self._console, refresh_per_second=4, transient=False)
 
     def __enter__(self) -> Self:
         if self._notebook is not None:
             self._notebook.start()
-        elif self._console.is_terminal:
+        elif self._is_live:
             self._live.start()
         return self
 
@@ -69,7 +71,7 @@ class LiveRunTable:
     ) -> None:
         if self._notebook is not None:
             self._notebook.stop()
-        elif self._console.is_terminal:
+        elif self._is_live:
             self._live.update(self._table())
             self._live.stop()
 
@@ -85,7 +87,7 @@ class LiveRunTable:
             row.line = row.line if line is None else _COLOR.sub("", line)
             if self._notebook is not None:
                 self._notebook.update()
-            elif self._console.is_terminal:
+            elif self._is_live:
                 self._live.update(self._table())
             elif is_new_state:
                 text = f"{self._names[number]}: {row.state} {row.run_id} {row.line}".rstrip()

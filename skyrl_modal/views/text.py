@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from skyrl_modal.protocol.log_lines import LINE_PREFIX, prefixed
@@ -76,6 +77,24 @@ def message_stream() -> TextIO | None:
     return sys.stderr
 
 
+class StateText(str):
+    """A message that begins with a state, which has a color on a terminal.
+
+    Args:
+        text: The message.
+        state: The state.
+    """
+
+    __slots__ = ("state",)
+    state: str
+
+    def __new__(cls, text: str, state: str) -> StateText:
+        """Return a message that has its state as an attribute."""
+        message = super().__new__(cls, text)
+        message.state = state
+        return message
+
+
 class StderrReporter:
     """A reporter that writes to standard error; in a notebook to standard output.
 
@@ -84,20 +103,25 @@ class StderrReporter:
 
     def info(self, text: str) -> None:
         """Write a message of one or more lines, each with the prefix."""
+        self._write(text, text.state if isinstance(text, StateText) else "")
+
+    def _write(self, text: str, label: str) -> None:
         stream = message_stream()
         if stream is not None:
             lines = "\n".join(escape_controls(line) for line in text.splitlines())
             lines = wrap_for(stream, lines, used=len(LINE_PREFIX))
             with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
-                if live_lines:
-                    with live_lines[0].hidden():
-                        write_text(stream, prefixed(lines))
-                else:
-                    write_text(stream, prefixed(lines))
+                shown = prefixed(lines)
+                if "FORCE_COLOR" in os.environ or stream.isatty():
+                    from skyrl_modal.views.colors import paint_message  # imported here: most streams have no colors
+
+                    shown = paint_message(stream, shown, LINE_PREFIX, label)
+                with live_lines[0].hidden() if live_lines else contextlib.nullcontext():
+                    write_text(stream, shown)
 
     def warn(self, text: str) -> None:
         """Write a warning."""
-        self.info(f"warning: {text}")
+        self._write(f"warning: {text}", "warning:")
 
 
 @contextlib.contextmanager
@@ -129,8 +153,12 @@ def _indented(text: str) -> str:
     return text.replace("\n", "\n" + " " * 10)
 
 
-def format_columns(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of cells as lines with aligned columns, for a pipe or a file. Control characters are escaped.
+def format_columns(rows: Sequence[Sequence[str]], colors: Mapping[str, str] | None = None) -> str:
+    """Return rows of cells as lines with aligned columns. Control characters are escaped.
+
+    Args:
+        rows: The rows.
+        colors: The colors of cells with certain texts, such as states; the first row is then bold. None for no colors.
 
     Example:
         >>> print(format_columns([("a", "1"), ("long", "2")]))
@@ -139,8 +167,14 @@ def format_columns(rows: Sequence[Sequence[str]]) -> str:
     """
     rows = [[escape_controls(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    for line in lines:
+        line[-1] = line[-1].rstrip()
+    if colors is not None:
+        from skyrl_modal.views.colors import paint_cells  # imported here: most output has no colors
+
+        lines = paint_cells(lines, colors)
+    return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 def first_line(text: str, length: int) -> str:
@@ -157,7 +191,12 @@ def first_line(text: str, length: int) -> str:
 
 
 def fit_columns(
-    headings: Sequence[str], rows: Sequence[Sequence[str]], *, droppable: Sequence[str] = (), width: int | None = None
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    droppable: Sequence[str] = (),
+    width: int | None = None,
+    colors: Mapping[str, str] | None = None,
 ) -> str:
     """Return rows below headings for a terminal. Columns without a value are left out, and the last one is cut.
 
@@ -166,6 +205,7 @@ def fit_columns(
         rows: The cells of each row; ``-`` is no value.
         droppable: Headings of columns that are left out on a narrow terminal, in this order.
         width: The number of columns of the terminal; None to ask the system.
+        colors: As for ``format_columns``.
 
     Example:
         >>> print(fit_columns(("A", "B", "C"), [("1", "-", "long text")], width=8))
@@ -191,4 +231,4 @@ def fit_columns(
     for row in shown:
         if len(row[-1]) > room:
             row[-1] = f"{row[-1][: room - 1]}…"
-    return format_columns(shown)
+    return format_columns(shown, colors)

@@ -11,8 +11,33 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the classes too: defining a protocol takes longer than the rest of this module
     from skyrl_modal.views.live_line import LiveLine
+
+    class Messages(Protocol):
+        """Receives messages, as ``skyrl_modal.reporting.Reporter``."""
+
+        def info(self, text: str) -> None:
+            """Receive a message."""
+
+        def warn(self, text: str) -> None:
+            """Receive a warning."""
+
+    class Progress(Protocol):
+        """What an execution waits for, see ``skyrl_modal.backends.base.Progress``."""
+
+        @property
+        def phase(self) -> str:
+            """What it does or waits for."""
+
+        @property
+        def detail(self) -> str:
+            """How far it is; empty if that is not known."""
+
+        @property
+        def seconds(self) -> float | None:
+            """For how long it has done so; None if it has begun when this phase was first returned."""
+
 
 #: Seconds before the first report, and between two updates: while something is displayed, and after output.
 FIRST_DELAY = 0.3
@@ -24,32 +49,6 @@ PHASE_DELAY = 2.0
 REPORT_INTERVAL = 15.0
 LONG_REPORT_INTERVAL = 60.0
 LONG_WAIT = 600.0
-
-
-class Messages(Protocol):
-    """Receives messages, as ``skyrl_modal.reporting.Reporter``."""
-
-    def info(self, text: str) -> None:
-        """Receive a message."""
-
-    def warn(self, text: str) -> None:
-        """Receive a warning."""
-
-
-class Progress(Protocol):
-    """What an execution waits for, see ``skyrl_modal.backends.base.Progress``."""
-
-    @property
-    def phase(self) -> str:
-        """What it does or waits for."""
-
-    @property
-    def detail(self) -> str:
-        """How far it is; empty if that is not known."""
-
-    @property
-    def seconds(self) -> float | None:
-        """For how long it has done so; None if it has begun when this phase was first returned."""
 
 
 def format_elapsed(seconds: float) -> str:

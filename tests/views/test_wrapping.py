@@ -57,7 +57,7 @@ def test_an_error_is_broken_at_spaces(tmp_path: Path) -> None:
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 50, 0, 0))
     command = [sys.executable, "-m", "skyrl_modal", "logs", "none-such"]
-    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | {"NO_COLOR": "1"}
     subprocess.run(
         command, stdin=terminal, stdout=subprocess.DEVNULL, stderr=terminal, cwd=tmp_path, env=environment, check=False
     )
