@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tests.docs.pictures.sandbox import CHECKOUT, HOME, ROOT, Sandbox, names_of_this_machine, newest_quickstart
+from tests.docs.pictures.sandbox import CHECKOUT, HOME, ROOT, Sandbox, find_names, newest_quickstart
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -67,7 +67,7 @@ def save(page: Page, file: Path, *, height: int | None = None) -> None:
     """Write a photograph with few colors: of the whole page, or of its top."""
     from PIL import Image
 
-    found = [name for name in names_of_this_machine() if name in page.inner_text("body")]
+    found = find_names(page.inner_text("body"))
     if found:
         raise SystemExit(f"pictures: {file.name} contains {', '.join(found)}")
     size = page.viewport_size or {"width": DESKTOP, "height": 900}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -112,7 +113,8 @@ def newest_quickstart(sandbox: Sandbox) -> str:
     return str(next(run["run_id"] for run in found if "run_quickstart" in run["command"]))
 
 
-def names_of_this_machine() -> list[str]:
-    """Return what must not be part of a picture."""
+def find_names(text: str) -> list[str]:
+    """Return the names and paths of this machine in a text. None must be part of a picture."""
     names = {str(ROOT), str(Path.home()), sys.prefix, sys.base_prefix, socket.gethostname(), getpass.getuser()}
-    return sorted(names - {"/", "/root", "/usr", "root", "localhost", USER})
+    wanted = sorted(names - {"/", "/root", "/usr", "root", "localhost", USER})
+    return [name for name in wanted if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)]

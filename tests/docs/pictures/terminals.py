@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.docs.pictures.sandbox import CHECKOUT, CLONE, Sandbox, names_of_this_machine, newest_quickstart
+from tests.docs.pictures.sandbox import CHECKOUT, CLONE, Sandbox, find_names, newest_quickstart
 from tests.docs.pictures.shown import ANIMATION, QUICKSTART, STILLS, WIDTHS
 from tests.docs.pictures.svg import draw_animation, draw_still
 from tests.docs.pictures.terminal import Recording
@@ -48,6 +48,6 @@ def record_quickstart(sandbox: Sandbox, cast: Path) -> Recording:
 
 def check(recording: Recording, name: str) -> None:
     """Refuse what names this machine."""
-    found = [text for text in names_of_this_machine() if text in recording.text()]
+    found = find_names(recording.text())
     if found:
         raise SystemExit(f"pictures: {name} contains {', '.join(found)}")
