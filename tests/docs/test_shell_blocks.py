@@ -15,8 +15,8 @@ import pytest
 from skyrl_modal import Launcher
 from tests.docs.page_blocks import LANGUAGES, PAGES, ROOT, Block, blocks_of
 
-#: The id that the pages show as an example. The tests replace it by that of a run.
-EXAMPLE_RUN = "20260131-120000-1a2b3c"
+#: The ids that the pages show as examples. The tests replace them by that of a run.
+EXAMPLE_RUN = re.compile(r"\b\d{8}-\d{6}-[0-9a-f]{6}\b|\bRUN_ID\b")
 #: A script of SkyRL in short: it passes its arguments on to a trainer.
 SCRIPT = 'exec python3 -m skyrl.train.entrypoints.main_base trainer.ckpt_path="$HOME/ckpts" "$@"\n'
 #: A trainer in short: it logs two steps.
@@ -136,8 +136,7 @@ def script_of(page: Path, run_id: str) -> str:
     """Return the blocks of a page as a program that ends at the first command with an unexpected exit code."""
     lines = ["set -eo pipefail"]
     for block in executed_blocks(page):
-        text = block.text.replace(EXAMPLE_RUN, run_id).replace("RUN_ID", run_id)
-        for line in text.splitlines():
+        for line in EXAMPLE_RUN.sub(run_id, block.text).splitlines():
             code = re.search(r"# exits with (\d+)$", line)
             lines.append(f"( {line.split('  #')[0]} ) || test $? = {code[1]}" if code else line)
     return "\n".join(lines) + "\n"
