@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -169,7 +170,7 @@ def test_runs_of_a_volume(skyrl: Command, tmp_path: Path) -> None:
 
 
 def on_terminal(checkout: Path, columns: int, *arguments: str) -> list[str]:
-    """Return the lines that a command prints on a terminal of some width."""
+    """Return the lines that a command prints on a terminal of some width, without colors."""
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     command = [sys.executable, "-m", "skyrl_modal", *arguments]
@@ -186,7 +187,7 @@ def on_terminal(checkout: Path, columns: int, *arguments: str) -> list[str]:
         received += data
     os.close(controller)
     assert process.wait(60) == 0
-    return received.decode().splitlines()
+    return re.sub(r"\x1b\[[0-9;]*m", "", received.decode()).splitlines()
 
 
 @pytest.mark.parametrize("columns", [80, 200])
