@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from skyrl_modal.cli.output import print_line, print_rows
-from skyrl_modal.errors import SpecError
+from skyrl_modal.run.plots import NO_METRICS, check_keys
 from skyrl_modal.views.metrics import important_keys, row_to_json, row_to_text, summary_row
 from skyrl_modal.views.plot import plot_lines
 from skyrl_modal.views.text import StderrReporter, escape_controls
@@ -32,7 +32,7 @@ def print_metrics(metrics: Metrics, keys: Sequence[str], *, follow: bool, is_jso
         SpecError: A key was never logged.
     """
     if not follow:
-        _check_keys(metrics, keys)
+        check_keys(metrics, keys)
     if is_json:
         wanted = {"step", "time", *keys}
         for row in metrics:
@@ -46,22 +46,9 @@ def print_metrics(metrics: Metrics, keys: Sequence[str], *, follow: bool, is_jso
     elif len(metrics):
         _print_plots(metrics, keys)
     if not len(metrics):
-        text = (
-            "no metrics are recorded: the command has logged none, or not yet (docs/metrics.md lists what is recorded)"
-        )
-        StderrReporter().info(text)
+        StderrReporter().info(NO_METRICS)
     if metrics.skipped:
         StderrReporter().info(f"{metrics.skipped:,} lines of the metrics files could not be read")
-
-
-def _check_keys(metrics: Metrics, keys: Sequence[str]) -> None:
-    known = metrics.keys
-    for key in keys:
-        if key not in known and known:
-            import difflib  # imported here, since it takes time
-
-            similar = difflib.get_close_matches(key, known, 3, 0.4) or known[:3]
-            raise SpecError("key", key, f"it was not logged. Similar ones: {', '.join(map(escape_controls, similar))}")
 
 
 def _print_plots(metrics: Metrics, keys: Sequence[str]) -> None:

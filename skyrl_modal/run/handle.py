@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from skyrl_modal.run.output_reader import OutputReader
     from skyrl_modal.run.result import RunResult
     from skyrl_modal.run.rollouts import Rollouts
+    from skyrl_modal.views.chart import Chart
 
 
 class Run:
@@ -374,6 +375,39 @@ class Run:
         if follow:
             raise SpecError("follow", follow, "a file on a volume cannot be followed; omit follow, or omit path")
         return Metrics(VolumeFile(self.job, self._backend_name, path))
+
+    def plot(self, *keys: str) -> Chart:
+        """Return a chart of metrics as they are now: a notebook shows it as SVG, ``print`` as plain text.
+
+        Args:
+            *keys: The metrics; none for those that show whether a training learns.
+
+        Raises:
+            SpecError: A key was not logged. The error contains similar ones.
+            BackendUnavailable: The backend cannot answer now.
+
+        Example:
+            >>> from skyrl_modal import runs
+            >>> for run in runs(limit=1):
+            ...     print(run.plot())
+        """
+        return self.metrics().plot(*keys)
+
+    def watch(self, *keys: str) -> None:
+        """Show state, curves, last lines and cost until the run ends, in a notebook updated in place.
+
+        Elsewhere, a line is printed for each new state and step. Ctrl-C, or an interrupt of the cell, ends the view and
+        not the run, and the method returns.
+
+        Args:
+            *keys: The metrics to plot; none for those that show whether a training learns.
+
+        Raises:
+            BackendUnavailable: The backend cannot answer now.
+        """
+        from skyrl_modal.run.watch import watch_run
+
+        watch_run(self, keys)
 
     @translate_system_errors()
     def rollouts(

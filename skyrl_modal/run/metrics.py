@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from skyrl_modal.backends import Execution
     from skyrl_modal.protocol.job import Job
     from skyrl_modal.spec.volume import VolumeSpec
+    from skyrl_modal.views.chart import Chart
 
 #: Seconds between two looks at the files of a run that is followed: at first, and at most. On Modal each look costs a
 #: request, and files become visible when the container commits its volume.
@@ -71,9 +72,10 @@ class Metrics:
         self._files = files
         self._follow = follow
         self._rows = MergedRows()
-        self._update()
+        self.update()
 
-    def _update(self) -> bool:
+    def update(self) -> bool:
+        """Read what was logged since the last call. Return whether there was something."""
         with paused_collection():
             if not self._files.update():
                 return False
@@ -109,7 +111,7 @@ class Metrics:
                 return
             with translate_system_errors():
                 has_ended = self._files.wait(interval)
-                is_new = self._update()
+                is_new = self.update()
             interval = _MIN_POLL_INTERVAL if is_new else min(2 * interval, _MAX_POLL_INTERVAL)
 
     @property
@@ -125,6 +127,12 @@ class Metrics:
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Return the steps at which a metric was logged, and its values; two empty lists for another name."""
         return self._rows.series(key)
+
+    def plot(self, *keys: str) -> Chart:
+        """Return a chart of some metrics, without keys of the most important ones. See ``Run.plot``."""
+        from skyrl_modal.run.plots import plot_metrics  # imported here, since most callers plot nothing
+
+        return plot_metrics(self, keys)
 
     def to_pandas(self, keys: Sequence[str] | None = None) -> pandas.DataFrame:
         """Return a table with the columns ``step``, ``time`` and one for each metric. What was not logged is NaN.

@@ -14,6 +14,7 @@ from skyrl_modal.run.log_lines import TAIL_LINES, last_lines
 
 if TYPE_CHECKING:
     from skyrl_modal.findings import Diagnosis
+    from skyrl_modal.views.chart import Chart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +127,16 @@ class RunResult:
             ("log", self.log_path),
         ]
         return rows_to_html(rows, state=self.state, tail=self.log_tail)
+
+    def plot(self, *keys: str) -> Chart:
+        """Return a chart of metrics, like ``Run.plot``.
+
+        Raises:
+            RunNotFound: The record of the run was removed, or the run was not started.
+        """
+        from skyrl_modal.run.handle import Run
+
+        return Run.attach(self.run_id).plot(*keys)
 
     def check_returncode(self) -> None:
         """Raise the exception that describes how the run ended. Do nothing if it succeeded.

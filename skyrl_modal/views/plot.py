@@ -70,8 +70,9 @@ def _strokes(points: Sequence[tuple[float, float]], columns: int, rows: int) -> 
         return 0 if last == first else round((step - first) / (last - first) * (columns - 1))
 
     def row_of(value: float) -> int:
-        # Divided first: the difference of two large numbers may be infinite.
-        share = 0.5 if high == low else (value / 2 - low / 2) / (high / 2 - low / 2)
+        # Divided first: the difference of two large numbers may be infinite. That of the least ones is 0 then.
+        span = high / 2 - low / 2
+        share = (value / 2 - low / 2) / span if span else 0.5
         return rows - 1 - round(share * (rows - 1))
 
     strokes: list[tuple[int, int, int]] = []

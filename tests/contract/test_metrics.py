@@ -68,6 +68,31 @@ log_metrics({"eval": float("nan")}, step=1)
     assert run.result().returncode == 0
 
 
+def test_run_is_plotted_and_watched(launcher: MakeLauncher, capsys: pytest.CaptureFixture[str]) -> None:
+    """A chart has the curve of each key. Outside of a notebook, the view writes a line for each state and step."""
+    code = """
+from skyrl_modal import log_metrics
+for step in range(1, 4):
+    log_metrics({"loss": 1 / step, "reward/avg_raw_reward": step / 4}, step=step)
+"""
+    run = launcher().submit(python(code))
+
+    run.watch("loss", "eval")
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "succeeded  step 3  loss 0.33333"
+    assert len(lines) == len(set(lines))
+    assert list(run.plot().curves) == ["reward/avg_raw_reward", "loss"]
+    chart = run.result().plot("reward/avg_raw_reward", "loss")
+    assert list(chart.curves) == ["reward/avg_raw_reward", "loss"]
+    assert chart.curves["loss"][0].steps == [1, 2, 3]
+    assert str(chart).startswith("reward/avg_raw_reward: 0.75\n")
+    with pytest.raises(SpecError, match=r"key='los': it was not logged\. Similar ones: loss"):
+        run.plot("los")
+    with pytest.raises(SpecError, match="pass names of metrics"):
+        run.plot(["loss"])  # type: ignore[arg-type]
+
+
 def test_run_without_metrics(launcher: MakeLauncher) -> None:
     """A run that has logged nothing has no rows."""
     result = launcher().run("true", quiet=True)
@@ -75,6 +100,8 @@ def test_run_without_metrics(launcher: MakeLauncher) -> None:
     metrics = Run.attach(result.run_id).metrics()
     assert (list(metrics), metrics.keys, len(metrics.to_pandas())) == ([], (), 0)
     assert repr(metrics) == "Metrics(no rows)"
+    assert str(metrics.plot("loss")).startswith("no metrics are recorded: the command has logged none, or not yet")
+    assert metrics.plot()._repr_html_().startswith("<p>no metrics are recorded")
 
 
 def test_file_of_a_tinker_client(launcher: MakeLauncher) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,51 @@ def test_objects_are_shown_as_html(run_cells: RunCells) -> None:
     assert "sleep 1" in html_of(waited)
     assert html_of(listed).count("<tr>") == 3
     assert "skyrl-gym" in html_of(selected)
+
+
+def test_curves_are_shown_while_a_run_executes(run_cells: RunCells) -> None:
+    """A chart is SVG, and the view of a run is updated in place until it ends. An interrupt does not end the run."""
+    program = """
+import time
+from skyrl_modal import log_metrics
+for step in (1, 2, 3):
+    log_metrics({"reward": step / 3, "<b>": 1.0}, step=step)
+print("\\x1b[31m<i>waiting", flush=True)
+time.sleep(1000)
+"""
+    submitted, chart, wrong, watched, state, ended = run_cells(
+        f"run = launcher.submit(['python3', '-c', {program!r}])\n"
+        "assert any('waiting' in line for line in run.logs(follow=True))\n"
+        "next(row for row in run.metrics(follow=True) if row['step'] == 3)['reward']",
+        "run.plot('reward', '<b>')",
+        "run.plot('rewrd')",
+        "import os, signal\n"
+        "def interrupt(message):\n"
+        "    if message['msg_type'] == 'update_display_data':\n"
+        "        get_ipython().display_pub.unregister_hook(interrupt)\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return message\n"
+        "get_ipython().display_pub.register_hook(interrupt)\n"
+        "run.watch('reward', 'eval')",
+        "str(run.state)",
+        "run.cancel()\nrun.watch()",
+    )
+
+    assert submitted[0]["data"]["text/plain"] == "1.0"
+    assert html_of(chart).count("<svg") == 2
+    assert "reward: 1<" in html_of(chart)
+    assert "&lt;b&gt;: 1<" in html_of(chart)
+    assert "⠉" in chart[0]["data"]["text/plain"]
+    assert "Similar ones: reward" in wrong[-1]["evalue"]
+    assert len(watched) == 1
+    assert html_of(watched).count("<svg") == 1
+    assert "running</td>" in html_of(watched)
+    assert "interrupted: the run continues" in html_of(watched)
+    assert ">&lt;i&gt;waiting</pre>" in html_of(watched)
+    assert re.search(r">not logged</th><td[^>]*>eval</td>", html_of(watched))
+    assert state[0]["data"]["text/plain"] == "'running'"
+    assert "cancelled</td>" in html_of(ended)
+    assert html_of(ended).count("<svg") == 1
 
 
 def test_messages_are_not_shown_as_errors(run_cells: RunCells) -> None:

@@ -51,6 +51,7 @@ from skyrl_modal.protocol.state import FailureCause, StopReason
 from skyrl_modal.run.metrics import Metrics
 from skyrl_modal.transfers.plan import TransferPlan
 from skyrl_modal.transfers.volume_files import DiskUsage
+from skyrl_modal.views.chart import Chart
 
 # -- declaration ------------------------------------------------------------------------------------------------
 
@@ -160,6 +161,10 @@ assert_type(list(metrics), list[dict[str, float]])
 assert_type(metrics[-1], dict[str, float])
 assert_type(metrics.keys, tuple[str, ...])
 assert_type(metrics.series("loss"), tuple[list[int], list[float]])
+assert_type(metrics.plot("loss"), Chart)
+assert_type(run.plot("loss", "reward"), Chart)
+assert_type(result.plot(), Chart)
+run.watch("loss")
 run.metrics(path=1)  # type: ignore[arg-type]
 log_metrics({"loss": 0.5, "n": 3}, step=1)
 log_metrics({"loss": 0.5})  # type: ignore[call-arg]
