@@ -162,7 +162,7 @@ def parse_time(text: str) -> datetime:
             raise SpecError("since", text, "pass a duration such as 2h or 7d, or a date such as 2026-01-31") from None
 
 
-def _complete_run(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+def complete_run(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """Return the ids and the names of runs that begin with a text, for completion by the shell."""
     from itertools import islice
 
@@ -176,7 +176,7 @@ def _complete_run(context: click.Context, parameter: click.Parameter, incomplete
 
 
 #: The argument of commands about a run.
-run_argument = click.argument("run_id", metavar="RUN", shell_complete=_complete_run)
+run_argument = click.argument("run_id", metavar="RUN", shell_complete=complete_run)
 
 
 def verbose_option() -> click.Option:

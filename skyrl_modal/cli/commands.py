@@ -21,6 +21,7 @@ _MODULES = (
     "rollouts_command",
     "run_commands",
     "start_commands",
+    "top_command",
     "volume_commands",
     "web_commands",
 )

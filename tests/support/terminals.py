@@ -85,6 +85,10 @@ class Terminal:
         """Return the terminal as a stream."""
         return open(os.dup(self.device), "w", encoding="utf-8", errors="backslashreplace")  # the caller closes it
 
+    def write(self, keys: str) -> None:
+        """Press keys."""
+        os.write(self._controller, keys.encode())
+
     def wait_for(self, pattern: str) -> re.Match[str]:
         """Read until a pattern is found in what was written since the last call of ``forget``."""
         while (match := re.search(pattern, self.received)) is None:
