@@ -31,6 +31,8 @@ _COLOR_NAMES = {GREEN: "green", BLUE: "blue", RED: "red", YELLOW: "yellow"}
 _NUMBER_WIDTH, _VALUE_WIDTH, _NAME_WIDTH, _SPARK_WIDTH = 2, 11, 36, 60
 #: Lines of the plot, with its axis, and the fewest lines of output that are shown beside it.
 _PLOT_LINES, _MIN_OUTPUT = 8, 4
+#: The fewest metrics that are listed beside a plot.
+_MIN_CURVES = 3
 _MIN_WIDTH, _MIN_HEIGHT = 20, 4
 
 
@@ -171,12 +173,16 @@ def frame_to_lines(
     head += [Text(escape_controls(frame.message), "yellow")] if frame.message else []
     tail = [] if position is None else [_keys(*position, len(frame.curves))]
     room = height - len(head) - len(tail)
-    curves = frame.curves[: max(0, min(MAX_CURVES, room - _MIN_OUTPUT - 1))]
-    chosen = min(chosen, len(curves) - 1)
-    body = [_metric_line(curve, number, chosen, width, is_ascii) for number, curve in enumerate(curves)]
-    if curves and room - len(body) - _PLOT_LINES - 2 >= _MIN_OUTPUT:
+    beside_plot = room - _PLOT_LINES - 2 - _MIN_OUTPUT
+    has_plot = bool(frame.curves) and beside_plot >= min(_MIN_CURVES, len(frame.curves))
+    limit = beside_plot if has_plot else max(0, room - _MIN_OUTPUT - 1)
+    chosen = min(chosen, len(frame.curves) - 1)
+    first = max(0, chosen - limit + 1)  # the chosen one is always shown
+    curves = list(enumerate(frame.curves))[first : first + min(MAX_CURVES, limit)]
+    body = [_metric_line(curve, number, chosen, width, is_ascii) for number, curve in curves]
+    if has_plot:
         extra = min(8, (room - len(body) - _PLOT_LINES - 2 - _MIN_OUTPUT) // 3)
-        curve, rows = curves[chosen], _PLOT_LINES - 1 + extra
+        curve, rows = frame.curves[chosen], _PLOT_LINES - 1 + extra
         body.append(Text(escape_controls(curve.key), "bold"))
         plot = plot_lines(curve.steps, curve.values, width=width, height=rows, is_ascii=is_ascii)
         body += [Text(line, "cyan") for line in plot]

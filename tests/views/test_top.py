@@ -63,6 +63,18 @@ def test_frame_has_all_facts() -> None:
     assert lines[-1] == "q quit  n/p run 2 of 3  1-3 metric"
 
 
+def test_chosen_metric_is_shown() -> None:
+    """With more metrics than lines beside the plot, those up to the chosen one are listed."""
+    frame = TopFrame(run_id="r1", curves=[Curve(key=f"loss{n}", steps=[1, 2], values=[1, 2], last=2) for n in range(9)])
+    lines = lines_to_text(frame_to_lines(frame, position=(1, 1), now=1.0, chosen=8), has_colors=False)
+
+    assert len(lines) == 24
+    assert lines[-1] == "q quit  1-9 metric"
+    assert "loss8" in lines
+    assert [line for line in lines if line.startswith("9 loss8")]
+    assert not [line for line in lines if line.startswith("1 loss0")]
+
+
 def test_unknown_values_are_left_out() -> None:
     """A run of which little is known has no placeholders, and an end in the past is no estimate."""
     frame = TopFrame(run_id="r1", state="failed", returncode=3, message="the backend cannot be reached", ends_at=5.0)
