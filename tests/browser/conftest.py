@@ -58,7 +58,17 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def runs(browser: Browser, isolated_user_folders: None, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def own_folders(isolated_user_folders: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let the runs and the server use a list of runs of their own. The other one has the runs of other tests."""
+    folder = tmp_path_factory.mktemp("user")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("XDG_DATA_HOME", "XDG_STATE_HOME"):
+            patch.setenv(name, str(folder / name))
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(browser: Browser, own_folders: None, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Return two runs that have ended. The first has all that the page shows, and hostile content."""
     checkout = sample_runs.make_checkout(tmp_path_factory.mktemp("page") / "SkyRL")
     code = (

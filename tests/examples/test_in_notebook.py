@@ -36,8 +36,9 @@ def html_of(outputs: list[dict[str, Any]]) -> str:
 
 
 def text_of(outputs: list[dict[str, Any]], stream: str) -> str:
-    """Return what a cell writes to a stream."""
-    return "".join(output["text"] for output in outputs if output.get("name") == stream)
+    """Return what a cell writes to a stream, without colors, which notebooks show."""
+    text = "".join(output["text"] for output in outputs if output.get("name") == stream)
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
 def test_objects_are_shown_as_html(run_cells: RunCells) -> None:

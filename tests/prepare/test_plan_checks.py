@@ -45,7 +45,7 @@ def error_of(call: Callable[[], object]) -> tuple[str, object, str]:
         ({"nodes": 2, "gpu": None}, "gpu"),
         ({"secrets": [ABSENT]}, "secrets"),
         ({"backend": "local", "secrets": [ABSENT]}, "secrets"),
-        ({"backend": "local", "volumes": [VolumeSpec(name="absent", create_if_missing=False)]}, "name"),
+        ({"backend": "local", "volumes": [VolumeSpec(name="absent", create_if_missing=False)]}, "volumes"),
     ],
 )
 def test_plan_raises_the_error_of_a_run(launcher: Launcher, fields: dict[str, object], field: str) -> None:

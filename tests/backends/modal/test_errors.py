@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import modal
 import pytest
 
 from skyrl_modal import BackendUnavailable, ImageSpec, Launcher, RaySpec, SecretSpec, SpecError, VolumeSpec
+from skyrl_modal.backends.modal.errors import translated_client_errors
 from tests.backends.modal.conftest import requests_for_run
 from tests.support.loopback import LoopbackModal
 
@@ -231,12 +233,14 @@ def test_outage_is_no_raw_error(server: LoopbackModal, launcher: Make) -> None:
         used.ls("/root/data")
 
 
-def test_error_of_python_in_the_client_is_converted(server: LoopbackModal, launcher: Make) -> None:
+def test_error_of_python_in_the_client_is_converted(server: LoopbackModal) -> None:
     """An error of one of Python's classes, raised in Modal's client, arrives as BackendUnavailable with its text."""
-    with pytest.raises(
-        BackendUnavailable, match=r"Modal's client failed: UnicodeEncodeError: .*surrogates not allowed"
+    # The declarations refuse such names, so the client is called directly.
+    with (
+        pytest.raises(BackendUnavailable, match=r"Modal's client failed: UnicodeEncodeError: .*surrogates not allowed"),
+        translated_client_errors(),
     ):
-        launcher(secrets=[SecretSpec("stored", keys=["\udc80"])]).run("true", quiet=True)
+        modal.Secret.from_name("stored", required_keys=["\udc80"]).hydrate()
 
 
 def test_path_that_is_not_unicode_is_refused(server: LoopbackModal, launcher: Make, tmp_path: Path) -> None:
