@@ -68,6 +68,7 @@ def test_quickstart_on_two_nodes(tmp_path: Path, checkout: Path, backend: str) -
     assert "run 2: resumed from global_step_10, steps 11-20" in done.stdout
 
 
+@pytest.mark.slow
 def test_parallel_processes_make_one_complete_checkout(tmp_path: Path) -> None:
     """Two processes that make the checkout at the same time leave one complete checkout."""
     both = [
